@@ -1,0 +1,33 @@
+"""What `jobs.train_adapters` accepts."""
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from .schema import ModelSettings, Strict
+
+
+class AdapterTraining(Strict):
+    """Settings of one adapter's training; see `pipeline.training.TrainingSettings`."""
+
+    r: PositiveInt
+    alpha: PositiveInt
+    target_modules: tuple[str, ...]
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: int
+    max_tokens: PositiveInt
+    validation_share: PositiveFloat
+    validation_examples: PositiveInt
+    evaluate_every: PositiveInt
+    seed: int
+
+
+class TrainAdaptersConfig(Strict):
+    """The whole config of `jobs.train_adapters`."""
+
+    model: ModelSettings
+    training: AdapterTraining
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int

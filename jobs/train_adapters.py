@@ -1,0 +1,107 @@
+"""Train one plain PEFT adapter for each task of a labelled data set.
+
+    python -m jobs.train_adapters --data train.parquet --output bank [--tasks a b ...] [key=value ...]
+
+The data has the columns `task, prompt, answer`. A task whose adapter is already there, trained with the same
+settings, is skipped, so the same command goes on after an interruption.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf import load_settings
+from conf.schema_training import TrainAdaptersConfig
+from jobs._cli import OK, run_job
+from pipeline.errors import UserError
+from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
+from pipeline.storage.tables import read_table
+from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; see the module's docstring."""
+    args = _parse(argv)
+    config = load_settings("train_adapters", args.overrides, TrainAdaptersConfig)
+    rows = _rows_by_task(args.data, args.tasks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    settings = TrainingSettings(**config.training.model_dump())
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    folder = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
+    model = load_model(folder, config.model.dtype, device, config.model.trust_remote_code)
+    trainer = AdapterTrainer(model, settings, pad_token_id=tokenizer.pad_token_id or 0)
+    prompts = PromptFormat(tokenizer, config.model.prompt_format)
+    todo = [task for task in rows if not _is_done(args.output / task, config)]
+    print(f"{len(rows) - len(todo)} of {len(rows)} adapters are there already", flush=True)
+    start = time.monotonic()
+    for number, task in enumerate(todo, start=1):
+        _train_one(trainer, task, rows[task], prompts, config, args.output)
+        left = (time.monotonic() - start) / number * (len(todo) - number)
+        print(f"{task}: done, {number} of {len(todo)}, about {left / 60:.0f} min left", flush=True)
+    return OK
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="jobs.train_adapters", description="Train one LoRA adapter for each task.")
+    parser.add_argument("--data", required=True, help="labelled examples: task, prompt, answer")
+    parser.add_argument("--output", required=True, type=Path, help="the bank: one folder for each task")
+    parser.add_argument("--tasks", nargs="*", help="tasks to train (default: all of the data)")
+    parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
+    args = parser.parse_intermixed_args(argv)
+    if args.tasks:  # `--tasks a b key=value`: argparse gives all three to --tasks
+        args.overrides += [word for word in args.tasks if "=" in word]
+        args.tasks = [word for word in args.tasks if "=" not in word]
+    return args
+
+
+def _rows_by_task(url: str, wanted: list[str] | None) -> dict[str, list[dict[str, Any]]]:
+    rows = defaultdict(list)
+    for row in read_table(url, ["task", "prompt", "answer"]):
+        rows[row["task"]].append(row)
+    unknown = sorted(set(wanted or []) - set(rows))
+    if unknown:
+        raise UserError(f"data: {url} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
+    return {task: rows[task] for task in wanted or sorted(rows)}
+
+
+def _train_one(
+    trainer: AdapterTrainer,
+    task: str,
+    rows: list[dict[str, Any]],
+    prompts: PromptFormat,
+    config: TrainAdaptersConfig,
+    bank: Path,
+) -> None:
+    settings = trainer.settings
+    examples = encode_examples(rows, prompts, settings.max_tokens)
+    train, validation = split_validation(
+        examples, settings.validation_share, settings.validation_examples, settings.seed
+    )
+    weights, metrics = trainer.train(train, validation, lambda line: print(f"{task}: {line}", flush=True))
+    part = bank / f".{task}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    trainer.save(weights, part)
+    metrics |= {"task": task, "examples": len(train), "config": config.model_dump(mode="json")}
+    (part / "training.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    shutil.rmtree(bank / task, ignore_errors=True)
+    part.rename(bank / task)
+
+
+def _is_done(folder: Path, config: TrainAdaptersConfig) -> bool:
+    record = folder / "training.json"
+    if not record.is_file():
+        return False
+    before, now = json.loads(record.read_text())["config"], config.model_dump(mode="json")
+    return all(before.get(part) == now[part] for part in ("model", "training"))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,1 @@
+"""Batch inference that answers every record with its own blend of LoRA adapters."""

@@ -1,0 +1,62 @@
+"""From a record's prompt or messages to the token ids that every later part uses."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ..errors import UserError
+
+Message = dict[str, Any]
+Mode = Literal["raw", "chat"]
+
+
+class PromptFormat:
+    """Renders and tokenises prompts for one model.
+
+    ``raw`` prompts are tokenised as they are; in ``chat`` mode a prompt becomes one user message. ``messages`` always
+    go through the model's chat template, with its generation prompt at the end.
+    """
+
+    def __init__(self, tokenizer: Any, mode: Mode = "raw") -> None:
+        self.tokenizer = tokenizer
+        self.mode = mode
+        if mode == "chat" and not tokenizer.chat_template:
+            raise UserError(
+                "model: prompt_format=chat, but the tokenizer has no chat template; use model.prompt_format=raw"
+            )
+
+    def encode(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
+        """Token ids of each prompt (str) or conversation (list of messages)."""
+        rendered = [self._render(prompt) for prompt in prompts]
+        return _in_place(rendered, self._tokenise)
+
+    def encode_answer(self, answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of each answer with the end-of-sequence token: what an adapter is trained to say."""
+        texts = [answer + self.tokenizer.eos_token for answer in answers]
+        return self._tokenise(texts, add_special_tokens=False)
+
+    def _render(self, prompt: str | list[Message]) -> tuple[str, bool]:
+        """The text to tokenise, and whether the tokenizer adds its special tokens (templates hold their own)."""
+        if isinstance(prompt, str) and self.mode == "raw":
+            return prompt, True
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not self.tokenizer.chat_template:
+            raise ValueError("the model's tokenizer has no chat template for `messages`")
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text, False
+
+    def _tokenise(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+
+def _in_place(rendered: list[tuple[str, bool]], tokenise: Any) -> list[list[int]]:
+    """Tokenise the plain and the templated texts in one batch each, results in the order of ``rendered``."""
+    ids: list[list[int]] = [[] for _ in rendered]
+    for special in (True, False):
+        places = [i for i, (_, add) in enumerate(rendered) if add is special]
+        for place, tokens in zip(places, tokenise([rendered[i][0] for i in places], special), strict=True):
+            ids[place] = tokens
+    return ids
