@@ -1,8 +1,10 @@
 """What `jobs.generate` accepts: one frozen model for each config group, unknown keys refused."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
@@ -18,3 +20,115 @@ class ModelSettings(Strict):
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     prompt_format: Literal["raw", "chat"]
     trust_remote_code: bool
+
+
+class BankSettings(Strict):
+    """The adapter bank (`conf/bank`)."""
+
+    path: str
+    adapters: list[str] | None
+
+
+class RouterPath(Strict):
+    """The router (`conf/router`)."""
+
+    path: str
+
+
+class EngineConfig(Strict):
+    """The engine and its actors (`conf/engine`)."""
+
+    batch_size: PositiveInt
+    prefill_tokens: PositiveInt
+    actors: NonNegativeInt
+    threads: NonNegativeInt
+
+
+class InputSettings(Strict):
+    """Columns of the input (`conf/input`)."""
+
+    id_column: str
+    prompt_column: str
+    messages_column: str
+    long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"]
+
+
+class OutputSettings(Strict):
+    """The output (`conf/output`)."""
+
+    prompt: bool
+
+
+class StageCpus(Strict):
+    """CPUs that a task or actor of each stage asks for."""
+
+    read: PositiveFloat
+    route: PositiveFloat
+    generate: PositiveFloat
+    write: PositiveFloat
+
+
+class ClusterSettings(Strict):
+    """Where Ray runs and what the stages take of it (`conf/cluster`)."""
+
+    address: str | None
+    cpus: NonNegativeInt
+    route_actors: PositiveInt
+    stage_cpus: StageCpus
+
+
+class GenerationSettings(Strict):
+    """How tokens are chosen; see `pipeline.engine.Sampling`."""
+
+    max_new_tokens: PositiveInt
+    min_new_tokens: NonNegativeInt
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_k: NonNegativeInt
+    stop: tuple[str, ...]
+
+
+class RoutingSettings(Strict):
+    """How probabilities become mixtures; see `pipeline.routing.RoutingPolicy`."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_adapters: PositiveInt
+    weights: Literal["renormalize", "softmax"]
+    weight_steps: Annotated[int, Field(ge=1, le=4096)]
+    gate: bool
+
+
+class ErrorSettings(Strict):
+    """How many dead letters are accepted."""
+
+    budget: Share
+
+
+class WindowSettings(Strict):
+    """Windows of the input."""
+
+    records: Annotated[int, Field(ge=1, le=2**31)]
+
+
+class ShuffleSettings(Strict):
+    """Shards of a window."""
+
+    shard_records: PositiveInt
+
+
+class GenerateConfig(Strict):
+    """The whole config of `jobs.generate`."""
+
+    model: ModelSettings
+    bank: BankSettings
+    router: RouterPath
+    engine: EngineConfig
+    input: InputSettings
+    output: OutputSettings
+    cluster: ClusterSettings
+    seed: int
+    generation: GenerationSettings
+    routing: RoutingSettings
+    errors: ErrorSettings
+    window: WindowSettings
+    shuffle: ShuffleSettings

@@ -1,4 +1,4 @@
-"""What `jobs.train_adapters` accepts."""
+"""What `jobs.train_adapters` and `jobs.train_router` accept."""
 
 from typing import Literal
 
@@ -30,4 +30,24 @@ class TrainAdaptersConfig(Strict):
     model: ModelSettings
     training: AdapterTraining
     device: Literal["auto", "cpu", "cuda"]
+    threads: int
+
+
+class RouterTraining(Strict):
+    """Settings of the router's training; see `pipeline.routing.RouterSettings`."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    held_out: PositiveFloat
+    false_rejection: PositiveFloat
+    crop_share: float
+    seed: int
+
+
+class TrainRouterConfig(Strict):
+    """The whole config of `jobs.train_router`."""
+
+    model: ModelSettings
+    training: RouterTraining
     threads: int

@@ -1,5 +1,6 @@
 """What every command shares: exit codes and one-line errors."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,3 +18,11 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         print(error, file=sys.stderr)
         code = USER_ERROR
     sys.exit(code)
+
+
+def split_tasks(args: argparse.Namespace) -> argparse.Namespace:
+    """Move ``key=value`` words that argparse gave to ``--tasks a b key=value`` to the overrides."""
+    if args.tasks:
+        args.overrides += [word for word in args.tasks if "=" in word]
+        args.tasks = [word for word in args.tasks if "=" not in word]
+    return args

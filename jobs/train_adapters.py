@@ -18,7 +18,7 @@ import torch
 
 from conf import load_settings
 from conf.schema_training import TrainAdaptersConfig
-from jobs._cli import OK, run_job
+from jobs._cli import OK, run_job, split_tasks
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.storage.tables import read_table
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """Run the command; see the module's docstring."""
     args = _parse(argv)
     config = load_settings("train_adapters", args.overrides, TrainAdaptersConfig)
-    rows = _rows_by_task(args.data, args.tasks)
+    rows = rows_by_task(args.data, args.tasks, ["task", "prompt", "answer"])
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = TrainingSettings(**config.training.model_dump())
@@ -55,16 +55,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="the bank: one folder for each task")
     parser.add_argument("--tasks", nargs="*", help="tasks to train (default: all of the data)")
     parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
-    args = parser.parse_intermixed_args(argv)
-    if args.tasks:  # `--tasks a b key=value`: argparse gives all three to --tasks
-        args.overrides += [word for word in args.tasks if "=" in word]
-        args.tasks = [word for word in args.tasks if "=" not in word]
-    return args
+    return split_tasks(parser.parse_intermixed_args(argv))
 
 
-def _rows_by_task(url: str, wanted: list[str] | None) -> dict[str, list[dict[str, Any]]]:
+def rows_by_task(url: str, wanted: list[str] | None, columns: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a labelled table by task, in the order of ``wanted`` (default: by name)."""
     rows = defaultdict(list)
-    for row in read_table(url, ["task", "prompt", "answer"]):
+    for row in read_table(url, columns):
         rows[row["task"]].append(row)
     unknown = sorted(set(wanted or []) - set(rows))
     if unknown:

@@ -1,0 +1,70 @@
+"""Answer every record of a data set with its own mixture of adapters.
+
+    python -m jobs.generate --input URL --output URL [--seed N] [--new-run] [group=option ...] [key=value ...]
+
+The same command again finishes what is missing. Exit 0: every record is committed or a dead letter within the error
+budget. Exit 1: over the budget, or incomplete. Exit 2: config, input, bank or router error, before any generation.
+"""
+
+import argparse
+import sys
+
+from jobs._cli import INCOMPLETE, OK, run_job
+from jobs._settings import add_arguments, pools_of, read_settings
+from pipeline.report import write_report
+from pipeline.stages import GenerateJob, JobResult
+from pipeline.stages.cluster import connect, size_pools
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="jobs.generate", description="Answer records with mixtures of adapters.")
+    add_arguments(parser)
+    parser.add_argument("--new-run", action="store_true", help="discard what an earlier run left in the output")
+    args = parser.parse_intermixed_args(argv)
+    config, settings = read_settings(args)
+    job = GenerateJob(settings)
+    if args.new_run:
+        job.discard()
+    prepared = job.prepare()
+    print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
+    connect(config.cluster.address, config.cluster.cpus)
+    result = job.run(size_pools(pools_of(config), config.engine.actors, config.engine.threads))
+    report = write_report(args.output)
+    _summarise(result, args.output, report)
+    return _exit_code(result, config.errors.budget, args)
+
+
+def _summarise(result: JobResult, output: str, report: str) -> None:
+    total = result.tally
+    rate = result.generated_tokens / result.seconds
+    print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
+    print(f"tokens     {result.generated_tokens} generated in {result.seconds:.1f} s: {rate:.1f} tokens/s")
+    print(f"fallback   {total.fallback} answered by the base model alone")
+    for error, count in sorted(total.errors.items(), key=lambda item: -item[1])[:5]:
+        print(f"dead       {count} {error}")
+    print(f"mixtures   {len(total.mixtures)} distinct; the most frequent:")
+    for mixture, count in sorted(total.mixtures.items(), key=lambda item: (-item[1], item[0]))[:10]:
+        print(f"  {count:6d}  {mixture}")
+    print(f"output     {output} (report: {report})")
+
+
+def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> int:
+    if result.incomplete:
+        print(
+            f"incomplete: {result.incomplete} of {result.records} records have no answer: their shards failed and no"
+            f" smaller shard went through; see the logs of Ray, then run the same command again",
+            file=sys.stderr,
+        )
+    if result.over_budget:
+        share = result.tally.dead / result.records
+        print(
+            f"over budget: {result.tally.dead} of {result.records} records are dead letters ({share:.1%}, errors.budget"
+            f" is {budget:.1%}); see {args.output}/dead",
+            file=sys.stderr,
+        )
+    return OK if result.ok else INCOMPLETE
+
+
+if __name__ == "__main__":
+    run_job(main)

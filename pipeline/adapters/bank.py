@@ -1,0 +1,125 @@
+"""A folder of PEFT adapters, read whole and checked against the base model."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from .config import AdapterConfig, read_adapter_config
+from .stack import StackedModule, stack
+from .weights import ModuleWeights, read_weights
+
+BaseShapes = dict[str, tuple[int, int]]
+"""Module name -> (in features, out features) of the base model's layers that LoRA can sit on."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter: its config and, by module of the base model, its weights."""
+
+    name: str
+    config: AdapterConfig
+    modules: dict[str, ModuleWeights]
+
+
+class AdapterBank:
+    """Adapters by name. Reading a bank needs no base model; `check_base` compares the two."""
+
+    def __init__(self, adapters: dict[str, Adapter], folder: Path) -> None:
+        self.adapters = adapters
+        self.folder = folder
+
+    @staticmethod
+    def load(folder: str | Path, only: Iterable[str] | None = None) -> "AdapterBank":
+        """Read every adapter of a folder (one PEFT folder each), or those named in ``only``.
+
+        Raises `UserError` for the first adapter that is missing, damaged or not exactly computable.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise UserError(f"bank: no folder {root} (bank.path)")
+        found = sorted(p.name for p in root.iterdir() if p.is_dir() and (p / "adapter_config.json").exists())
+        wanted = list(only) if only is not None else found
+        missing = sorted(set(wanted) - set(found))
+        if missing:
+            raise UserError(f"bank: {root} has no adapter {', '.join(missing)} (bank.adapters)")
+        if not wanted:
+            raise UserError(f"bank: no adapter in {root}: it has no sub-folder with an adapter_config.json (bank.path)")
+        with ThreadPoolExecutor(8) as pool:
+            adapters = pool.map(_read, [root / name for name in wanted])
+            return AdapterBank({adapter.name: adapter for adapter in adapters}, root)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the adapters, sorted."""
+        return sorted(self.adapters)
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of all modules that some adapter changes, sorted."""
+        return sorted({module for adapter in self.adapters.values() for module in adapter.modules})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of names, configs and weights: two banks with the same one give the same output."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            adapter = self.adapters[name]
+            digest.update(repr((name, sorted(adapter.modules))).encode())
+            for module in sorted(adapter.modules):
+                weights = adapter.modules[module]
+                digest.update(repr((weights.scale, weights.A.dtype, tuple(weights.A.shape))).encode())
+                digest.update(_bytes(weights.A))
+                digest.update(_bytes(weights.B))
+        return digest.hexdigest()[:16]
+
+    def check_base(self, shapes: BaseShapes, model: str) -> None:
+        """Compare every adapter with the base model's layers; `UserError` names the first that does not fit."""
+        for name in self.names:
+            for module, weights in self.adapters[name].modules.items():
+                has = (weights.A.shape[1], weights.B.shape[0])
+                if module not in shapes:
+                    problem = f"changes {module}, which the model {model} does not have"
+                elif has != shapes[module]:
+                    problem = f"was trained for {module} of {has[0]} to {has[1]}, the model {model} has " + (
+                        f"{shapes[module][0]} to {shapes[module][1]}"
+                    )
+                else:
+                    continue
+                raise UserError(f"bank: adapter {name!r} {problem}: another base model? ({self.folder / name})")
+
+    def check_values(self) -> None:
+        """`UserError` for the first adapter with a NaN or infinite weight."""
+        for name in self.names:
+            for module, weights in self.adapters[name].modules.items():
+                if not (torch.isfinite(weights.A).all() and torch.isfinite(weights.B).all()):
+                    raise UserError(f"bank: adapter {name!r}: NaN or infinite values in {module} ({self.folder / name})")
+
+    def stacked(
+        self, names: list[str], dtype: torch.dtype, device: str, keep: Callable[[str], bool] = lambda module: True
+    ) -> dict[str, StackedModule]:
+        """The adapters ``names`` stacked for each module that one of them changes; slots count in that order."""
+        stacks = {}
+        for module in filter(keep, self.modules):
+            parts = [
+                (slot, self.adapters[name].modules[module])
+                for slot, name in enumerate(names)
+                if module in self.adapters[name].modules
+            ]
+            if parts:
+                stacks[module] = stack(parts, dtype, device)
+        return stacks
+
+
+def _read(folder: Path) -> Adapter:
+    config = read_adapter_config(folder)
+    return Adapter(folder.name, config, read_weights(folder, config))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,163 @@
+"""The decode loop: rows join as others leave, each with its own mixture, and completions come as they finish."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..adapters import AdapterBank
+from ..records import Completion
+from .batch import Batch, Row
+from .lora import FusedLora
+from .request import Failure, Request, Sampling
+from .sampling import choose_tokens, row_generator
+
+Answer = tuple[Request, Completion | Failure]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens, padding included, of one prefill."""
+
+    batch_size: int = 32
+    prefill_tokens: int = 8192
+    seed: int = 0
+
+
+class Engine:
+    """Generates with one base model and a bank of adapters; every request names its own mixture."""
+
+    def __init__(self, model: Any, tokenizer: Any, bank: AdapterBank, settings: EngineSettings) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.lora = FusedLora(model, bank)
+        self.end_tokens = _end_tokens(model, tokenizer)
+        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+
+    @torch.inference_mode()
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+        """Answer requests, in the order in which they finish.
+
+        Longest prompts start first, so that prefills are of like lengths. A request that cannot be run yields a
+        `Failure`; an error of the model itself is raised.
+        """
+        runnable = []
+        for request in requests:
+            problem = self._problem(request, sampling)
+            if problem:
+                yield request, problem
+            else:
+                runnable.append(request)
+        waiting = deque(sorted(runnable, key=lambda r: (-len(r.tokens), r.id)))
+        batch: Batch | None = None
+        while waiting or batch:
+            batch = self._admit(batch, waiting)
+            yield from self._advance(batch, sampling)
+            batch = self._without_finished(batch)
+
+    def _problem(self, request: Request, sampling: Sampling) -> Failure | None:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if not request.tokens:
+            return Failure("EmptyPrompt", "the prompt has no tokens")
+        if max(request.tokens) >= vocabulary or min(request.tokens) < 0:
+            return Failure("BadToken", f"a token id outside the model's vocabulary of {vocabulary}")
+        if len(request.tokens) + sampling.max_new_tokens > self.context:
+            return Failure(
+                "PromptTooLong",
+                f"{len(request.tokens)} prompt tokens and {sampling.max_new_tokens} new ones exceed the"
+                f" context of {self.context}",
+            )
+        return None
+
+    def _admit(self, batch: Batch | None, waiting: deque[Request]) -> Batch:
+        """Prefill as many waiting requests as there is room for, and join them to the batch."""
+        room = self.settings.batch_size - (len(batch.rows) if batch else 0)
+        # A prefill of few rows costs nearly as much as one of many: wait until a quarter of the batch is free.
+        if batch and room < max(1, min(len(waiting), self.settings.batch_size // 4)):
+            return batch
+        new = self._take(waiting, room)
+        if not new:
+            assert batch is not None
+            return batch
+        rows = [Row(request, row_generator(self.settings.seed, request.id)) for request in new]
+        self.lora.set_mixtures([request.mixture for request in new])
+        joined = Batch(self.model, rows)
+        if batch:
+            batch.join(joined)
+        batch = batch or joined
+        self.lora.set_mixtures(batch.mixtures)
+        return batch
+
+    def _take(self, waiting: deque[Request], room: int) -> list[Request]:
+        taken: list[Request] = []
+        while waiting and len(taken) < room:
+            longest = max(len(waiting[0].tokens), len(taken[0].tokens) if taken else 0)
+            if taken and longest * (len(taken) + 1) > self.settings.prefill_tokens:
+                break
+            taken.append(waiting.popleft())
+        return taken
+
+    def _advance(self, batch: Batch, sampling: Sampling) -> Iterator[Answer]:
+        """Choose the next token of each row; yield rows that end with it; run the next step on the others."""
+        finite = batch.logits.isfinite().all(1).tolist()
+        logits = self._allowed(batch, sampling).nan_to_num()
+        tokens = choose_tokens(logits, sampling, [row.generator for row in batch.rows])
+        for row, token, good in zip(batch.rows, tokens.tolist(), finite, strict=True):
+            if row.ended:
+                continue
+            if not good:
+                row.ended = "failed"
+                yield row.request, Failure("NonFiniteLogits", "the model gave NaN or infinite logits for this record")
+                continue
+            row.new_tokens.append(token)
+            row.ended = self._ended(row, sampling)
+            if row.ended:
+                yield row.request, self._completion(row, sampling)
+        if not all(row.ended for row in batch.rows):
+            batch.step(tokens)
+
+    def _allowed(self, batch: Batch, sampling: Sampling) -> torch.Tensor:
+        """Logits with the end tokens ruled out for rows that are still below ``min_new_tokens``."""
+        short = [i for i, row in enumerate(batch.rows) if len(row.new_tokens) < sampling.min_new_tokens]
+        if not short:
+            return batch.logits
+        logits = batch.logits.clone()
+        logits[torch.tensor(short).unsqueeze(1), torch.tensor(sorted(self.end_tokens))] = torch.finfo(logits.dtype).min
+        return logits
+
+    def _ended(self, row: Row, sampling: Sampling) -> str | None:
+        if row.new_tokens[-1] in self.end_tokens:
+            return "stop"
+        if sampling.stop and self._cut_at_stop(self._text(row.new_tokens), sampling)[1]:
+            return "stop"
+        return "length" if len(row.new_tokens) >= sampling.max_new_tokens else None
+
+    def _completion(self, row: Row, sampling: Sampling) -> Completion:
+        text, _ = self._cut_at_stop(self._text(row.new_tokens), sampling)
+        return Completion(text, str(row.ended), len(row.request.tokens), len(row.new_tokens))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _cut_at_stop(self, text: str, sampling: Sampling) -> tuple[str, bool]:
+        places = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
+        return (text[: min(places)], True) if places else (text, False)
+
+    def _without_finished(self, batch: Batch) -> Batch | None:
+        """Take finished rows out, once they are an eighth of the batch: taking out copies the cache."""
+        finished = sum(row.ended is not None for row in batch.rows)
+        if finished == len(batch.rows):
+            return None
+        if finished and finished * 8 >= len(batch.rows):
+            batch.keep_unfinished()
+            self.lora.set_mixtures(batch.mixtures)
+        return batch
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured if isinstance(configured, list) else [configured])
+    return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}

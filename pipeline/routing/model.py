@@ -1,0 +1,61 @@
+"""The network of the router: a bag of the base model's own token ids, and four linear layers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class RouterShape:
+    """Sizes of the network; with a vocabulary of 49,152 it has about 4.9 M parameters (the paper: 5 M)."""
+
+    vocab_size: int
+    classes: int
+    embedding: int = 96
+    hidden: int = 256
+    features: int = 128
+
+    def to_json(self) -> dict[str, int]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+class RouterModel(nn.Module):
+    """Prompt token ids -> features [n x F] -> class logits [n x classes].
+
+    The mean of the token embeddings goes through four linear layers (the paper's count). Ids of the base model's
+    tokenizer serve, so that a prompt is tokenised once for router and engine.
+    """
+
+    def __init__(self, shape: RouterShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
+        self.body = nn.Sequential(
+            nn.Linear(shape.embedding, shape.hidden),
+            nn.ReLU(),
+            nn.Linear(shape.hidden, shape.hidden),
+            nn.ReLU(),
+            nn.Linear(shape.hidden, shape.features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(shape.features, shape.classes)
+
+    def features(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Features [n x F] of n prompts, given flat ``ids`` and the ``offsets`` [n] where each prompt starts."""
+        features: torch.Tensor = self.body(self.embedding(ids, offsets))
+        return features
+
+    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Class logits [n x classes]."""
+        logits: torch.Tensor = self.head(self.features(ids, offsets))
+        return logits
+
+
+def flatten(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat ids and offsets of some prompts, as `RouterModel` takes them."""
+    lengths = torch.tensor([0, *map(len, prompts)])
+    ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.long)
+    return ids, lengths.cumsum(0)[:-1]

@@ -1,0 +1,42 @@
+"""Start Ray or connect to it, and see how many actors it has room for."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from ..errors import UserError
+from .settings import Pools
+
+_PROJECT = str(Path(__file__).resolve().parents[2])
+
+
+def connect(address: str | None, cpus: int) -> None:
+    """Connect to a running Ray, or start a local one with ``cpus`` CPUs (0: all of the machine)."""
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Workers import this package: with an installed one this changes nothing.
+    path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))
+    environment = {"env_vars": {"PYTHONPATH": path}}
+    try:
+        if address:
+            ray.init(address=address, runtime_env=environment, **quiet)
+        else:
+            ray.init(num_cpus=cpus or None, include_dashboard=False, runtime_env=environment, **quiet)
+    except ConnectionError as error:
+        raise UserError(f"cluster: no Ray at {address}: {str(error).splitlines()[0]} (cluster.address)") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
+    """Fill in what depends on the cluster: one generating actor a GPU, else one that uses all CPUs."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    count = actors or gpus or 1
+    cpus = int(resources.get("CPU", 1))
+    return replace(
+        pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count)
+    )

@@ -1,0 +1,60 @@
+"""Generate stage: the fused engine in an actor; a record that breaks it is found and set aside."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from ..adapters import AdapterBank
+from ..engine import Engine, Failure, Request
+from ..models import load_model, load_tokenizer
+from ..records import COMPLETED, Completion, DeadLetter, Mixture
+from .settings import JobSettings
+from .tables import with_columns, with_dead_letters
+
+
+class GenerateRecords:
+    """Actor of the generate stage: one engine, loaded once."""
+
+    def __init__(self, settings: JobSettings, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        model = settings.model
+        loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code)
+        bank = AdapterBank.load(settings.bank, settings.adapters)
+        tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
+        self.engine = Engine(loaded, tokenizer, bank, settings.engine)
+        self.sampling = settings.sampling
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Append the columns of `records.COMPLETED`; records without an answer become dead letters."""
+        alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
+        rows = table.select(["id", "tokens", "mixture"]).take(alive).to_pylist()
+        requests = [Request(r["id"], r["tokens"], Mixture.parse(r["mixture"])) for r in rows]
+        answers = dict(zip(alive, self._answers(requests), strict=True))
+        columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in COMPLETED}
+        dead: dict[int, DeadLetter] = {}
+        for row, answer in answers.items():
+            if isinstance(answer, Failure):
+                dead[row] = DeadLetter("generate", answer.error_type, answer.message)
+            else:
+                for name in COMPLETED.names:
+                    columns[name][row] = getattr(answer, name)
+        return with_columns(with_dead_letters(table, dead), COMPLETED, columns)
+
+    def _answers(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+        """An answer for each request. Where the engine raises, halves are tried, down to the request that breaks it."""
+        if not requests:
+            return []
+        try:
+            places = {id(request): place for place, request in enumerate(requests)}
+            answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
+            for request, answer in self.engine.generate(requests, self.sampling):
+                answers[places[id(request)]] = answer
+            return answers
+        except Exception as error:
+            if len(requests) == 1:
+                message = str(error).splitlines()[0] if str(error) else ""
+                return [Failure(type(error).__name__, message or "the engine failed on this record alone")]
+            middle = len(requests) // 2
+            return self._answers(requests[:middle]) + self._answers(requests[middle:])

@@ -1,0 +1,77 @@
+"""The Ray Data graph of one window."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from ..storage.commit import CommitLog
+from ..storage.plan import InputPlan
+from .generate import GenerateRecords
+from .read import SplitReader, split_tables
+from .route import RouteRecords
+from .settings import JobSettings, Pools
+from .sink import CommitSink, OutputShape
+
+# Batches of the route stage: one tokenizer call each.
+_ROUTE_ROWS = 512
+
+
+@dataclass(frozen=True)
+class WindowRun:
+    """One pass over the rows of a window that have no answer yet."""
+
+    settings: JobSettings
+    pools: Pools
+    plan: InputPlan
+    window: int
+    context: int
+    shape: OutputShape
+
+    def run(self, log: CommitLog, attempt: str, missing: np.ndarray | None, shard_records: int) -> None:
+        """Read, route, shuffle, generate, commit. Shards that fail are dropped: the caller compares and runs again."""
+        context = DataContext.get_current()
+        context.max_errored_blocks = -1
+        context.enable_progress_bars = False
+        count = self.plan.window_size(self.window) if missing is None else len(missing)
+        routed = self._routed(missing)
+        shuffled = _by_mixture(routed, count, shard_records)
+        generated = shuffled.map_batches(
+            GenerateRecords,
+            fn_constructor_args=(self.settings, "cuda" if self.pools.gpus else "cpu", self.pools.threads),
+            batch_format="pyarrow",
+            batch_size=shard_records,
+            num_cpus=self.pools.generate_cpus,
+            num_gpus=self.pools.gpus or None,
+            compute=ActorPoolStrategy(size=self.pools.generate_actors),
+            max_restarts=-1,
+            max_task_retries=1,
+        )
+        sink = CommitSink(log, self.shape, self.window, attempt)
+        generated.write_datasink(sink, ray_remote_args={"num_cpus": self.pools.write_cpus})
+
+    def _routed(self, missing: np.ndarray | None) -> Any:
+        reader = SplitReader(self.settings.input, self.settings.columns, self.plan, self.window, missing)
+        splits = ray.data.from_arrow(split_tables(self.plan, self.window))
+        records = splits.map_batches(reader.read, batch_format="pyarrow", num_cpus=self.pools.read_cpus)
+        return records.map_batches(
+            RouteRecords,
+            fn_constructor_args=(self.settings, self.context),
+            batch_format="pyarrow",
+            batch_size=_ROUTE_ROWS,
+            num_cpus=self.pools.route_cpus,
+            compute=ActorPoolStrategy(size=self.pools.route_actors),
+        )
+
+
+def _by_mixture(routed: Any, count: int, shard_records: int) -> Any:
+    """Rows of a mixture together, in blocks of bounded size.
+
+    The keyed repartition puts each mixture whole into one partition, sorted; the streaming one after it cuts hot
+    mixtures and joins rare ones.
+    """
+    partitions = max(1, min(256, count // (4 * shard_records)))
+    keyed = routed.repartition(partitions, keys=["mixture"], sort=True)
+    return keyed.repartition(target_num_rows_per_block=shard_records)

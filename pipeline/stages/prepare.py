@@ -1,0 +1,125 @@
+"""Everything that is checked before any generation: model, bank, router, input, and an earlier run in the output."""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..adapters import AdapterBank
+from ..engine import base_shapes
+from ..errors import UserError
+from ..models import PromptFormat, load_config, load_tokenizer
+from ..models.fingerprint import model_fingerprint
+from ..routing import Router
+from ..routing.router import tokenizer_fingerprint
+from ..storage.files import list_input
+from ..storage.plan import InputPlan, plan_input
+from ..storage.run import RUN, RunFolder
+from .settings import JobSettings
+
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the checks found out. ``guard``: all that decides the output; a rerun must have the same."""
+
+    plan: InputPlan
+    context: int
+    router: Router
+    fingerprints: dict[str, str]
+    guard: dict[str, Any]
+
+
+def prepare(settings: JobSettings, folder: RunFolder) -> Prepared:
+    """Check and plan a job. `UserError` for the first thing that is wrong; nothing is written."""
+    context, fingerprints, router = check_models(settings)
+    _, files = list_input(settings.input)
+    guard = _guard(settings, fingerprints) | {"input": [asdict(f) for f in files]}
+    before = folder.read_json(RUN)
+    if before is not None:
+        _compare(before["guard"], guard, settings.output)
+    plan = folder.load_plan() if before is not None else None
+    plan = plan or plan_input(settings.input, settings.window_records, settings.columns)
+    return Prepared(plan, context, router, fingerprints, guard)
+
+
+def check_models(settings: JobSettings) -> tuple[int, dict[str, str], Router]:
+    """Check that model, bank and router fit each other; returns the context, fingerprints and the router."""
+    model = settings.model
+    config = load_config(model.folder, model.trust_remote_code)
+    tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
+    PromptFormat(tokenizer, model.prompt_format)
+    bank = AdapterBank.load(settings.bank, settings.adapters)
+    bank.check_values()
+    bank.check_base(_shapes(config, model.trust_remote_code), model.folder.rstrip("/").rsplit("/", 1)[-1])
+    router = Router.load(settings.router)
+    router.check_bank(bank.names, settings.bank)
+    vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
+    router.check_prompts(vocabulary, model.prompt_format)
+    context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+    if settings.sampling.max_new_tokens >= context:
+        raise UserError(
+            f"config: generation.max_new_tokens={settings.sampling.max_new_tokens} leaves no room for a prompt in the"
+            f" model's context of {context}"
+        )
+    fingerprints = {
+        "model": model_fingerprint(model.folder, config),
+        "bank": bank.fingerprint,
+        "router": router.fingerprint,
+        "tokenizer": vocabulary,
+    }
+    return context, fingerprints, router
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the output depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def _shapes(config: Any, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
+    """Layer shapes of the base model, from its config alone: no weights are read."""
+    with torch.device("meta"):
+        return base_shapes(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any]:
+    return {
+        "fingerprints": {k: fingerprints[k] for k in ("model", "bank", "router")},
+        "columns": asdict(settings.columns),
+        "long_prompts": settings.long_prompts,
+        "output.prompt": settings.keep_prompt,
+        "generation": asdict(settings.sampling) | {"stop": list(settings.sampling.stop)},
+        "routing": asdict(settings.routing),
+        "seed": settings.engine.seed,
+        "dtype": settings.model.dtype,
+        "prompt_format": settings.model.prompt_format,
+        "window.records": settings.window_records,
+    }
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
+    changed = _changes(before, now, "")
+    if changed:
+        raise UserError(
+            f"run: {output} holds a run that differs in {'; '.join(changed)}. Give the same settings to finish it,"
+            " another --output, or --new-run to discard it"
+        )
+
+
+def _changes(before: Any, now: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [c for k in keys for c in _changes(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
+    if name == "input":
+        return _input_changes(before, now)
+    return [] if before == now else [f"{name} (was {before!r}, is {now!r})"]
+
+
+def _input_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    old, new = ({f["path"]: f for f in files} for files in (before, now))
+    paths = [p for p in dict.fromkeys([*old, *new]) if old.get(p) != new.get(p)]
+    return [f"input (changed, added or removed: {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''})"] if paths else []

@@ -1,0 +1,59 @@
+"""Read stage: splits of the input become tables of records."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from ..storage.columns import Columns
+from ..storage.formats import SeekPoint
+from ..storage.plan import InputPlan, Split
+from ..storage.read import read_split, staged_table
+
+_ROWS = 512  # a table's rows: small, so that routing starts early
+
+
+def split_tables(plan: InputPlan, window: int) -> list[pa.Table]:
+    """One table of one row for each split of a window."""
+    rows = [
+        {
+            "path": s.path,
+            "start_row": s.start.row,
+            "start_offset": s.start.offset,
+            "skip": s.skip,
+            "take": s.take,
+            "row": s.row,
+        }
+        for s in plan.splits(window)
+    ]
+    return [pa.Table.from_pylist([row]) for row in rows]
+
+
+class SplitReader:
+    """Reads splits; rows that are committed already are left out."""
+
+    def __init__(self, url: str, columns: Columns, plan: InputPlan, window: int, missing: np.ndarray | None) -> None:
+        self.url = url
+        self.columns = columns
+        self.passed = plan.passed
+        # Shared by all tasks through the object store: a window's worth of numbers, not one copy a task.
+        self.shared = ray.put((plan.duplicates_of(window), missing))
+
+    def read(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Tables of `storage.read.staged_schema` for the splits in ``table``."""
+        repeated, missing = ray.get(self.shared)
+        for row in table.to_pylist():
+            records = read_split(self.url, _split(row), self.columns, repeated)
+            if missing is not None:
+                wanted = set(missing[(missing >= row["row"]) & (missing < row["row"] + row["take"])].tolist())
+                records = (record for record in records if record.row in wanted)
+            while part := list(islice(records, _ROWS)):
+                yield staged_table(part, self.passed)
+
+
+def _split(row: dict[str, Any]) -> Split:
+    start = SeekPoint(row["start_row"], row["start_offset"])
+    return Split(row["path"], start, row["skip"], row["take"], row["row"])

@@ -1,0 +1,55 @@
+"""Everything the stages need to know, in plain dataclasses that travel to the actors."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..engine import Sampling
+from ..engine.engine import EngineSettings
+from ..routing import RoutingPolicy
+from ..storage.columns import Columns
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The base model as a folder or hub id, and how prompts are put to it."""
+
+    folder: str
+    dtype: str = "auto"
+    prompt_format: Literal["raw", "chat"] = "raw"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Actors of the stages and what each asks of Ray. ``gpus``: GPUs of one generating actor."""
+
+    route_actors: int = 1
+    generate_actors: int = 1
+    gpus: float = 0
+    threads: int = 1
+    read_cpus: float = 0.25
+    route_cpus: float = 0.5
+    generate_cpus: float = 0.25
+    write_cpus: float = 0.25
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """One generation job. What `guarded` returns decides the output; the rest only how fast it comes."""
+
+    input: str
+    output: str
+    model: ModelRef
+    bank: str
+    router: str
+    adapters: tuple[str, ...] | None = None
+    columns: Columns = field(default_factory=Columns)
+    long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"] = "dead_letter"
+    keep_prompt: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    routing: RoutingPolicy = field(default_factory=RoutingPolicy)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    error_budget: float = 0.01
+    window_records: int = 1_000_000
+    shard_records: int = 512
+    config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json

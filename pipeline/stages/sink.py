@@ -1,0 +1,87 @@
+"""Commit stage: the Datasink that writes what a shard's rows became, through the commit protocol."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Datasink
+
+from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, joined
+from ..storage.columns import row_text
+from ..storage.commit import CommitLog, Shard, shard_prefix, tally
+from .route import prompts_of
+
+
+class OutputShape:
+    """The schema of the data files: fixed columns, passed-through ones, provenance."""
+
+    def __init__(self, passed: pa.Schema, keep_prompt: bool, router: str, bank: str) -> None:
+        taken = {*DATA.names, *PROVENANCE.names, *(["prompt"] if keep_prompt else [])}
+        # A passed-through column whose name the output uses itself is kept as `input_<name>`.
+        self.passed = {f.name: f"input_{f.name}" if f.name in taken else f.name for f in passed}
+        extra = pa.schema([("prompt", pa.string())] if keep_prompt else [])
+        renamed = pa.schema([f.with_name(self.passed[f.name]) for f in passed])
+        self.schema = joined(DATA, extra, renamed, PROVENANCE)
+        self.keep_prompt = keep_prompt
+        self.provenance = (router, bank)
+
+    def data(self, table: pa.Table) -> pa.Table:
+        """Answered rows of a generated table as the output has them."""
+        mixtures = [Mixture.parse(key) for key in table["mixture"].to_pylist()]
+        router, bank = self.provenance
+        made = {
+            "prompt": _shown_prompts(table),
+            "adapters": [m.adapters for m in mixtures],
+            "weights": [m.weights for m in mixtures],
+            "router_fingerprint": [router] * table.num_rows,
+            "bank_fingerprint": [bank] * table.num_rows,
+        }
+        source = {new: PASSED + old for old, new in self.passed.items()}
+        arrays = [
+            pa.array(made[f.name], f.type) if f.name in made else table[source.get(f.name, f.name)] for f in self.schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def dead(self, table: pa.Table) -> pa.Table:
+        """Dead rows of a generated table as dead letters."""
+        passed = table.select([PASSED + name for name in self.passed]).rename_columns(list(self.passed))
+        kept = [{k: v for k, v in row.items() if v is not None} for row in passed.to_pylist()]
+        records = [
+            raw if raw is not None else row_text({"id": identity, "prompt": prompt, **values})
+            for raw, identity, prompt, values in zip(
+                table["raw"].to_pylist(),
+                table["id"].to_pylist(),
+                prompts_of(table),
+                kept or [{}] * table.num_rows,
+                strict=True,
+            )
+        ]
+        columns = [table[name] for name in ("id", "dead_stage", "dead_type", "dead_message")]
+        return pa.Table.from_arrays([*columns, pa.array(records, pa.string())], schema=DEAD)
+
+
+def _shown_prompts(table: pa.Table) -> pa.ChunkedArray:
+    return pc.coalesce(table["prompt"], table["messages"])
+
+
+class CommitSink(Datasink[dict[str, Any]]):
+    """Commits the rows of each write task as one shard; see `storage.commit`."""
+
+    def __init__(self, log: CommitLog, shape: OutputShape, window: int, attempt: str) -> None:
+        self.log = log
+        self.shape = shape
+        self.prefix = f"{shard_prefix(window)}{attempt}"
+        self.committed: list[dict[str, Any]] = []
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
+        """Write one shard; returns its tally."""
+        table = pa.concat_tables(blocks)
+        alive = table["dead_stage"].is_null()
+        answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
+        data, dead = self.shape.data(answered), self.shape.dead(refused)
+        rows = [part["row"].to_numpy() for part in (answered, refused)]
+        name = f"{self.prefix}-{ctx.task_idx:06d}"
+        shard = self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
+        return asdict(shard.tally)

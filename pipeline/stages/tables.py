@@ -1,0 +1,31 @@
+"""Small helpers over the tables that travel between the stages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from ..records import DeadLetter
+
+_DEAD = ("dead_stage", "dead_type", "dead_message")
+
+
+def with_columns(table: pa.Table, schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
+    """Append columns, each with its type from ``schema``: a column of nulls would otherwise have no type."""
+    for field in schema:
+        table = table.append_column(field, pa.array(columns[field.name], field.type))
+    return table
+
+
+def with_dead_letters(table: pa.Table, dead: Mapping[int, DeadLetter]) -> pa.Table:
+    """Mark rows (by place) as dead letters."""
+    if not dead:
+        return table
+    columns = {name: table[name].to_pylist() for name in _DEAD}
+    for row, letter in dead.items():
+        for name, value in zip(_DEAD, (letter.stage, letter.error_type, letter.message), strict=True):
+            columns[name][row] = value
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+    return table

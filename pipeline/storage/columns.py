@@ -1,0 +1,94 @@
+"""From the values of a parsed row to a record: its id, its prompt, and what is passed through."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ..records import DeadLetter, Prompt, Record
+from .formats import Row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that mean something; all others are passed through."""
+
+    id: str = "id"
+    prompt: str = "prompt"
+    messages: str = "messages"
+
+    def passed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The passed-through columns of a row."""
+        return {k: v for k, v in values.items() if k not in (self.id, self.prompt, self.messages)}
+
+    def record(self, number: int, row: Row) -> Record:
+        """The record of a parsed row, or its dead letter. ``number``: the row's place in the window."""
+        if row.values is None:
+            return Record(number, content_hash(row.raw), raw=row.raw, dead=row.dead)
+        values = row.values
+        prompt, dead = self._prompt(values)
+        return Record(number, self.identity(row), prompt, self.passed(values), row_text(values) if dead else None, dead)
+
+    def identity(self, row: Row) -> str:
+        """The id as the input gives it, else a hash of the whole row."""
+        given = self.given_id(row)
+        return given if given is not None else content_hash(row.values if row.values is not None else row.raw)
+
+    def given_id(self, row: Row) -> str | None:
+        """The id as the input gives it: text as it is, whole numbers as text; None where there is none."""
+        value = (row.values or {}).get(self.id)
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            return None
+        return str(value)
+
+    def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
+        given_id = values.get(self.id)
+        if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
+            return None, _refused("BadId", f"column {self.id!r} holds a {type(given_id).__name__}, not text or a number")
+        prompt, messages = values.get(self.prompt), values.get(self.messages)
+        if prompt is None and messages is None:
+            return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")
+        if prompt is not None:
+            if isinstance(prompt, str) and prompt.strip():
+                return prompt, None
+            what = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
+            return None, _refused("BadPrompt", f"column {self.prompt!r} {what}")
+        if _are_messages(messages):
+            return messages, None
+        return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
+
+
+def content_hash(values: Any) -> str:
+    """Hex digest (128 bits) of a row's content, the same for any order of its columns."""
+    return hashlib.blake2b(row_text(values).encode(), digest_size=16).hexdigest()
+
+
+def row_text(values: Any) -> str:
+    """A row as canonical JSON; what JSON does not know (dates, bytes, decimals) as text."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    return orjson.dumps(values, default=_as_text, option=options).decode()
+
+
+def record_text(record: Record) -> str:
+    """A record as JSON, or its line as far as it could be read: what a dead letter keeps of it."""
+    if record.raw is not None:
+        return record.raw
+    prompt = {"prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
+    return row_text({"id": record.id, **prompt, **record.passed})
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and m.get("content") is not None for m in value)
+    )
+
+
+def _refused(error_type: str, message: str) -> DeadLetter:
+    return DeadLetter("read", error_type, message)

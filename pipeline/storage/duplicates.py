@@ -1,0 +1,75 @@
+"""Find ids that come more than once, in memory that does not grow with the input."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+_ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
+_PARTS = 64
+
+DUPLICATES = pa.schema([("row", pa.int64()), ("first", pa.int64()), ("rank", pa.int64())])
+
+
+class DuplicateFinder:
+    """Collects a 128-bit hash of every id and tells which rows repeat an earlier one.
+
+    Hashes are kept in 64 parts by their first bits; beyond ``memory_entries`` all parts go to a temporary folder
+    (24 bytes a row), and `find` looks at one part at a time.
+    """
+
+    def __init__(self, memory_entries: int = 4_000_000) -> None:
+        self._memory_entries = memory_entries
+        self._pending: list[tuple[bytes, int]] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="loraloom-ids-")
+
+    def add(self, identity: str, row: int) -> None:
+        """Add the id of a row (counted over the whole input)."""
+        self._pending.append((hashlib.blake2b(identity.encode(), digest_size=16).digest(), row))
+        if len(self._pending) >= self._memory_entries:
+            self._spill()
+
+    def find(self) -> pa.Table:
+        """Rows whose id came before: ``row``, the ``first`` row with that id, and ``rank`` (1: the second time)."""
+        if self._spilled():
+            self._spill()
+            parts: Iterator[np.ndarray] = (np.fromfile(p, _ENTRY) for p in self._spilled())
+        else:
+            parts = iter([_entries(self._pending)])
+        found = [_repeated(part) for part in parts]
+        table = pa.concat_tables(found) if found else DUPLICATES.empty_table()
+        self._folder.cleanup()
+        return table.sort_by("row")
+
+    def _spilled(self) -> list[Path]:
+        return sorted(Path(self._folder.name).iterdir())
+
+    def _spill(self) -> None:
+        entries = _entries(self._pending)
+        part_of = entries["high"] >> np.uint64(58)
+        for part in range(_PARTS):
+            with (Path(self._folder.name) / f"{part:02d}").open("ab") as f:
+                entries[part_of == part].tofile(f)
+        self._pending = []
+
+
+def _entries(pending: list[tuple[bytes, int]]) -> np.ndarray:
+    entries = np.empty(len(pending), _ENTRY)
+    halves = np.frombuffer(b"".join(digest for digest, _ in pending), "<u8").reshape(-1, 2)
+    entries["high"], entries["low"] = halves[:, 0], halves[:, 1]
+    entries["row"] = [row for _, row in pending]
+    return entries
+
+
+def _repeated(entries: np.ndarray) -> pa.Table:
+    ordered = np.sort(entries, order=["high", "low", "row"])
+    new = np.ones(len(ordered), bool)
+    new[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
+    places = np.arange(len(ordered))
+    start = np.maximum.accumulate(np.where(new, places, 0))
+    again = ~new
+    columns = [ordered["row"][again], ordered["row"][start[again]], (places - start)[again]]
+    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=DUPLICATES)

@@ -1,0 +1,98 @@
+"""URLs and whole-object reads and writes, for every store that fsspec knows."""
+
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file as listed: what is compared on resume to see that the input did not change."""
+
+    path: str
+    size: int
+    version: str  # etag where the store has one, else the time of change
+
+
+def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it; `UserError` for an unknown scheme."""
+    try:
+        fs, path = fsspec.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"url: cannot use {masked(url)}: {error}") from None
+    return fs, str(path)
+
+
+def list_input(url: str) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
+    """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches. Hidden names are left out."""
+    fs, path = open_url(url)
+    try:
+        if any(c in path for c in "*?["):
+            found = fs.glob(path, detail=True)
+        elif fs.isdir(path):
+            found = fs.find(path, detail=True)
+        else:
+            found = {path: fs.info(path)}
+    except (OSError, ValueError) as error:
+        raise UserError(f"input: cannot read {masked(url)}: {_reason(error)}") from None
+    files = [_listed(p, info) for p, info in sorted(found.items()) if info["type"] == "file" and not _hidden(p, path)]
+    if not files:
+        raise UserError(f"input: no file at {masked(url)}")
+    return fs, files
+
+
+def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write an object whole: readers see all of it or nothing.
+
+    Object stores do so by themselves; a local file is written under a hidden name, synced and renamed.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, content)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+    with open(part, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+
+
+def names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Sorted names of the objects in a folder; none where there is no such folder."""
+    fs.invalidate_cache(folder)
+    try:
+        return sorted(p.rsplit("/", 1)[-1] for p in fs.ls(folder, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def masked(url: str) -> str:
+    """The URL without user and password, for messages and reports."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]))
+
+
+def _listed(path: str, info: dict[str, Any]) -> InputFile:
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+    return InputFile(path, int(info["size"]), str(version).strip('"'))
+
+
+def _hidden(path: str, root: str) -> bool:
+    """Names that start with ``.`` or ``_`` below the root: markers and half-written files of other tools."""
+    below = path.removeprefix(root) if path != root else ""
+    return any(part.startswith((".", "_")) for part in below.split("/"))
+
+
+def _reason(error: Exception) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]

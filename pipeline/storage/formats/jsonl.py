@@ -1,0 +1,74 @@
+"""JSON lines, plain or gzipped: one object a line; a bad line spoils no other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import orjson
+import pyarrow as pa
+
+from .base import Row, SeekPoint, unreadable
+
+MAX_LINE = 16 * 2**20  # bytes; longer lines are dead letters, so that one line cannot fill the memory
+
+
+class Jsonl:
+    """Newline-delimited JSON. Plain files can be entered at any line, gzipped ones are read from their start."""
+
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+        """See `Format.scan`."""
+        for offset, line in _lines(fs, path, 0):
+            yield (0 if _gzipped(path) else offset), parse_line(line)
+
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+        """See `Format.read`."""
+        for _, line in _lines(fs, path, start.offset):
+            yield parse_line(line)
+
+    def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
+        """JSON states no column types."""
+        return None
+
+
+def parse_line(line: bytes) -> Row:
+    """Parse one line (without its end) into a row."""
+    if len(line) > MAX_LINE:
+        return unreadable("RecordTooLong", f"the line is longer than {MAX_LINE} bytes", line[:2000])
+    if not line.strip():
+        return unreadable("EmptyLine", "the line is empty", "")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return unreadable("InvalidUtf8", f"byte {error.start} of the line is not UTF-8", line)
+    try:
+        values = orjson.loads(text.removeprefix("\ufeff"))
+    except orjson.JSONDecodeError as error:
+        return unreadable("InvalidJson", str(error), text)
+    if not isinstance(values, dict):
+        return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
+    return Row(values)
+
+
+def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 1 bytes each."""
+    with fs.open(path, "rb", compression="gzip" if _gzipped(path) else None) as f:
+        f.seek(offset)
+        while line := f.readline(MAX_LINE + 1):
+            read = len(line)
+            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+                read += _skip_line(f)
+            yield offset, line.rstrip(b"\r\n")
+            offset += read
+
+
+def _skip_line(f: Any) -> int:
+    skipped = 0
+    while rest := f.readline(2**20):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _gzipped(path: str) -> bool:
+    return path.lower().endswith(".gz")

@@ -1,0 +1,56 @@
+"""Read one split of the input into records, and records into the table that travels between the stages."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import pyarrow as pa
+
+from ..records import PASSED, STAGED, DeadLetter, Record, joined
+from .columns import Columns, row_text
+from .files import open_url
+from .formats import format_of
+from .plan import Split
+from .schema import passed_table
+
+
+def read_split(
+    url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]
+) -> Iterator[Record]:
+    """The records of a split; ``repeated`` as `InputPlan.duplicates_of` gives it."""
+    fs, _ = open_url(url)
+    rows = format_of(split.path).read(fs, split.path, split.start)
+    for number, row in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
+        record = columns.record(number, row)
+        yield _repeat(record, columns.given_id(row), *repeated[number]) if number in repeated else record
+
+
+def _repeat(record: Record, given_id: str | None, first: int, rank: int) -> Record:
+    """A repeated id is a dead letter; a row without an id of its own, that repeats a whole row, gets a numbered one."""
+    if given_id is None:
+        return replace(record, id=f"{record.id}-{rank + 1}")
+    if record.dead:
+        return record
+    message = f"the id {given_id[:100]!r} was given to row {first + 1} of the input already"
+    return replace(record, dead=DeadLetter("read", "DuplicateId", message))
+
+
+def staged_schema(passed: pa.Schema) -> pa.Schema:
+    """Schema of `staged_table`."""
+    return joined(STAGED, pa.schema([f.with_name(PASSED + f.name) for f in passed]))
+
+
+def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
+    """Records as one table of `staged_schema`."""
+    columns = [
+        [r.row for r in records],
+        [r.id for r in records],
+        [r.prompt if isinstance(r.prompt, str) else None for r in records],
+        [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
+        [r.raw for r in records],
+        *([getattr(r.dead, name, None) for r in records] for name in ("stage", "error_type", "message")),
+    ]
+    arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
+    extra = passed_table([r.passed for r in records], passed)
+    return pa.Table.from_arrays(arrays + extra.columns, schema=staged_schema(passed))
+

@@ -1,0 +1,106 @@
+"""What a run's output folder says of itself: `run.json`, the saved plan, and how to read the results."""
+
+import base64
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.dataset
+
+from ..errors import UserError
+from .commit import CommitLog
+from .duplicates import DUPLICATES
+from .files import InputFile, masked, put
+from .plan import InputPlan
+
+RUN, PLAN = "run.json", "_plan/plan.json"
+
+
+class RunFolder:
+    """The files of a run that are not records."""
+
+    def __init__(self, url: str) -> None:
+        self.log = CommitLog(url)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder, or None."""
+        content = self.read(name)
+        return None if content is None else orjson.loads(content)
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the folder, or None."""
+        path = f"{self.log.root}/{name}"
+        return self.log.fs.cat_file(path) if self.log.fs.exists(path) else None
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file of the folder whole; returns its path."""
+        path = f"{self.log.root}/{name}"
+        put(self.log.fs, path, content)
+        return path
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file of the folder whole."""
+        self.write(name, orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n")
+
+    def save_plan(self, plan: InputPlan) -> None:
+        """Keep the plan, so that a later run need not read the input again."""
+        values = asdict(plan) | {
+            "passed": _packed(plan.passed.serialize()),
+            "duplicates": _packed(_ipc(plan.duplicates)),
+        }
+        self.write_json(PLAN, values)
+
+    def load_plan(self) -> InputPlan | None:
+        """The plan of an earlier start of this run."""
+        values = self.read_json(PLAN)
+        if values is None:
+            return None
+        values["files"] = [InputFile(**f) for f in values["files"]]
+        values["seek_points"] = [tuple(point) for point in values["seek_points"]]
+        values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))
+        values["duplicates"] = pa.ipc.open_stream(base64.b64decode(values["duplicates"])).read_all()
+        return InputPlan(**values)
+
+
+def read_run(url: str) -> pyarrow.dataset.Dataset:
+    """The committed data rows of a run as a `pyarrow.dataset.Dataset`, finished or not.
+
+    Only files that a marker names are in it; what a writer left half-done is not. Raises `UserError` where
+    there is no run.
+    """
+    return _committed(url, "data")
+
+
+def read_dead(url: str) -> pyarrow.dataset.Dataset:
+    """The committed dead letters of a run, as `read_run` gives its data."""
+    return _committed(url, "dead")
+
+
+def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
+    folder = RunFolder(url)
+    run = folder.read_json(RUN)
+    if run is None:
+        raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
+    files = folder.log.committed_files(kind)
+    if not files:
+        return pyarrow.dataset.dataset(schema.empty_table())
+    return pyarrow.dataset.dataset(files, schema=schema, filesystem=folder.log.fs, format="parquet")
+
+
+def packed_schema(schema: pa.Schema) -> str:
+    """A schema as text for run.json."""
+    return _packed(schema.serialize())
+
+
+def _packed(content: Any) -> str:
+    return base64.b64encode(bytes(content)).decode()
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, DUPLICATES) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

@@ -1,0 +1,84 @@
+"""Types of the passed-through columns, found over the whole input, so that every output file has the same ones."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from .columns import row_text
+
+_JSON = {b"loraloom": b"json"}
+
+
+class SchemaFinder:
+    """Finds one type for each passed-through column from chunks of rows.
+
+    Whole numbers widen to floating point, and a column that holds values of no common type, or nested values that
+    Parquet cannot hold, is stored as JSON text (marked in the field's metadata).
+    """
+
+    def __init__(self) -> None:
+        self._types: dict[str, pa.DataType | None] = {}  # None: JSON
+
+    def add_schema(self, schema: pa.Schema) -> None:
+        """Take the types of a file that states them."""
+        for field in schema:
+            self._merge(field.name, field.type)
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Look at the passed-through values of some rows."""
+        for name in dict.fromkeys(name for row in rows for name in row):
+            if self._types.get(name, pa.null()) is not None:
+                self._merge(name, _type_of([row.get(name) for row in rows]))
+
+    def schema(self) -> pa.Schema:
+        """The types found, in the order in which the columns first appeared."""
+        return pa.schema([_field(name, kind) for name, kind in self._types.items()])
+
+    def _merge(self, name: str, kind: pa.DataType | None) -> None:
+        known = self._types.get(name, pa.null())
+        self._types[name] = None if known is None or kind is None else _unified(known, kind)
+
+
+def passed_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The passed-through values of some rows as a table of ``schema``."""
+    arrays = [_array([row.get(f.name) for row in rows], f) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _array(values: list[Any], field: pa.Field) -> pa.Array:
+    if field.metadata and _JSON.items() <= field.metadata.items():
+        values = [None if v is None else row_text(v) for v in values]
+    return pa.array(values, field.type)
+
+
+def _field(name: str, kind: pa.DataType | None) -> pa.Field:
+    if kind is None:
+        return pa.field(name, pa.string(), metadata=_JSON)
+    return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
+
+
+def _type_of(values: list[Any]) -> pa.DataType | None:
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return None
+    return None if _has_empty_struct(kind) else kind
+
+
+def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    try:
+        merged = pa.unify_schemas([pa.schema([("c", a)]), pa.schema([("c", b)])], promote_options="permissive")
+    except pa.ArrowException:
+        return None
+    kind = merged.field("c").type
+    if pa.types.is_floating(kind) and pa.types.is_integer(a) != pa.types.is_integer(b):
+        return pa.float64()
+    return kind
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(f.type) for f in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _has_empty_struct(kind.value_type)
+    return False
