@@ -92,7 +92,7 @@ class RoutingSettings(Strict):
     """How probabilities become mixtures; see `pipeline.routing.RoutingPolicy`."""
 
     top_p: Annotated[float, Field(gt=0, le=1)]
-    max_adapters: PositiveInt
+    max_adapters: NonNegativeInt
     weights: Literal["renormalize", "softmax"]
     weight_steps: Annotated[int, Field(ge=1, le=4096)]
     gate: bool

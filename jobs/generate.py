@@ -9,11 +9,13 @@ budget. Exit 1: over the budget, or incomplete. Exit 2: config, input, bank or r
 import argparse
 import sys
 
+from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK, run_job
 from jobs._settings import add_arguments, pools_of, read_settings
 from pipeline.report import write_report
 from pipeline.stages import GenerateJob, JobResult
 from pipeline.stages.cluster import connect, size_pools
+from pipeline.stages.settings import Pools
 
 
 def main(argv: list[str]) -> int:
@@ -28,11 +30,15 @@ def main(argv: list[str]) -> int:
         job.discard()
     prepared = job.prepare()
     print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
-    connect(config.cluster.address, config.cluster.cpus)
-    result = job.run(size_pools(pools_of(config), config.engine.actors, config.engine.threads))
+    result = job.run(lambda: _start_pools(config))
     report = write_report(args.output)
     _summarise(result, args.output, report)
     return _exit_code(result, config.errors.budget, args)
+
+
+def _start_pools(config: GenerateConfig) -> Pools:
+    connect(config.cluster.address, config.cluster.cpus)
+    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
 
 
 def _summarise(result: JobResult, output: str, report: str) -> None:
@@ -41,7 +47,7 @@ def _summarise(result: JobResult, output: str, report: str) -> None:
     print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
     print(f"tokens     {result.generated_tokens} generated in {result.seconds:.1f} s: {rate:.1f} tokens/s")
     print(f"fallback   {total.fallback} answered by the base model alone")
-    for error, count in sorted(total.errors.items(), key=lambda item: -item[1])[:5]:
+    for error, count in sorted(total.errors.items(), key=lambda item: -item[1]):
         print(f"dead       {count} {error}")
     print(f"mixtures   {len(total.mixtures)} distinct; the most frequent:")
     for mixture, count in sorted(total.mixtures.items(), key=lambda item: (-item[1], item[0]))[:10]:

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
     metrics = router.card["metrics"]
     print(
         f"{len(router.labels)} adapters, {metrics['parameters']:,} parameters, {metrics['seconds']} s;"
-        f" held-out accuracy {metrics['held_out_accuracy']:.4f} on {metrics['held_out_prompts']} prompts -> {args.output}"
+        f" held-out accuracy {metrics['held_out_accuracy']:.4f} on {metrics['held_out_prompts']} prompts"
+        f" -> {args.output}"
     )
     return OK
 

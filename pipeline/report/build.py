@@ -18,7 +18,9 @@ def write_report(url: str) -> str:
     """Write ``report.html`` beside the run's data; returns its path."""
     folder = RunFolder(url)
     run = folder.read_json(RUN) or {}
-    template = jinja2.Environment(autoescape=True).from_string(files(__package__).joinpath("report.html.j2").read_text())
+    template = jinja2.Environment(autoescape=True).from_string(
+        files(__package__).joinpath("report.html.j2").read_text()
+    )
     mixtures = sorted(run["counts"]["mixtures"].items(), key=lambda item: (-item[1], item[0]))
     html = template.render(
         run=run,

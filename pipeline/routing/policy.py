@@ -16,8 +16,9 @@ class RoutingPolicy:
     """How probabilities become mixtures.
 
     ``top_p``: the smallest set of classes whose probabilities sum to at least this is kept (0.6 in the released code).
-    ``max_adapters``: at most so many. ``weights``: ``renormalize`` (p_i / sum) or the released code's ``softmax`` over
-    the kept probabilities. ``weight_steps``: weights are multiples of one over this, so that mixtures repeat and group.
+    ``max_adapters``: at most so many; 0 is the base model alone.
+    ``weights``: ``renormalize`` (p_i / sum) or the released code's ``softmax`` over the kept probabilities.
+    ``weight_steps``: weights are multiples of one over this, so that mixtures repeat and group.
     ``gate``: prompts below the router's in-domain threshold get the base model alone.
     """
 
@@ -29,6 +30,8 @@ class RoutingPolicy:
 
     def mixtures(self, probabilities: torch.Tensor, labels: Sequence[str]) -> list[Mixture]:
         """One mixture for each row of ``probabilities`` [n x classes]."""
+        if self.max_adapters == 0:
+            return [Mixture()] * len(probabilities)
         chosen, places = self.choose(probabilities)
         units = quantise(self.fuse(chosen), self.weight_steps)
         return [

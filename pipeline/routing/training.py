@@ -97,7 +97,7 @@ def _fit(
             logits = model(*flatten([_cropped(prompts[i], settings.crop_share, rng) for i in batch]))
             loss = cross_entropy(logits, targets[batch])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)

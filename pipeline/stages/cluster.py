@@ -37,6 +37,4 @@ def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
     gpus = int(resources.get("GPU", 0))
     count = actors or gpus or 1
     cpus = int(resources.get("CPU", 1))
-    return replace(
-        pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count)
-    )
+    return replace(pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count))

@@ -67,8 +67,11 @@ class GenerateJob:
             if self.log.fs.exists(path):
                 self.log.fs.rm(path, recursive=True)
 
-    def run(self, pools: Pools) -> JobResult:
-        """Answer every record that has no answer yet. Ray must be running."""
+    def run(self, start_pools: Callable[[], Pools]) -> JobResult:
+        """Answer every record that has no answer yet.
+
+        ``start_pools`` starts Ray and says what the stages may take of it; a finished run does not call it.
+        """
         prepared = self.prepare()
         start, started = time.monotonic(), time.time()
         shape = self._shape(prepared)
@@ -77,11 +80,9 @@ class GenerateJob:
             self._write_run(prepared, shape, "running", started, None)
         before = self._committed(prepared.plan)
         finished = self.log.finished_windows()
-        incomplete = sum(
-            self._run_window(window, prepared, shape, pools)
-            for window in range(prepared.plan.windows)
-            if window not in finished
-        )
+        todo = [window for window in range(prepared.plan.windows) if window not in finished]
+        pools = start_pools() if todo else Pools()
+        incomplete = sum(self._run_window(window, prepared, shape, pools) for window in todo)
         result = self._result(prepared.plan, before, incomplete, time.monotonic() - start)
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
@@ -130,7 +131,13 @@ class GenerateJob:
         ]
         message = "the generating process died each time this record was tried, at last alone"
         letters = [
-            {"id": r.id, "stage": "generate", "error_type": "ActorDied", "message": message, "record": record_text(r)}
+            {
+                "id": r.id,
+                "stage": "generate",
+                "error_type": "ActorDied",
+                "message": message,
+                "record": record_text(r),
+            }
             for r in records
         ]
         dead = pa.Table.from_pylist(letters, schema=DEAD)
@@ -172,7 +179,11 @@ class GenerateJob:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         }
         if result is not None:
-            values["counts"] = {"records": result.records, "incomplete": result.incomplete, **asdict(result.tally)}
+            values["counts"] = {
+                "records": result.records,
+                "incomplete": result.incomplete,
+                **asdict(result.tally),
+            }
             values["timings"] = {
                 "seconds": round(result.seconds, 2),
                 "generated_tokens": result.generated_tokens,

@@ -122,4 +122,8 @@ def _changes(before: Any, now: Any, name: str) -> list[str]:
 def _input_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
     old, new = ({f["path"]: f for f in files} for files in (before, now))
     paths = [p for p in dict.fromkeys([*old, *new]) if old.get(p) != new.get(p)]
-    return [f"input (changed, added or removed: {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''})"] if paths else []
+    return (
+        [f"input (changed, added or removed: {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''})"]
+        if paths
+        else []
+    )

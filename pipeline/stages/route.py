@@ -81,9 +81,7 @@ def prompts_of(table: pa.Table) -> list[Prompt]:
     return [orjson.loads(messages) if messages is not None else prompt or "" for prompt, messages in pairs]
 
 
-def _columns(
-    rows: int, routed: list[int], tokens: dict[int, list[int]], routes: list[Route]
-) -> dict[str, list[Any]]:
+def _columns(rows: int, routed: list[int], tokens: dict[int, list[int]], routes: list[Route]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {f.name: [None] * rows for f in ROUTED}
     columns["mixture"] = [DEAD_KEY] * rows
     for row, route in zip(routed, routes, strict=True):
@@ -91,4 +89,3 @@ def _columns(
         for name, value in zip(ROUTED.names, values, strict=True):
             columns[name][row] = value
     return columns
-

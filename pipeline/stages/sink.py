@@ -66,14 +66,13 @@ def _shown_prompts(table: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(table["prompt"], table["messages"])
 
 
-class CommitSink(Datasink[dict[str, Any]]):
+class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
     """Commits the rows of each write task as one shard; see `storage.commit`."""
 
     def __init__(self, log: CommitLog, shape: OutputShape, window: int, attempt: str) -> None:
         self.log = log
         self.shape = shape
         self.prefix = f"{shard_prefix(window)}{attempt}"
-        self.committed: list[dict[str, Any]] = []
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
         """Write one shard; returns its tally."""
@@ -81,7 +80,10 @@ class CommitSink(Datasink[dict[str, Any]]):
         alive = table["dead_stage"].is_null()
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
         data, dead = self.shape.data(answered), self.shape.dead(refused)
-        rows = [part["row"].to_numpy() for part in (answered, refused)]
         name = f"{self.prefix}-{ctx.task_idx:06d}"
-        shard = self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
+        shard = self.log.commit(
+            Shard(name, None, None, answered["row"].to_numpy(), refused["row"].to_numpy(), tally(data, dead)),
+            data,
+            dead,
+        )
         return asdict(shard.tally)

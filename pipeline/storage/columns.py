@@ -45,7 +45,9 @@ class Columns:
     def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
         given_id = values.get(self.id)
         if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
-            return None, _refused("BadId", f"column {self.id!r} holds a {type(given_id).__name__}, not text or a number")
+            return None, _refused(
+                "BadId", f"column {self.id!r} holds a {type(given_id).__name__}, not text or a number"
+            )
         prompt, messages = values.get(self.prompt), values.get(self.messages)
         if prompt is None and messages is None:
             return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")

@@ -130,7 +130,9 @@ class CommitLog:
         """Paths of all committed ``data`` or ``dead`` files."""
         windows = self.finished_windows()
         found = [name for w in windows.values() for name in getattr(w, kind)]
-        open_windows = {window_of(n) for n in names(self.fs, self._path("_commits")) if n[:1] == "w" and n[1:2].isdigit()} - set(windows)
+        open_windows = {
+            window_of(n) for n in names(self.fs, self._path("_commits")) if n[:1] == "w" and n[1:2].isdigit()
+        } - set(windows)
         for window in sorted(open_windows):
             # A shard with rows answered before is shown once the window is finished, and its files are cut.
             found += [getattr(s, kind) for s, rows in without_overlap(self.shards(window)) if len(rows) == len(s.rows)]
@@ -225,8 +227,14 @@ def _encoded(shard: Shard) -> bytes:
 
 def _decoded(name: str, content: bytes) -> Shard:
     values = orjson.loads(content)
-    rows = [_unpacked(values[kind]) for kind in ("data_rows", "dead_rows")]
-    return Shard(name, values["data"], values["dead"], *rows, Tally(**values["tally"]))
+    return Shard(
+        name,
+        values["data"],
+        values["dead"],
+        _unpacked(values["data_rows"]),
+        _unpacked(values["dead_rows"]),
+        Tally(**values["tally"]),
+    )
 
 
 def _packed(rows: Rows) -> str:

@@ -31,7 +31,7 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def list_input(url: str) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
-    """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches. Hidden names are left out."""
+    """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches; no hidden names."""
     fs, path = open_url(url)
     try:
         if any(c in path for c in "*?["):

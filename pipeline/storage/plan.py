@@ -78,7 +78,8 @@ def plan_input(
 ) -> InputPlan:
     """Read the whole input once. `UserError` where there is nothing to read."""
     fs, files = list_input(url)
-    finder, schema, points, rows = DuplicateFinder(), SchemaFinder(), [], 0
+    finder, schema, rows = DuplicateFinder(), SchemaFinder(), 0
+    points: list[tuple[str, int, int, int]] = []
     for file in files:
         rows += _scan_file(fs, file.path, rows, columns, finder, schema, points)
         progress(rows)

@@ -14,9 +14,7 @@ from .plan import Split
 from .schema import passed_table
 
 
-def read_split(
-    url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]
-) -> Iterator[Record]:
+def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
     """The records of a split; ``repeated`` as `InputPlan.duplicates_of` gives it."""
     fs, _ = open_url(url)
     rows = format_of(split.path).read(fs, split.path, split.start)
@@ -53,4 +51,3 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
     arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
     extra = passed_table([r.passed for r in records], passed)
     return pa.Table.from_arrays(arrays + extra.columns, schema=staged_schema(passed))
-

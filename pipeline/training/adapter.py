@@ -69,7 +69,11 @@ class AdapterTrainer:
     def _lora_config(self) -> LoraConfig:
         s = self.settings
         return LoraConfig(
-            r=s.r, lora_alpha=s.alpha, target_modules=list(s.target_modules), task_type="CAUSAL_LM", lora_dropout=0.0
+            r=s.r,
+            lora_alpha=s.alpha,
+            target_modules=list(s.target_modules),
+            task_type="CAUSAL_LM",
+            lora_dropout=0.0,
         )
 
     def _fresh_adapter(self) -> PeftModel:
@@ -91,10 +95,11 @@ class AdapterTrainer:
         optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         history = [{"step": 0, "validation_loss": self._loss_over(validation)}]
-        best, tokens, start = (math.inf, {}), 0, time.monotonic()
+        best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
+        tokens, start = 0, time.monotonic()
         for step, batch in enumerate(islice(epochs(train, s.batch_size, s.seed), s.steps), start=1):
             loss = self._loss(batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -107,7 +112,12 @@ class AdapterTrainer:
                     best = (now, _snapshot(peft))
                 rate = tokens / (time.monotonic() - start)
                 progress(f"step {step}/{s.steps} loss {loss.item():.3f} validation {now:.3f} {rate:.0f} tokens/s")
-        metrics = {"settings": asdict(s), "history": history, "best_validation_loss": best[0], "tokens": tokens}
+        metrics = {
+            "settings": asdict(s),
+            "history": history,
+            "best_validation_loss": best[0],
+            "tokens": tokens,
+        }
         return best[1], metrics
 
     def _learning_rate_factor(self, step: int) -> float:

