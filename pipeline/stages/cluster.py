@@ -17,6 +17,8 @@ def connect(address: str | None, cpus: int) -> None:
     """Connect to a running Ray, or start a local one with ``cpus`` CPUs (0: all of the machine)."""
     if ray.is_initialized():
         return
+    # Ray's own processes write warnings to this terminal that no user of a job can act on; its log files keep them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Workers import this package: with an installed one this changes nothing.
     path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))

@@ -1,15 +1,17 @@
 """URLs and whole-object reads and writes, for every store that fsspec knows."""
 
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import UserError
+
+_MAGIC = "*?["
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,16 @@ def list_input(url: str) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
     """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches; no hidden names."""
     fs, path = open_url(url)
     try:
-        if any(c in path for c in "*?["):
+        if any(c in path for c in _MAGIC):
             found = fs.glob(path, detail=True)
         elif fs.isdir(path):
             found = fs.find(path, detail=True)
         else:
             found = {path: fs.info(path)}
     except (OSError, ValueError) as error:
-        raise UserError(f"input: cannot read {masked(url)}: {_reason(error)}") from None
-    files = [_listed(p, info) for p, info in sorted(found.items()) if info["type"] == "file" and not _hidden(p, path)]
+        raise UserError(f"input: cannot read {masked(url)}: {one_line(error)}") from None
+    root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if any(c in path for c in _MAGIC) else path
+    files = [_listed(p, info) for p, info in sorted(found.items()) if info["type"] == "file" and not _hidden(p, root)]
     if not files:
         raise UserError(f"input: no file at {masked(url)}")
     return fs, files
@@ -77,10 +80,7 @@ def names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 def masked(url: str) -> str:
     """The URL without user and password, for messages and reports."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]))
+    return re.sub(r"(?<=://)[^/?#]*@", "***@", url)
 
 
 def _listed(path: str, info: dict[str, Any]) -> InputFile:
@@ -94,5 +94,7 @@ def _hidden(path: str, root: str) -> bool:
     return any(part.startswith((".", "_")) for part in below.split("/"))
 
 
-def _reason(error: Exception) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+def one_line(error: Exception) -> str:
+    """What a library said, on one line."""
+    said = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+    return said or type(error).__name__

@@ -1,5 +1,6 @@
 """One pass over the input before any work: how many rows, where reading can start, column types, repeated ids."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 from ..errors import UserError
 from .columns import Columns
 from .duplicates import DuplicateFinder
-from .files import InputFile, list_input, masked
+from .files import InputFile, list_input, masked, one_line
 from .formats import SeekPoint, format_of
 from .schema import SchemaFinder
 
@@ -122,5 +123,5 @@ def _scan_file(
 def _read(rows: Iterator[Any], path: str) -> Iterator[Any]:
     try:
         yield from rows
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {path}: {error}") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise UserError(f"input: cannot read {path}: {one_line(error)}") from None

@@ -48,7 +48,21 @@ def passed_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 def _array(values: list[Any], field: pa.Field) -> pa.Array:
     if field.metadata and _JSON.items() <= field.metadata.items():
         values = [None if v is None else row_text(v) for v in values]
-    return pa.array(values, field.type)
+    try:
+        return pa.array(values, field.type)
+    except pa.ArrowInvalid:
+        return pa.array([_widened(v, field.type) for v in values], field.type)
+
+
+def _widened(value: Any, kind: pa.DataType) -> Any:
+    """The value with whole numbers as floats where ``kind`` has floats: Arrow refuses those beyond 2**53 itself."""
+    if pa.types.is_floating(kind) and isinstance(value, int):
+        return float(value)
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return {f.name: _widened(value.get(f.name), f.type) for f in kind}
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and isinstance(value, list):
+        return [_widened(v, kind.value_type) for v in value]
+    return value
 
 
 def _field(name: str, kind: pa.DataType | None) -> pa.Field:

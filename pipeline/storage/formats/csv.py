@@ -36,12 +36,8 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
     with fs.open(path, "rb", compression=compression) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(text)
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            raise UserError(f"input: {path} names a column twice in its header")
-        while True:
+        header = _header(reader, path)
+        while header is not None:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
@@ -50,6 +46,19 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
             if fields is None:
                 return
             yield _row(header, fields)
+
+
+def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
+    try:
+        header = next(reader, None)
+        "".join(header or []).encode()
+    except csv.Error as error:
+        raise UserError(f"input: {path} has a bad header: {error}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"input: the header of {path} is not UTF-8; convert the file to UTF-8") from None
+    if header is not None and len(set(header)) < max(1, len(header)):
+        raise UserError(f"input: {path} has an empty header line, or names a column twice in it")
+    return header
 
 
 def _row(header: list[str], fields: list[str]) -> Row:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from .base import Row, SeekPoint, unreadable
 
 MAX_LINE = 16 * 2**20  # bytes; longer lines are dead letters, so that one line cannot fill the memory
+MAX_DEPTH = 50  # levels of nesting; Arrow and orjson fail on more (64 and 254)
 
 
 class Jsonl:
@@ -46,19 +47,25 @@ def parse_line(line: bytes) -> Row:
         return unreadable("InvalidJson", str(error), text)
     if not isinstance(values, dict):
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(values, MAX_DEPTH):
+        return unreadable("TooDeep", f"the values are nested deeper than {MAX_DEPTH} levels", text)
     return Row(values)
 
 
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    return levels == 0 or any(_is_deeper(v, levels - 1) for v in (value.values() if isinstance(value, dict) else value))
+
+
 def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 1 bytes each."""
+    """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 2 bytes each."""
     with fs.open(path, "rb", compression="gzip" if _gzipped(path) else None) as f:
         f.seek(offset)
-        while line := f.readline(MAX_LINE + 1):
-            read = len(line)
-            if len(line) > MAX_LINE and not line.endswith(b"\n"):
-                read += _skip_line(f)
-            yield offset, line.rstrip(b"\r\n")
-            offset += read
+        while line := f.readline(MAX_LINE + 2):
+            skipped = _skip_line(f) if len(line) == MAX_LINE + 2 and not line.endswith(b"\n") else 0
+            yield offset, line.removesuffix(b"\n").removesuffix(b"\r")
+            offset += len(line) + skipped
 
 
 def _skip_line(f: Any) -> int:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import UserError
+from ..files import one_line
 from .base import Row, SeekPoint
 
 
@@ -38,8 +39,8 @@ class Parquet:
 def _opened(f: object, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(f)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"input: {path} is not a Parquet file: {error}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"input: cannot read {path} as Parquet: {one_line(error)}") from None
 
 
 def _group_rows(parquet: pq.ParquetFile, group: int) -> Iterator[Row]:

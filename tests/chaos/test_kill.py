@@ -1,0 +1,99 @@
+"""Real kills of real jobs: nothing lost, nothing doubled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import read_dead, read_run
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+ROOT = Path(__file__).parents[2]
+
+# A model whose process dies when it meets one token id: a record that kills its actor each time.
+POISON = """
+import os
+from transformers import LlamaForCausalLM
+class PoisonLlama(LlamaForCausalLM):
+    def forward(self, input_ids=None, **kwargs):
+        if input_ids is not None and input_ids.shape[1] > 1 and (input_ids == {token}).any():
+            os._exit(1)
+        return super().forward(input_ids=input_ids, **kwargs)
+"""
+
+
+def write_input(path: Path, count: int) -> set[str]:
+    rows = [
+        {"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {row["id"] for row in rows}
+
+
+def command(folder: Path, model: Path, bank: Path, router: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs.generate", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out")),
+        *("model=custom", f"model.path={model}", "model.dtype=fp32", "bank=custom", f"bank.path={bank}"),
+        *("router=custom", f"router.path={router}", "generation.max_new_tokens=16", *more),
+    ]
+
+
+def ids_of(output: Path) -> Counter[str]:
+    found = [kind(str(output)).to_table(columns=["id"])["id"].to_pylist() for kind in (read_run, read_dead)]
+    return Counter(found[0] + found[1])
+
+
+def test_a_killed_driver_loses_and_doubles_nothing(
+    tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    ids = write_input(tmp_path / "in.jsonl", 160)
+    more = ("shuffle.shard_records=8", "window.records=60", "engine.batch_size=4", "cluster.cpus=2")
+    words = command(tmp_path, tiny_model, tiny_bank, tiny_router, *more)
+    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    commits = tmp_path / "out" / "_commits"
+    deadline = time.monotonic() + 240
+    while first.poll() is None and len(list(commits.glob("w0*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert first.poll() is None, "the job ended before it could be killed"
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = ids_of(tmp_path / "out")
+    assert set(before.values()) <= {1}
+    assert 0 < len(before) < len(ids)
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stderr
+    assert ids_of(tmp_path / "out") == Counter(ids)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["data"] == len(ids)
+
+
+def test_a_record_that_kills_its_actor_is_found_and_set_aside(
+    tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    from pipeline.models import load_tokenizer
+
+    ids = write_input(tmp_path / "in.jsonl", 60)
+    [token] = load_tokenizer(str(tiny_model))("@").input_ids
+    with (tmp_path / "in.jsonl").open("a") as f:
+        f.write(json.dumps({"id": "poison", "prompt": "red1 red2 @ red3"}) + "\n")
+    model = tmp_path / "model"
+    subprocess.run(["cp", "-r", str(tiny_model), str(model)], check=True)
+    (model / "poison.py").write_text(textwrap.dedent(POISON.format(token=token)))
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "poison.PoisonLlama"}
+    (model / "config.json").write_text(json.dumps(config))
+    more = ("model.trust_remote_code=true", "shuffle.shard_records=32", "errors.budget=0.05", "cluster.cpus=2")
+    words = command(tmp_path, model, tiny_bank, tiny_router, *more)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ids_of(tmp_path / "out") == Counter(ids | {"poison"})
+    [letter] = read_dead(str(tmp_path / "out")).to_table().to_pylist()
+    assert (letter["id"], letter["stage"], letter["error_type"]) == ("poison", "generate", "ActorDied")
+    assert json.loads(letter["record"])["prompt"] == "red1 red2 @ red3"

@@ -1,0 +1,44 @@
+"""Fixtures that many tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama and its tokenizer."""
+    return tiny.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Folder of eight adapters for the tiny model."""
+    return tiny.make_bank(tmp_path_factory.mktemp("bank"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_router(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Folder of a router for the tiny bank."""
+    return tiny.make_router(tmp_path_factory.mktemp("router"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray for all tests that need one."""
+    import ray
+
+    from pipeline.stages.cluster import connect
+
+    connect(None, 2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)

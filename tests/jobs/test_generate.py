@@ -1,0 +1,154 @@
+"""The command: exit codes, one clear line for each user error, nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import generate
+from pipeline.errors import UserError
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> dict[str, str]:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": f"red{i} red2"}) + "\n" for i in range(4)))
+    return {
+        "--input": str(tmp_path / "in.jsonl"),
+        "--output": str(tmp_path / "out"),
+        "model": "custom",
+        "model.path": str(tiny_model),
+        "model.dtype": "fp32",
+        "bank": "custom",
+        "bank.path": str(tiny_bank),
+        "router": "custom",
+        "router.path": str(tiny_router),
+        "generation.max_new_tokens": "4",
+    }
+
+
+def words(command: dict[str, str]) -> list[str]:
+    return [w for k, v in command.items() for w in ([k, v] if k.startswith("--") else [f"{k}={v}"])]
+
+
+def refusal(command: dict[str, str]) -> str:
+    """The message of a refused command, which must be one line and must have written nothing."""
+    with pytest.raises(UserError) as caught:
+        generate.main(words(command))
+    assert not Path(command["--output"]).exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[str, str]) -> None:
+    from pipeline.stages import GenerateJob
+
+    parser = generate.argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    _, settings = generate.read_settings(parser.parse_args(words(command)))
+    assert GenerateJob(settings).prepare().plan.rows == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--input": "/nowhere/at/all.jsonl"}, "input: cannot read /nowhere/at/all.jsonl: no such file"),
+        ({"--input": "nosuch://bucket/x.jsonl"}, "url: cannot use nosuch://bucket/x.jsonl"),
+        ({"--input": "/nowhere/*.jsonl"}, "input: no file at /nowhere"),
+        ({"generation.max_tokens": "4"}, "generation.max_tokens"),
+        ({"generation.temperature": "hot"}, "config: generation.temperature"),
+        ({"errors.budget": "2"}, "config: errors.budget"),
+        ({"routing.top_p": "0"}, "config: routing.top_p"),
+        ({"engine": "warp"}, "warp"),
+        ({"model.path": "/nowhere"}, "model: /nowhere is neither a folder nor a hub id"),
+        ({"model.path": "package:no_such_package/x.gguf"}, "package 'no_such_package' is not installed"),
+        ({"bank.path": "/nowhere"}, "bank: no folder /nowhere"),
+        ({"bank.adapters": "[red,blue]"}, "has no adapter blue"),
+        ({"bank.adapters": "[red,tall]"}, "router: it names adapters that the bank"),
+        ({"router.path": "/nowhere"}, "router: cannot load /nowhere"),
+        ({"model.prompt_format": "chat"}, "router: it was trained with prompt_format=raw"),
+        ({"generation.max_new_tokens": "256"}, "leaves no room for a prompt"),
+    ],
+    ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
+)
+def test_user_errors_are_one_line_and_write_nothing(
+    command: dict[str, str], changes: dict[str, str], message: str
+) -> None:
+    assert message in refusal(command | changes)
+
+
+def test_all_wrong_keys_are_named_at_once(command: dict[str, str]) -> None:
+    with pytest.raises(UserError) as caught:
+        generate.main(words(command | {"routing.top_p": "7", "errors.budget": "-1"}))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\n" * 0], ids=["empty file", "no line"])
+def test_empty_input_is_refused(command: dict[str, str], content: bytes) -> None:
+    Path(command["--input"]).write_bytes(content)
+    assert "input: no record in" in refusal(command)
+
+
+def test_an_adapter_of_another_model_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    shutil.copytree(command["bank.path"], bank)
+    tiny.make_adapter(bank / "red", {"model.layers.0.self_attn.q_proj": (64, 64)}, rank=2, seed=0)
+    assert "bank: adapter 'red' was trained for model.layers.0.self_attn.q_proj of 64 to 64" in refusal(
+        command | {"bank.path": str(bank)}
+    )
+
+
+def test_a_pickled_adapter_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    shutil.copytree(command["bank.path"], bank)
+    (bank / "cold" / "adapter_model.safetensors").rename(bank / "cold" / "adapter_model.bin")
+    assert "bank: adapter 'cold' has only adapter_model.bin: pickle is refused" in refusal(
+        command | {"bank.path": str(bank)}
+    )
+
+
+def run_command(command: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.generate", *words(command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_command_exits_2_without_a_traceback(command: dict[str, str]) -> None:
+    done = run_command(command | {"--input": "/nowhere.jsonl"})
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == ["input: cannot read /nowhere.jsonl: no such file"]
+
+
+@pytest.mark.ray
+def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
+    command: dict[str, str], tmp_path: Path
+) -> None:
+    done = run_command(command)
+    assert done.returncode == 0, done.stderr
+    assert "4 in, 4 committed, 0 dead" in done.stdout
+    assert "Traceback" not in done.stderr
+    run: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["state"] == "finished"
+    assert run["counts"]["data"] == 4
+    assert set(run["fingerprints"]) == {"model", "bank", "router", "tokenizer"}
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+    with Path(command["--input"]).open("a") as f:
+        f.write("{broken\n")
+    over = run_command(command | {"--output": str(tmp_path / "out2"), "errors.budget": "0.1"})
+    assert over.returncode == 1
+    assert "over budget: 1 of 5 records are dead letters (20.0%, errors.budget is 10.0%)" in over.stderr

@@ -1,0 +1,94 @@
+"""The smaller commands: train adapters, train a router, route, evaluate."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from jobs import evaluate, route, train_adapters, train_router
+from pipeline.adapters import AdapterBank
+from pipeline.errors import UserError
+from pipeline.routing import Router
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks: answer with the first or with the last word."""
+    rows = []
+    for task, place in (("red", 0), ("cold", -1)):
+        for i, prompt in enumerate(tiny.prompts_of(task, 60)):
+            rows.append({"id": f"{task}{i}", "task": task, "prompt": prompt, "answer": prompt.split()[place]})
+    path = tmp_path_factory.mktemp("labelled") / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def model_words(model: Path) -> list[str]:
+    return ["model=custom", f"model.path={model}", "model.dtype=fp32"]
+
+
+def test_adapters_are_trained_resumed_and_load_in_peft(
+    labelled: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = tmp_path / "bank"
+    command = ["--data", str(labelled), "--output", str(bank), *model_words(tiny_model)]
+    command += ["training.steps=40", "training.evaluate_every=20", "training.learning_rate=1e-2"]
+    assert train_adapters.main([*command, "--tasks", "red"]) == 0
+    record = json.loads((bank / "red" / "training.json").read_text())
+    losses = [entry["validation_loss"] for entry in record["history"]]
+    assert record["best_validation_loss"] == min(losses[1:]) < 0.9 * losses[0]
+    weights = (bank / "red" / "adapter_model.safetensors").read_bytes()
+    assert train_adapters.main(command) == 0
+    assert "1 of 2 adapters are there already" in capsys.readouterr().out
+    assert (bank / "red" / "adapter_model.safetensors").read_bytes() == weights
+    assert AdapterBank.load(bank).names == ["cold", "red"]
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), bank / "cold")
+    again = tmp_path / "again"
+    command[3] = str(again)
+    assert train_adapters.main([*command, "--tasks", "red"]) == 0
+    assert (again / "red" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_a_router_is_trained_and_routes(
+    labelled: Path, tiny_model: Path, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router = tmp_path / "router"
+    words = model_words(tiny_model)
+    command = ["--data", str(labelled), "--output", str(router), *words]
+    assert train_router.main([*command, "training.epochs=20", "training.batch_size=8"]) == 0
+    assert Router.load(router).card["metrics"]["held_out_accuracy"] == 1.0
+    source = tmp_path / "in.jsonl"
+    prompts = [("a", "red1 red2 red3"), ("b", "cold1 cold5 cold3"), ("c", "cold2 cold4 cold1")]
+    source.write_text("".join(json.dumps({"id": i, "prompt": p}) + "\n" for i, p in prompts) + "{bad\n")
+    words += ["bank=custom", f"bank.path={tiny_bank}", "router=custom", f"router.path={router}", "routing.gate=false"]
+    assert route.main(["--input", str(source), "--output", str(tmp_path / "routes"), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "3 records routed to 2 distinct mixtures, 1 refused" in printed
+    assert "66.7%  cold:1.0" in printed
+    table = pq.read_table(tmp_path / "routes" / "routes.parquet")
+    assert dict(zip(table["id"].to_pylist(), table["adapters"].to_pylist(), strict=True)) == {
+        "a": ["red"],
+        "b": ["cold"],
+        "c": ["cold"],
+    }
+
+
+def test_unknown_tasks_and_missing_columns_are_named(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:
+    words = [*model_words(tiny_model), "--output", str(tmp_path / "x")]
+    with pytest.raises(UserError, match="has no task blue; it has cold, red"):
+        train_router.main(["--data", str(labelled), "--tasks", "blue", *words])
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "bare.parquet")
+    with pytest.raises(UserError, match=r"lacks the column\(s\) task, answer; it has prompt"):
+        train_adapters.main(["--data", str(tmp_path / "bare.parquet"), *words])
+    with pytest.raises(UserError, match="cannot read"):
+        train_router.main(["--data", str(tmp_path / "none.parquet"), *words])
+
+
+def test_evaluate_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no run.json at"):
+        evaluate.main(["--run", str(tmp_path)])

@@ -1,0 +1,226 @@
+"""The whole job on a local Ray, with a tiny random model, over good and bad input."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.engine import Sampling
+from pipeline.engine.engine import EngineSettings
+from pipeline.errors import UserError
+from pipeline.records import DATA, DEAD, PROVENANCE
+from pipeline.routing import RoutingPolicy
+from pipeline.stages import GenerateJob, JobResult, JobSettings
+from pipeline.stages.settings import ModelRef, Pools
+from pipeline.storage import read_dead, read_run
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture
+def job_settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
+    return JobSettings(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        model=ModelRef(str(tiny_model), "fp32", "raw"),
+        bank=str(tiny_bank),
+        router=str(tiny_router),
+        sampling=Sampling(max_new_tokens=8),
+        # The gate takes prompts between two classes for strange ones; here they must be blended.
+        routing=RoutingPolicy(gate=False),
+        error_budget=1.0,
+        shard_records=16,
+    )
+
+
+def good_rows(count: int) -> list[dict[str, Any]]:
+    """Records whose prompts hold the words of one or two adapters."""
+    rows = []
+    for i in range(count):
+        words = tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]
+        if i % 3 == 0:
+            words += " " + tiny.prompts_of(tiny.ADAPTERS[(i + 3) % 8], 1, seed=i)[0]
+        rows.append({"id": f"r{i}", "prompt": words, "number": i, "tags": ["a", str(i)]})
+    return rows
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def run(settings: JobSettings, pools: Pools | None = None) -> JobResult:
+    return GenerateJob(settings, say=lambda line: None).run(lambda: pools or Pools(threads=1))
+
+
+def by_id(output: str, column: str = "output") -> dict[str, Any]:
+    table = read_run(output).to_table()
+    return dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_settings: JobSettings) -> None:
+    rows = good_rows(12)
+    lines = [json.dumps(row).encode() for row in rows]
+    long = json.dumps({"id": "long", "prompt": "red1 tall2 " * 400}).encode()
+    bad = [b"", b'{"id": "broken", ', b'{"id": "none", "number": 3}', long, lines[2], b'{"prompt": "\xff\xfe"}', b"[1]"]
+    write_lines(Path(job_settings.input) / "a.jsonl", [*lines[:6], *bad, *lines[6:]])
+    result = run(job_settings)
+    assert result.ok
+    assert (result.records, result.tally.data, result.tally.dead) == (19, 12, 7)
+    table = read_run(job_settings.output).to_table()
+    assert table.schema.names == [*DATA.names, "number", "tags", *PROVENANCE.names]
+    assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows)
+    for row in table.to_pylist():
+        source = rows[row["number"]]
+        assert (row["id"], row["tags"]) == (source["id"], source["tags"])
+        assert sum(row["weights"]) == 1.0
+        assert len(row["weights"]) == len(row["adapters"]) > 0
+        assert row["finish_reason"] in ("stop", "length")
+    dead = read_dead(job_settings.output).to_table()
+    assert dead.schema.names == DEAD.names
+    assert sorted(zip(dead["stage"].to_pylist(), dead["error_type"].to_pylist(), strict=True)) == [
+        ("read", "DuplicateId"),
+        ("read", "EmptyLine"),
+        ("read", "InvalidJson"),
+        ("read", "InvalidUtf8"),
+        ("read", "MissingPrompt"),
+        ("read", "NotAnObject"),
+        ("route", "PromptTooLong"),
+    ]
+    assert result.tally.errors == dict.fromkeys(dead["error_type"].to_pylist(), 1)
+    records = dict(zip(dead["error_type"].to_pylist(), dead["record"].to_pylist(), strict=True))
+    assert json.loads(records["DuplicateId"])["prompt"] == rows[2]["prompt"]
+    assert records["InvalidJson"] == '{"id": "broken", '
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])
+def test_output_does_not_depend_on_batches_actors_windows_or_input_order(
+    job_settings: JobSettings, tmp_path: Path, temperature: float
+) -> None:
+    lines = [json.dumps(row).encode() for row in good_rows(40)]
+    write_lines(Path(job_settings.input) / "a.jsonl", lines)
+    write_lines(tmp_path / "other" / "b.jsonl", lines[:-17:-1])
+    write_lines(tmp_path / "other" / "a.jsonl", lines[:24])
+    base = replace(job_settings, sampling=Sampling(max_new_tokens=8, temperature=temperature))
+    run(replace(base, engine=EngineSettings(batch_size=16)))
+    expected = by_id(base.output)
+    assert len(expected) == 40
+    other = replace(
+        base,
+        input=str(tmp_path / "other"),
+        output=str(tmp_path / "out2"),
+        engine=EngineSettings(batch_size=3),
+        shard_records=7,
+        window_records=23,
+    )
+    run(other, Pools(generate_actors=2, threads=1))
+    assert by_id(other.output) == expected
+    assert by_id(other.output, "mixture") == by_id(base.output, "mixture")
+
+
+def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_settings: JobSettings) -> None:
+    path = Path(job_settings.input) / "a.jsonl"
+    write_lines(path, [json.dumps(row).encode() for row in good_rows(6)])
+    first = run(job_settings)
+    again = GenerateJob(job_settings, say=lambda line: None).run(lambda: pytest.fail("Ray was started"))
+    assert (again.tally, again.generated_tokens) == (first.tally, 0)
+    changed = replace(job_settings, sampling=Sampling(max_new_tokens=9))
+    with pytest.raises(UserError, match=r"generation.max_new_tokens \(was 8, is 9\)"):
+        GenerateJob(changed).prepare()
+    path.write_text(path.read_text() + '{"prompt": "red1"}\n')
+    with pytest.raises(UserError, match=r"input \(changed, added or removed: .*a.jsonl\)"):
+        GenerateJob(job_settings).prepare()
+    fresh = GenerateJob(job_settings, say=lambda line: None)
+    fresh.discard()
+    assert fresh.run(lambda: Pools(threads=1)).tally.data == 7
+
+
+def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(40)])
+    settings = replace(job_settings, shard_records=8, window_records=25)
+    run(settings)
+    expected, out = by_id(settings.output), Path(settings.output)
+    # What a kill leaves: no window marker of the second window, a lost shard marker, its files not cleaned up.
+    (out / "_commits" / "window-000001.json").unlink()
+    lost, *kept = sorted((out / "_commits").glob("w000001-*.json"))
+    lost_rows = pq.read_metadata(out / "data" / f"{lost.stem}.parquet").num_rows
+    lost.unlink()
+    before = {path: path.read_bytes() for path in kept}
+    assert len(by_id(settings.output)) == 40 - lost_rows
+    result = run(settings)
+    assert result.ok
+    assert by_id(settings.output) == expected
+    assert {path: path.read_bytes() for path in kept} == before
+    assert read_run(settings.output).count_rows() == 40
+    assert 0 < result.generated_tokens < result.tally.completion_tokens
+
+
+def test_prompts_outside_the_domain_get_the_base_model(job_settings: JobSettings) -> None:
+    rows = [{"id": "in", "prompt": tiny.prompts_of("red", 3)[2]}, {"id": "out", "prompt": "(){}[];:?!" * 5}]
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in rows])
+    result = run(replace(job_settings, routing=RoutingPolicy(gate=True)))
+    assert result.tally.fallback == 1
+    found = {row["id"]: row for row in read_run(job_settings.output).to_table().to_pylist()}
+    assert (found["in"]["fallback"], found["in"]["adapters"]) == (False, ["red"])
+    assert (found["out"]["fallback"], found["out"]["adapters"], found["out"]["mixture"]) == (True, [], "base")
+    assert found["out"]["route_score"] < found["in"]["route_score"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "csv", "parquet"])
+def test_formats_globs_and_passed_through_columns(job_settings: JobSettings, tmp_path: Path, suffix: str) -> None:
+    rows = [{"key": i, "text": row["prompt"], "id": f"own {i}", "label": f"0{i}"} for i, row in enumerate(good_rows(5))]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    path = folder / f"part.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        path.write_text("key,text,id,label\n" + "".join(",".join(map(str, r.values())) + "\n" for r in rows))
+    else:
+        path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
+    (folder / "notes.txt").write_text("not a record")
+    columns = replace(job_settings.columns, id="key", prompt="text")
+    settings = replace(job_settings, input=str(folder / f"*.{suffix}"), columns=columns, keep_prompt=True)
+    assert run(settings).ok
+    table = read_run(settings.output).to_table().sort_by("id")
+    assert table["id"].to_pylist() == [str(i) for i in range(5)]
+    # The input's own column `id` is passed through; the name is taken, so it gets another.
+    assert table["input_id"].to_pylist() == [r["id"] for r in rows]
+    assert table["label"].to_pylist() == [r["label"] for r in rows]
+    assert table["prompt"].to_pylist() == [r["text"] for r in rows]
+
+
+def test_messages_go_through_the_chat_template(job_settings: JobSettings) -> None:
+    asked = [{"role": "user", "content": "red1 red2 red3"}]
+    lines = [{"id": "m", "messages": asked}, {"id": "bad", "messages": [{"role": "user"}]}]
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(line).encode() for line in lines])
+    result = run(job_settings)
+    assert result.tally.errors == {"BadMessages": 1}
+    [row] = read_run(job_settings.output).to_table().to_pylist()
+    # "<|user|>red1 red2 red3\n<|assistant|>" is longer than the words alone.
+    assert row["prompt_tokens"] > 15
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("truncate_left", "glad"), ("truncate_right", "red")])
+def test_long_prompts_are_cut_where_asked(job_settings: JobSettings, policy: Any, kept: str) -> None:
+    prompt = "red1 red2 " * 150 + "glad1 glad2 " * 150
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps({"id": "x", "prompt": prompt}).encode()])
+    assert run(replace(job_settings, long_prompts=policy)).ok
+    [row] = read_run(job_settings.output).to_table().to_pylist()
+    assert row["prompt_tokens"] == tiny.CONTEXT - 8
+    assert row["adapters"] == [kept]
+
+
+def test_rows_without_ids_get_stable_ones_and_copies_get_numbers(job_settings: JobSettings) -> None:
+    lines = [b'{"prompt": "red1 red2"}', b'{"prompt": "cold1"}', b'{"prompt": "red1 red2"}']
+    write_lines(Path(job_settings.input) / "a.jsonl", lines)
+    assert run(job_settings).tally.data == 3
+    first, second, copy = sorted(by_id(job_settings.output), key=lambda name: (name.endswith("-2"), name))
+    assert copy in (f"{first}-2", f"{second}-2")
+    assert len(first) == 32

@@ -1,0 +1,60 @@
+"""Helpers of the storage tests: folders in memory, input files of each format, what a user error must look like."""
+
+import csv
+import gzip
+import io
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import UserError
+
+MEMORY = fsspec.filesystem("memory")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+
+
+def memory_url() -> str:
+    """A fresh folder of fsspec's file system in memory."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+def write_file(url: str, content: bytes) -> str:
+    """Write a file; returns its path in the file system of ``url``."""
+    fs, path = fsspec.url_to_fs(url)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(path, content)
+    return str(path)
+
+
+def encoded(rows: list[dict[str, Any]], suffix: str, group: int = 3) -> bytes:
+    """Rows (at least one, all with the same columns) as the content of a file of a format."""
+    if suffix == ".parquet":
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=group)
+        return buffer.getvalue()
+    if suffix.startswith(".jsonl"):
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    else:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue().encode()
+    return gzip.compress(content) if suffix.endswith(".gz") else content
+
+
+@contextmanager
+def user_error(*named: str) -> Iterator[None]:
+    """Expect a `UserError` of one line that names all of ``named``."""
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [text for text in named if text not in message] == []
