@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from pipeline.errors import UserError
 
-OK, INCOMPLETE, USER_ERROR = 0, 1, 2
+OK, INCOMPLETE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:
@@ -17,6 +17,9 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     except UserError as error:
         print(error, file=sys.stderr)
         code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; what is committed stays, the same command again does the rest", file=sys.stderr)
+        code = INTERRUPTED
     sys.exit(code)
 
 

@@ -7,16 +7,13 @@ is shown beside it.
 """
 
 import argparse
-import json
-import os
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
 from jobs._cli import OK, run_job
 from pipeline.errors import UserError
 from pipeline.evaluation import GroupAccuracy, accuracy_by_group
+from pipeline.evaluation.results import write_results
 from pipeline.storage import read_run
 from pipeline.storage.run import RUN, RunFolder
 
@@ -35,8 +32,7 @@ def main(argv: list[str]) -> int:
     runs = {url: _accuracies(url, args.answer, args.by) for url in [args.run, args.against] if url}
     _print_table(runs)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(_as_json(runs), indent=1) + "\n")
+        write_results(args.json, {"runs": {url: _as_json(url, found) for url, found in runs.items()}})
     return OK
 
 
@@ -66,15 +62,7 @@ def _print_table(runs: dict[str, Accuracies]) -> None:
     print(f"{'mean':{width}}  {'':7}  " + "  ".join(f"{_mean(a):>14.1%}" for a in runs.values()))
 
 
-def _as_json(runs: dict[str, Accuracies]) -> dict[str, Any]:
-    return {
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "system": platform.system()},
-        "runs": {url: _run_json(url, accuracies) for url, accuracies in runs.items()},
-    }
-
-
-def _run_json(url: str, accuracies: Accuracies) -> dict[str, Any]:
+def _as_json(url: str, accuracies: Accuracies) -> dict[str, Any]:
     run = RunFolder(url).read_json(RUN) or {}
     groups = {g: {"records": a.records, "right": a.right, "accuracy": a.accuracy} for g, a in accuracies.items()}
     about = {key: run.get(key) for key in ("config", "versions", "fingerprints", "counts", "timings")}

@@ -16,6 +16,7 @@ from pipeline.report import write_report
 from pipeline.stages import GenerateJob, JobResult
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.settings import Pools
+from pipeline.storage.files import masked
 
 
 def main(argv: list[str]) -> int:
@@ -26,13 +27,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     config, settings = read_settings(args)
     job = GenerateJob(settings)
-    if args.new_run:
-        job.discard()
-    prepared = job.prepare()
+    prepared = job.prepare(args.new_run)
     print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
     result = job.run(lambda: _start_pools(config))
     report = write_report(args.output)
-    _summarise(result, args.output, report)
+    _summarise(result, masked(args.output), masked(report))
     return _exit_code(result, config.errors.budget, args)
 
 
@@ -45,7 +44,7 @@ def _summarise(result: JobResult, output: str, report: str) -> None:
     total = result.tally
     rate = result.generated_tokens / result.seconds
     print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
-    print(f"tokens     {result.generated_tokens} generated in {result.seconds:.1f} s: {rate:.1f} tokens/s")
+    print(f"tokens     {result.generated_tokens} in {result.seconds:.1f} s, start-up included: {rate:.1f} tokens/s")
     print(f"fallback   {total.fallback} answered by the base model alone")
     for error, count in sorted(total.errors.items(), key=lambda item: -item[1]):
         print(f"dead       {count} {error}")
@@ -66,7 +65,7 @@ def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> in
         share = result.tally.dead / result.records
         print(
             f"over budget: {result.tally.dead} of {result.records} records are dead letters ({share:.1%}, errors.budget"
-            f" is {budget:.1%}); see {args.output}/dead",
+            f" is {budget:.1%}); see {masked(args.output)}/dead",
             file=sys.stderr,
         )
     return OK if result.ok else INCOMPLETE

@@ -21,7 +21,7 @@ from pipeline.records import Mixture
 from pipeline.stages import JobSettings
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
-from pipeline.storage.files import open_url, put
+from pipeline.storage.files import masked, open_url, put
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split, staged_table
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
             writer.write_table(_routes(alive))
     put(fs, f"{root.rstrip('/')}/routes.parquet", buffer.getvalue())
     _print_histogram(mixtures, refused)
-    print(f"output     {args.output}/routes.parquet")
+    print(f"output     {masked(args.output)}/routes.parquet")
     return OK
 
 

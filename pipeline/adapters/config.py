@@ -69,11 +69,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         )
         patterns = [*config.rank_pattern, *config.alpha_pattern]
         for pattern in patterns:
-            re.compile(pattern)
+            _matcher(pattern)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise UserError(f"bank: adapter {name!r}: bad adapter_config.json: {error!r} ({folder})") from None
     if min([config.r, *config.rank_pattern.values()]) < 1:
         raise UserError(f"bank: adapter {name!r}: a rank below 1 in adapter_config.json ({folder})")
+    if not all(map(math.isfinite, [config.alpha, *config.alpha_pattern.values()])):
+        raise UserError(f"bank: adapter {name!r}: an alpha that is no finite number in adapter_config.json ({folder})")
     return config
 
 
@@ -94,6 +96,10 @@ def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: a key is a regular expression that matches the whole name or its end after a dot."""
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _matcher(key).match(module):
             return value
     return default
+
+
+def _matcher(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

@@ -38,6 +38,7 @@ class Router:
         self.card = card
         self.labels: list[str] = card["labels"]
         self.threshold: float = card["gate_threshold"]
+        self.trained_for = {name: card[name] for name in ("tokenizer_fingerprint", "prompt_format")}
 
     @torch.inference_mode()
     def route(self, prompts: Sequence[Sequence[int]], policy: RoutingPolicy) -> list[Route]:
@@ -70,7 +71,7 @@ class Router:
     def check_prompts(self, tokenizer_fingerprint: str, prompt_format: str) -> None:
         """`UserError` if prompts are tokenised or rendered otherwise than in training."""
         for name, now in [("tokenizer_fingerprint", tokenizer_fingerprint), ("prompt_format", prompt_format)]:
-            trained = self.card[name]
+            trained = self.trained_for[name]
             if trained != now:
                 raise UserError(
                     f"router: it was trained with {name}={trained}, this model has {now};"

@@ -30,7 +30,7 @@ def connect(address: str | None, cpus: int) -> None:
             ray.init(num_cpus=cpus or None, include_dashboard=False, runtime_env=environment, **quiet)
     except ConnectionError as error:
         raise UserError(f"cluster: no Ray at {address}: {str(error).splitlines()[0]} (cluster.address)") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _only_to_files(logging.getLogger("ray.data"))
 
 
 def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
@@ -40,3 +40,10 @@ def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
     count = actors or gpus or 1
     cpus = int(resources.get("CPU", 1))
     return replace(pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count))
+
+
+def _only_to_files(logger: logging.Logger) -> None:
+    """Failed shards are reported by the job and tried again; their tracebacks belong into Ray's log files."""
+    for handler in logger.handlers:
+        if type(handler).__name__ != "SessionFileHandler":
+            handler.setLevel(logging.CRITICAL)

@@ -1,5 +1,6 @@
 """The Ray Data graph of one window."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ class WindowRun:
         count = self.plan.window_size(self.window) if missing is None else len(missing)
         routed = self._routed(missing)
         shuffled = _by_mixture(routed, count, shard_records)
+        # The restart options are deprecated without a replacement of the same meaning; Ray is pinned.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         generated = shuffled.map_batches(
             GenerateRecords,
             fn_constructor_args=(self.settings, "cuda" if self.pools.gpus else "cpu", self.pools.threads),

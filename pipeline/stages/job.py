@@ -22,6 +22,8 @@ from .sink import OutputShape
 
 # Shard sizes of the rounds: a record that kills its actor is first caught in a shard, then among 20, then alone.
 _ROUNDS = (20, 1)
+# At most so many records are tried each in a run of its own before they are set aside; more are no bad records.
+_ALONE = 32
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,19 @@ class GenerateJob:
         self.log: CommitLog = self.folder.log
         self._prepared: Prepared | None = None
 
-    def prepare(self) -> Prepared:
-        """Check and plan; raises `UserError` before anything is written."""
+    def prepare(self, new_run: bool = False) -> Prepared:
+        """Check and plan; raises `UserError` before anything is written.
+
+        ``new_run`` discards what an earlier run left in the output, once all checks have passed.
+        """
         if self._prepared is None:
-            self._prepared = prepare(self.settings, self.folder)
+            self._prepared = prepare(self.settings, self.folder, new_run)
+            if new_run:
+                self._discard()
         return self._prepared
 
-    def discard(self) -> None:
-        """Remove what an earlier run left in the output: markers first, so that readers never see half of it."""
+    def _discard(self) -> None:
+        """Remove an earlier run: `run.json` and markers first, so that readers never see half of it."""
         for name in (RUN, "_commits", "data", "dead", "_plan", "report.html"):
             path = f"{self.log.root}/{name}"
             if self.log.fs.exists(path):
@@ -75,52 +82,74 @@ class GenerateJob:
         prepared = self.prepare()
         start, started = time.monotonic(), time.time()
         shape = self._shape(prepared)
-        if self.folder.read_json(RUN) is None:
-            self.folder.save_plan(prepared.plan)
-            self._write_run(prepared, shape, "running", started, None)
         before = self._committed(prepared.plan)
         finished = self.log.finished_windows()
         todo = [window for window in range(prepared.plan.windows) if window not in finished]
         pools = start_pools() if todo else Pools()
+        if self.folder.read_json(RUN) is None:
+            self.folder.save_plan(prepared.plan)
+            self._write_run(prepared, shape, "running", started, None)
         incomplete = sum(self._run_window(window, prepared, shape, pools) for window in todo)
         result = self._result(prepared.plan, before, incomplete, time.monotonic() - start)
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
 
     def _run_window(self, window: int, prepared: Prepared, shape: OutputShape, pools: Pools) -> int:
-        """Rounds of smaller and smaller shards until no row of the window is missing; returns how many stay so."""
+        """Answer or set aside every row of a window; returns how many stay without an answer."""
         plan = prepared.plan
         run = WindowRun(self.settings, pools, plan, window, prepared.context, shape)
-        size = plan.window_size(window)
-        sizes = [self.settings.shard_records, *(n for n in _ROUNDS if n < self.settings.shard_records)]
-        missing = self._missing(window, size)
-        for shard_records in sizes:
-            if not len(missing):
-                break
-            everything = len(missing) == size
-            run.run(self.log, uuid.uuid4().hex[:8], None if everything else missing, shard_records)
-            still = self._missing(window, size)
-            if len(still) == len(missing) > shard_records:
-                break  # nothing at all was committed: not one bad record, but the cluster or the store
-            missing = still
-        else:
-            if len(missing):
-                self._set_aside(window, plan, missing)
-                missing = missing[:0]
+        missing = self._rounds(run)
+        if 0 < len(missing) <= _ALONE:
+            guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
+            self._set_aside(window, plan, guilty)
+            missing = self._missing(window, plan.window_size(window))
         if len(missing):
             return len(missing)
         files = self.log.finish_window(window)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         return 0
 
+    def _rounds(self, run: WindowRun) -> np.ndarray:
+        """Run all rows that have no answer, then what is left of them in smaller shards; returns what is left then.
+
+        When a record kills its actor, the shards that waited for the same actor are lost with it: the next round
+        catches them up.
+        """
+        size = run.plan.window_size(run.window)
+        missing = self._missing(run.window, size)
+        shard_records = self.settings.shard_records
+        for shard in [shard_records, *(n for n in _ROUNDS if n < shard_records)]:
+            if not len(missing):
+                break
+            self._run(run, missing, shard)
+            still = self._missing(run.window, size)
+            if len(still):
+                self.say(
+                    f"window {run.window + 1}: {len(still)} of {len(missing)} records got no answer; again, smaller"
+                )
+            if len(still) == len(missing) > _ALONE * shard:
+                break  # nothing at all went through: not a few bad records, but the cluster or the store
+            missing = still
+        return missing
+
+    def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
+        everything = len(missing) == run.plan.window_size(run.window)
+        run.run(self.log, uuid.uuid4().hex[:8], None if everything else missing, shard_records)
+
+    def _fails_alone(self, run: WindowRun, row: int) -> bool:
+        self._run(run, np.array([row]), 1)
+        return row in self._missing(run.window, run.plan.window_size(run.window))
+
     def _missing(self, window: int, size: int) -> np.ndarray:
         """Rows of a window that no shard answers, sorted."""
         answered = [shard.rows for shard in self.log.shards(window)]
         return np.setdiff1d(np.arange(size), np.concatenate([np.empty(0, np.int64), *answered]))
 
-    def _set_aside(self, window: int, plan: InputPlan, missing: np.ndarray) -> None:
+    def _set_aside(self, window: int, plan: InputPlan, rows: list[int]) -> None:
         """Dead letters for rows that killed their actor even when they were alone in it."""
-        wanted = set(missing.tolist())
+        if not rows:
+            return
+        wanted = set(rows)
         repeated = plan.duplicates_of(window)
         records = [
             record
@@ -142,9 +171,9 @@ class GenerateJob:
         ]
         dead = pa.Table.from_pylist(letters, schema=DEAD)
         none = np.empty(0, np.int64)
-        rows = np.array([r.row for r in records], np.int64)
+        places = np.array([r.row for r in records], np.int64)
         name = f"{shard_prefix(window)}{uuid.uuid4().hex[:8]}-000000"
-        self.log.commit(Shard(name, None, None, none, rows, tally(pa.table({}), dead)), pa.table({}), dead)
+        self.log.commit(Shard(name, None, None, none, places, tally(pa.table({}), dead)), pa.table({}), dead)
 
     def _shape(self, prepared: Prepared) -> OutputShape:
         prints = prepared.fingerprints

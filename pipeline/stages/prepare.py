@@ -15,7 +15,7 @@ from ..models import PromptFormat, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..routing.router import tokenizer_fingerprint
-from ..storage.files import list_input
+from ..storage.files import list_input, masked
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
 from .settings import JobSettings
@@ -34,12 +34,15 @@ class Prepared:
     guard: dict[str, Any]
 
 
-def prepare(settings: JobSettings, folder: RunFolder) -> Prepared:
-    """Check and plan a job. `UserError` for the first thing that is wrong; nothing is written."""
+def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> Prepared:
+    """Check and plan a job. `UserError` for the first thing that is wrong; nothing is written.
+
+    ``new_run``: leave out of account what an earlier run has left in the output.
+    """
     context, fingerprints, router = check_models(settings)
     _, files = list_input(settings.input)
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) for f in files]}
-    before = folder.read_json(RUN)
+    before = None if new_run else folder.read_json(RUN)
     if before is not None:
         _compare(before["guard"], guard, settings.output)
     plan = folder.load_plan() if before is not None else None
@@ -105,8 +108,8 @@ def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
     changed = _changes(before, now, "")
     if changed:
         raise UserError(
-            f"run: {output} holds a run that differs in {'; '.join(changed)}. Give the same settings to finish it,"
-            " another --output, or --new-run to discard it"
+            f"run: {masked(output)} holds a run that differs in {'; '.join(changed)}."
+            " Give the same settings to finish it, another --output, or --new-run to discard it"
         )
 
 

@@ -79,10 +79,13 @@ def read_dead(url: str) -> pyarrow.dataset.Dataset:
 
 def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
     folder = RunFolder(url)
-    run = folder.read_json(RUN)
-    if run is None:
+    try:
+        run = folder.read_json(RUN)
+        schema = None if run is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException):
+        raise UserError(f"run: {RUN} at {masked(url)} is not that of a run; give the --output of a run") from None
+    if schema is None:
         raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
     files = folder.log.committed_files(kind)
     if not files:
         return pyarrow.dataset.dataset(schema.empty_table())

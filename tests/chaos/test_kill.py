@@ -31,9 +31,7 @@ class PoisonLlama(LlamaForCausalLM):
 
 
 def write_input(path: Path, count: int) -> set[str]:
-    rows = [
-        {"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(count)
-    ]
+    rows = [{"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {row["id"] for row in rows}
 
@@ -57,7 +55,9 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     ids = write_input(tmp_path / "in.jsonl", 160)
     more = ("shuffle.shard_records=8", "window.records=60", "engine.batch_size=4", "cluster.cpus=2")
     words = command(tmp_path, tiny_model, tiny_bank, tiny_router, *more)
-    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    first = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     commits = tmp_path / "out" / "_commits"
     deadline = time.monotonic() + 240
     while first.poll() is None and len(list(commits.glob("w0*.json"))) < 3 and time.monotonic() < deadline:

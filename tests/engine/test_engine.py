@@ -54,7 +54,7 @@ def make_requests(count: int, tokenizer: Any) -> list[Request]:
 
 
 def outputs(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> dict[str, str]:
-    answers = dict((r.id, a) for r, a in engine.generate(requests, sampling))
+    answers = {r.id: a for r, a in engine.generate(requests, sampling)}
     assert all(isinstance(a, Completion) for a in answers.values())
     return {name: a.output for name, a in answers.items() if isinstance(a, Completion)}
 
@@ -140,10 +140,10 @@ def test_requests_that_cannot_run_fail_alone(make_engine: Any) -> None:
         Request("vocabulary", [5, 100_000], Mixture()),
         Request("long", [5] * tiny.CONTEXT, Mixture()),
     ]
-    answers = dict((r.id, a) for r, a in engine.generate([*bad, *good], GREEDY))
+    answers = {r.id: a for r, a in engine.generate([*bad, *good], GREEDY)}
     kinds = {name: a.error_type for name, a in answers.items() if isinstance(a, Failure)}
     assert kinds == {"empty": "EmptyPrompt", "vocabulary": "BadToken", "long": "PromptTooLong"}
-    assert {r.id: answers[r.id] for r in good} == dict((r.id, a) for r, a in engine.generate(good, GREEDY))
+    assert {r.id: answers[r.id] for r in good} == {r.id: a for r, a in engine.generate(good, GREEDY)}
 
 
 def test_a_row_of_nan_logits_fails_alone(make_engine: Any) -> None:
@@ -153,7 +153,7 @@ def test_a_row_of_nan_logits_fails_alone(make_engine: Any) -> None:
         part.B.fill_(3e38)
     good = [Request(f"g{i}", r.tokens, Mixture()) for i, r in enumerate(make_requests(3, engine.tokenizer))]
     poison = Request("poison", good[0].tokens, Mixture.of({"tall": 1.0}))
-    answers = dict((r.id, a) for r, a in engine.generate([poison, *good], GREEDY))
+    answers = {r.id: a for r, a in engine.generate([poison, *good], GREEDY)}
     failure = answers.pop("poison")
     assert isinstance(failure, Failure)
     assert failure.error_type == "NonFiniteLogits"

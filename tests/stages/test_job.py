@@ -137,7 +137,7 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     with pytest.raises(UserError, match=r"input \(changed, added or removed: .*a.jsonl\)"):
         GenerateJob(job_settings).prepare()
     fresh = GenerateJob(job_settings, say=lambda line: None)
-    fresh.discard()
+    fresh.prepare(new_run=True)
     assert fresh.run(lambda: Pools(threads=1)).tally.data == 7
 
 

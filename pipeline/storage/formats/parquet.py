@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from ...errors import UserError
 from ..files import one_line
-from .base import Row, SeekPoint
+from .base import Row, SeekPoint, unreadable
 
 
 class Parquet:
@@ -45,8 +45,16 @@ def _opened(f: object, path: str) -> pq.ParquetFile:
 
 def _group_rows(parquet: pq.ParquetFile, group: int) -> Iterator[Row]:
     for batch in parquet.iter_batches(1024, row_groups=[group]):
-        for values in batch.to_pylist():
-            yield Row(values)
+        yield from _rows(batch)
+
+
+def _rows(batch: pa.RecordBatch) -> list[Row]:
+    try:
+        return [Row(values) for values in batch.to_pylist()]
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
+        if batch.num_rows == 1:
+            return [unreadable("InvalidValue", one_line(error), "")]
+    return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

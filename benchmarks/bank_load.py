@@ -1,0 +1,91 @@
+"""How long a bank of many adapters takes to load, beside PEFT doing the same.
+
+    python -m benchmarks.bank_load [--adapters 100] [--repeats 5] [--peft 10]
+
+Adapters of the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M) with random weights. Both loaders run in turn
+in one process. PEFT is timed on the first ``--peft`` adapters of the same folder and stated per adapter, since its time
+for each grows with their number.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.adapters import AdapterBank
+from pipeline.engine import base_shapes
+from pipeline.evaluation.results import write_results
+from pipeline.models import load_model, resolve_model
+
+
+def main() -> None:
+    """Measure and write `benchmarks/results/bank-load.json`."""
+    parser = argparse.ArgumentParser(prog="benchmarks.bank_load")
+    parser.add_argument("--adapters", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peft", type=int, default=10)
+    args = parser.parse_args()
+    config = load_settings("generate", [], GenerateConfig)
+    folder = resolve_model(config.model.path)
+    model = load_model(folder, "bf16")
+    with tempfile.TemporaryDirectory() as bank:
+        names = _make_bank(Path(bank), folder, args.adapters)
+        ours, peft = [], []
+        for _ in range(args.repeats):
+            ours.append(_timed(lambda: _load_bank(bank, model)))
+            fresh = load_model(folder, "bf16")
+            peft.append(_timed(lambda fresh=fresh: _load_peft(fresh, bank, names[: args.peft])))
+    figures = {
+        "config": vars(args),
+        "bank_seconds": ours,
+        "bank_seconds_median": statistics.median(ours),
+        "peft_seconds": peft,
+        "peft_seconds_per_adapter_median": statistics.median(peft) / args.peft,
+        "bank_seconds_per_adapter_median": statistics.median(ours) / args.adapters,
+    }
+    write_results(Path("benchmarks/results/bank-load.json"), figures)
+    print(f"{args.adapters} adapters: {figures['bank_seconds_median']:.2f} s (median of {args.repeats})")
+    print(f"{args.peft} adapters through PEFT: {statistics.median(peft):.2f} s")
+
+
+def _make_bank(bank: Path, folder: str, count: int) -> list[str]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft = get_peft_model(model, config)
+    for number in range(count):
+        peft.save_pretrained(bank / f"adapter-{number:04d}")
+    return [f"adapter-{number:04d}" for number in range(count)]
+
+
+def _load_bank(bank: str, model: Any) -> None:
+    """Load, check and stack: all that comes before the first token."""
+    loaded = AdapterBank.load(bank)
+    loaded.check_values()
+    loaded.check_base(base_shapes(model), "demo")
+    loaded.stacked(loaded.names, torch.bfloat16, "cpu")
+
+
+def _load_peft(model: Any, bank: str, names: list[str]) -> None:
+    peft = PeftModel.from_pretrained(model, Path(bank) / names[0], adapter_name=names[0])
+    for name in names[1:]:
+        peft.load_adapter(Path(bank) / name, adapter_name=name)
+
+
+def _timed(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Result files: figures with the machine, the versions and the time they were made."""
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "peft", "ray", "pyarrow", "numpy")
+
+
+def write_results(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON, with what is needed to judge and to repeat them."""
+    about = {
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "system": platform.system()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | figures, indent=1) + "\n")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
