@@ -1,5 +1,6 @@
 """A trained router: labels, weights, gate; saved as safetensors and JSON."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Collection, Sequence
@@ -34,6 +35,8 @@ class Router:
 
     def __init__(self, model: RouterModel, centroids: torch.Tensor, card: dict[str, Any]) -> None:
         self.model = model.eval()
+        # Routing runs in fp64: in fp32 the last bits of a score depend on the batch, and with them, near a tie, a route.
+        self._network = copy.deepcopy(model).double()
         self.centroids = centroids
         self.card = card
         self.labels: list[str] = card["labels"]
@@ -45,9 +48,9 @@ class Router:
         """One route for each prompt (token ids, at least one each)."""
         if not prompts:
             return []
-        features = self.model.features(*flatten(prompts))
-        mixtures = policy.mixtures(self.model.head(features).softmax(1), self.labels)
-        scores = gate_score(features, self.centroids).tolist()
+        features = self._network.features(*flatten(prompts))
+        mixtures = policy.mixtures(self._network.head(features).softmax(1), self.labels)
+        scores = gate_score(features, self.centroids.double()).float().tolist()
         outside = [policy.gate and score < self.threshold for score in scores]
         return [
             Route(Mixture() if out else mixture, score, out)
@@ -109,7 +112,8 @@ class Router:
         return {**self.model.state_dict(), "centroids": self.centroids}
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(repr((self.labels, self.threshold)).encode())
+        stated = [self.card[name] for name in ("labels", "gate_threshold", "tokenizer_fingerprint", "prompt_format")]
+        digest = hashlib.sha256(repr(stated).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -5,13 +5,14 @@ in the window) they answer. When every row of a window is answered, one *window 
 on shard markers of that window mean nothing, so that a writer that comes late (of a driver that was killed) changes
 nothing. Rows answered by two shard markers are cut out of the second one's files before a window is closed.
 
-    data/<shard>.parquet   dead/<shard>.parquet   _commits/<shard>.json   _commits/window-<n>.json
+    data/<shard>-<try>.parquet   dead/<shard>-<try>.parquet   _commits/<shard>.json   _commits/window-<n>.json
 
-A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again writes the same names.
+A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
 """
 
 import base64
 import io
+import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -163,7 +164,8 @@ class CommitLog:
             return None
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        path = f"{kind}/{name}.parquet"
+        # A name of its own for each try: should two writers of one shard live at once, each marker has its own files.
+        path = f"{kind}/{name}-{uuid.uuid4().hex[:8]}.parquet"
         put(self.fs, self._path(path), buffer.getvalue())
         return path
 

@@ -1,0 +1,36 @@
+"""A synthetic task that a router learns at once: each label has words of its own among common ones."""
+
+import random
+
+import torch
+
+from pipeline.routing import Router, RouterSettings, train_router
+
+VOCABULARY = 60
+LABELS = ("art", "legal", "med")
+CARD = {"tokenizer_fingerprint": "tok1", "prompt_format": "chat"}
+
+
+def make_prompts(count: int, seed: int = 0) -> tuple[list[list[int]], list[str]]:
+    """Prompts of 3 to 30 tokens and their labels. Tokens 0-9 are common, each label has ten of its own."""
+    generator = random.Random(seed)
+    labels = [generator.choice(LABELS) for _ in range(count)]
+    return [_prompt(LABELS.index(label), generator) for label in labels], labels
+
+
+def _prompt(label: int, generator: random.Random) -> list[int]:
+    own = [generator.randrange(10 * label + 10, 10 * label + 20) for _ in range(generator.randint(2, 20))]
+    prompt = own + [generator.randrange(10) for _ in range(generator.randint(1, 10))]
+    generator.shuffle(prompt)
+    return prompt
+
+
+def make_router(seed: int = 0, count: int = 400, **settings: float) -> Router:
+    """A router trained for the synthetic task."""
+    torch.set_num_threads(1)  # several times faster than two for so small a network
+    prompts, labels = make_prompts(count, seed=1)
+    return train_router(prompts, labels, VOCABULARY, RouterSettings(seed=seed, **settings), dict(CARD), _silent)  # type: ignore[arg-type]
+
+
+def _silent(line: str) -> None:
+    pass

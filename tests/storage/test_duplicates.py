@@ -39,3 +39,9 @@ def test_ids_of_any_text_are_told_apart() -> None:
     ids = ["", " ", "a", "A", "\u00e9", "e\u0301", "a\0", "x" * 100_000]
     assert found(ids, 1000) == []
     assert found(ids + ids[::-1], 5) == expected(ids + ids[::-1])
+
+
+@pytest.mark.parametrize("entries", [700, 10_000])
+def test_an_id_that_comes_thousands_of_times_is_ranked_in_the_order_of_rows(entries: int) -> None:
+    ids = [str(row % 3) for row in range(3000)]
+    assert found(ids, entries) == expected(ids)

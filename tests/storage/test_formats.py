@@ -1,9 +1,12 @@
 import gzip
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -229,3 +232,19 @@ def test_a_file_that_is_not_parquet_is_refused() -> None:
         list(format_of(path).scan(MEMORY, path))
     with user_error("bad.parquet"):
         format_of(path).schema(MEMORY, path)
+
+
+BAD_VALUES = {
+    "text": pa.array([b"a", b"\xff", b"c"]).cast(pa.string(), safe=False),
+    "nested text": pa.array([[b"a"], [b"\xff"], [b"c"]]).cast(pa.list_(pa.string()), safe=False),
+    "date": pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32()),
+    "time": pa.array([1, 2**53, 3]).cast(pa.timestamp("ms")),
+}
+
+
+@pytest.mark.parametrize("column", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_a_parquet_value_that_cannot_be_read_spoils_no_other_row(column: pa.Array) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "x": column}), buffer)
+    found = values_of(buffer.getvalue(), ".parquet")
+    assert [row if isinstance(row, str) else row["id"] for row in found] == ["1", "InvalidValue", "3"]

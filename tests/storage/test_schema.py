@@ -29,7 +29,7 @@ def column(*chunks: list[Any]) -> tuple[pa.Field, list[Any]]:
 
 
 def is_json(field: pa.Field) -> bool:
-    return field.type == pa.string() and field.metadata == JSON_METADATA
+    return bool(field.type == pa.string() and field.metadata == JSON_METADATA)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_columns_come_in_the_order_in_which_they_first_appear() -> None:
 
 
 def test_a_row_without_a_column_has_null_there() -> None:
-    rows = [{"a": 1}, {"b": "x"}]
+    rows: Rows = [{"a": 1}, {"b": "x"}]
     assert passed_table(rows, schema_of(rows)).to_pylist() == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
 
 
@@ -120,7 +120,7 @@ def test_stated_types_are_taken_and_merged_with_found_ones() -> None:
 
 
 texts = st.text(max_size=4)
-values = st.recursive(
+values: st.SearchStrategy[Any] = st.recursive(
     st.sampled_from([None, True, 0, 1, 2.5, "x", 2**53 + 1, 2**62, 2**63, 2**64 - 1, -(2**63), 1e300, [], {}])
     | st.integers(-(2**63), 2**64 - 1),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),

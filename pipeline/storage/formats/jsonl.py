@@ -1,5 +1,6 @@
 """JSON lines, plain or gzipped: one object a line; a bad line spoils no other."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,9 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
     """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 2 bytes each."""
-    with fs.open(path, "rb", compression="gzip" if _gzipped(path) else None) as f:
+    with fs.open(path, "rb", compression="gzip" if _gzipped(path) else None) as opened:
+        # Files of remote stores take no length in `readline`; a buffer over them does, and reads 1 MiB at a time.
+        f = io.BufferedReader(opened, 2**20)
         f.seek(offset)
         while line := f.readline(MAX_LINE + 2):
             skipped = _skip_line(f) if len(line) == MAX_LINE + 2 and not line.endswith(b"\n") else 0

@@ -1,0 +1,188 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from pipeline.records import Mixture
+from pipeline.routing import Router, RoutingPolicy
+
+from ..storage import user_error
+from . import LABELS, make_prompts, make_router
+
+PROMPTS = make_prompts(120, seed=5)[0]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("router")
+    make_router(epochs=2).save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A saved router that may be broken."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def router(saved: Path) -> Router:
+    return Router.load(saved)
+
+
+def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    card = json.loads((folder / "router.json").read_text())
+    change(card)
+    (folder / "router.json").write_text(json.dumps(card))
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The saved tensors, not mapped to the file: it may be overwritten."""
+    return dict(load((folder / "router.safetensors").read_bytes()))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = tensors_of(folder)
+    change(tensors)
+    save_file(tensors, folder / "router.safetensors")
+
+
+def test_a_saved_router_routes_as_it_did_before(tmp_path: Path) -> None:
+    router = make_router(epochs=1)
+    before = router.route(PROMPTS, RoutingPolicy())
+    router.save(tmp_path / "new" / "router")
+    loaded = Router.load(str(tmp_path / "new" / "router"))
+    assert loaded.route(PROMPTS, RoutingPolicy()) == before
+    assert (loaded.labels, loaded.threshold, loaded.fingerprint) == (list(LABELS), router.threshold, router.fingerprint)
+
+
+def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> None:
+    policy = RoutingPolicy(top_p=0.9)
+    together = router.route(PROMPTS, policy)
+    alone = [router.route([prompt], policy)[0] for prompt in PROMPTS]
+    backwards = router.route(PROMPTS[::-1], policy)[::-1]
+    for routes in (alone, backwards):
+        assert [(r.mixture, r.fallback) for r in routes] == [(r.mixture, r.fallback) for r in together]
+        assert [r.score for r in routes] == [r.score for r in together]
+
+
+def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> None:
+    scores = sorted(route.score for route in router.route(PROMPTS, RoutingPolicy()))
+    strict = Router(router.model, router.centroids, router.card | {"gate_threshold": scores[60]})
+    routes = strict.route(PROMPTS, RoutingPolicy())
+    assert [r.fallback for r in routes] == [r.score < scores[60] for r in routes]
+    assert {r.mixture == Mixture() for r in routes if r.fallback} == {True}
+    assert {r.mixture == Mixture() for r in routes if not r.fallback} == {False}
+
+
+def test_without_the_gate_nothing_falls_back(router: Router) -> None:
+    strict = Router(router.model, router.centroids, router.card | {"gate_threshold": 2.0})
+    assert not any(route.fallback for route in strict.route(PROMPTS, RoutingPolicy(gate=False)))
+    assert all(route.fallback for route in strict.route(PROMPTS, RoutingPolicy()))
+
+
+def test_no_prompts_are_no_routes(router: Router) -> None:
+    assert router.route([], RoutingPolicy()) == []
+
+
+def test_mixtures_name_labels_only(router: Router) -> None:
+    names = {name for route in router.route(PROMPTS, RoutingPolicy(top_p=1.0)) for name in route.mixture.adapters}
+    assert names <= set(LABELS)
+
+
+def test_a_bank_with_all_labels_will_do(router: Router) -> None:
+    router.check_bank([*LABELS, "more"], "demo/bank")
+
+
+def test_a_bank_without_some_labels_is_refused(router: Router) -> None:
+    with user_error("demo/bank", "art, med"):
+        router.check_bank(["legal"], "demo/bank")
+
+
+def test_prompts_of_another_tokenizer_or_format_are_refused(router: Router) -> None:
+    router.check_prompts("tok1", "chat")
+    with user_error("tokenizer_fingerprint=tok1", "tok2"):
+        router.check_prompts("tok2", "chat")
+    with user_error("prompt_format=chat", "raw"):
+        router.check_prompts("tok1", "raw")
+
+
+@pytest.mark.parametrize("name", ["router.json", "router.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b"not it\n\n", b"\xff" * 100])
+def test_a_missing_or_broken_file_is_refused(folder: Path, name: str, content: bytes | None) -> None:
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with user_error("router", str(folder)):
+        Router.load(folder)
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused(folder: Path) -> None:
+    torch.save(tensors_of(folder), folder / "router.safetensors")
+    with user_error("router", str(folder)):
+        Router.load(folder)
+
+
+def test_a_file_cut_short_is_refused(folder: Path) -> None:
+    path = folder / "router.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with user_error("router", str(folder)):
+        Router.load(folder)
+
+
+CARD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "labels swapped": lambda card: card["labels"].reverse(),
+    "threshold": lambda card: card.update(gate_threshold=-1.0),
+    "fingerprint": lambda card: card.update(fingerprint="0" * 16),
+    "no fingerprint": lambda card: card.pop("fingerprint"),
+    "no labels": lambda card: card.pop("labels"),
+    "shape": lambda card: card["shape"].update(hidden=8),
+    "unknown size": lambda card: card["shape"].update(depth=8),
+    "no tokenizer": lambda card: card.pop("tokenizer_fingerprint"),
+    "no prompt format": lambda card: card.pop("prompt_format"),
+}
+
+
+@pytest.mark.parametrize("change", CARD_CHANGES.values(), ids=CARD_CHANGES)
+def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    change_card(folder, change)
+    with user_error("router", str(folder)):
+        Router.load(folder)
+
+
+WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "a weight": lambda tensors: tensors["head.bias"].add_(1e-3),
+    "a centroid": lambda tensors: tensors["centroids"].neg_(),
+    "no centroids": lambda tensors: tensors.pop("centroids"),
+    "no head": lambda tensors: tensors.pop("head.weight"),
+    "one more": lambda tensors: tensors.update(other=torch.zeros(1)),
+    "shape": lambda tensors: tensors.update({"head.bias": torch.zeros(9)}),
+}
+
+
+@pytest.mark.parametrize("change", WEIGHT_CHANGES.values(), ids=WEIGHT_CHANGES)
+def test_changed_weights_are_refused(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    change_weights(folder, change)
+    with user_error("router", str(folder)):
+        Router.load(folder)
+
+
+def test_the_weights_of_another_router_are_refused(folder: Path, tmp_path: Path) -> None:
+    make_router(seed=9, epochs=1).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "router.safetensors", folder)
+    with user_error("do not belong together", str(folder)):
+        Router.load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    router = make_router(epochs=1)
+    with torch.no_grad():
+        router.model.head.bias[0] = float("nan")
+    router.save(tmp_path)
+    with user_error("NaN", str(tmp_path)):
+        Router.load(tmp_path)

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.routing import Router, RouterModel, RouterSettings, RoutingPolicy, train_router
+from pipeline.routing.model import RouterShape
+
+from . import CARD, LABELS, VOCABULARY, make_prompts, make_router
+
+
+@pytest.fixture(scope="module")
+def router() -> Router:
+    return make_router()
+
+
+def saved(router: Router, folder: Path) -> str:
+    router.save(folder)
+    return router.fingerprint
+
+
+def test_a_separable_task_is_learned(router: Router) -> None:
+    prompts, labels = make_prompts(300, seed=2)
+    routes = router.route(prompts, RoutingPolicy(gate=False))
+    right = [label in route.mixture.adapters for label, route in zip(labels, routes, strict=True)]
+    assert sum(right) / len(right) > 0.95
+    assert router.card["metrics"]["held_out_accuracy"] > 0.95
+
+
+def test_the_gate_accepts_the_task_but_not_tokens_it_never_saw(router: Router) -> None:
+    prompts, _ = make_prompts(300, seed=2)
+    accepted = [not route.fallback for route in router.route(prompts, RoutingPolicy())]
+    assert sum(accepted) / len(accepted) > 0.9
+    strange = [[token] * 12 for token in range(40, VOCABULARY)]
+    routes = router.route(strange, RoutingPolicy())
+    assert sum(route.fallback for route in routes) > len(routes) / 2
+
+
+def test_the_card_says_what_was_trained(router: Router) -> None:
+    card = router.card
+    assert (card["labels"], card["prompt_format"]) == (list(LABELS), "chat")
+    assert (card["metrics"]["train_prompts"], card["metrics"]["held_out_prompts"]) == (360, 40)
+    assert card["settings"]["epochs"] == RouterSettings().epochs
+    assert card["metrics"]["parameters"] == sum(p.numel() for p in router.model.parameters())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_the_gate_rejects_the_stated_share_of_held_out_prompts(share: float) -> None:
+    router = make_router(false_rejection=share, held_out=0.5, epochs=2)
+    held_out = router.card["metrics"]["held_out_prompts"]
+    prompts, _ = make_prompts(400, seed=1)
+    scores = sorted(route.score for route in router.route(prompts, RoutingPolicy()))
+    assert held_out == 200
+    assert sum(score < router.threshold for score in scores) / len(scores) == pytest.approx(share, abs=0.1)
+
+
+def test_training_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    prints = [saved(make_router(seed, epochs=1), tmp_path / str(n)) for n, seed in enumerate((3, 3, 4))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_training_does_not_depend_on_random_numbers_drawn_before(tmp_path: Path) -> None:
+    first = saved(make_router(epochs=1), tmp_path / "a")
+    torch.rand(10)
+    assert saved(make_router(epochs=1), tmp_path / "b") == first
+
+
+def test_progress_is_told_after_each_epoch() -> None:
+    lines: list[str] = []
+    prompts, labels = make_prompts(60)
+    train_router(prompts, labels, VOCABULARY, RouterSettings(epochs=3), dict(CARD), lines.append)
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+
+
+def test_the_network_has_the_size_of_the_paper() -> None:
+    model = RouterModel(RouterShape(49_152, 26))
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linear) == 4
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(5e6, rel=0.1)

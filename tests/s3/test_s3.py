@@ -1,0 +1,90 @@
+"""The storage part against a real S3 server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.records import DATA
+from pipeline.storage import read_run
+from pipeline.storage.columns import Columns
+from pipeline.storage.commit import CommitLog, Shard, tally
+from pipeline.storage.files import list_input, put
+from pipeline.storage.plan import plan_input
+from pipeline.storage.read import read_split
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def folder(s3: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A folder of its own for each test."""
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield f"{s3}/{request.node.name}"
+
+
+def write_rows(url: str, count: int) -> None:
+    fs, path = fsspec.url_to_fs(url)
+    put(fs, path, b"".join(json.dumps({"id": f"r{i}", "prompt": f"p{i}"}).encode() + b"\n" for i in range(count)))
+
+
+def data_of(rows: list[int]) -> pa.Table:
+    values = {"id": "", "output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
+    rest = {"adapters": ["a"], "weights": [1.0], "mixture": "a:1.0", "route_score": 0.5, "fallback": False}
+    return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
+
+
+def test_every_record_is_read_from_a_glob_on_s3(folder: str) -> None:
+    write_rows(f"{folder}/day=2026-11-01/a.jsonl", 5000)
+    write_rows(f"{folder}/day=2026-11-02/b.jsonl", 10)
+    plan = plan_input(f"{folder}/day=*/*.jsonl", 3000, Columns())
+    assert (plan.rows, plan.windows, len(plan.files)) == (5010, 2, 2)
+    assert all(file.version for file in plan.files)
+    splits = [split for window in range(plan.windows) for split in plan.splits(window)]
+    found = [r.id for split in splits for r in read_split(f"{folder}/day=*/*.jsonl", split, Columns(), {})]
+    assert found == [f"r{i}" for i in range(5000)] + [f"r{i}" for i in range(10)]
+
+
+def test_only_files_with_a_marker_are_seen(folder: str) -> None:
+    log = CommitLog(folder)
+    rows = [3, 1, 2]
+    data = data_of(rows)
+    none = np.empty(0, np.int64)
+    shard = Shard("w000000-a-000000", None, None, np.array(rows), none, tally(data, pa.table({})))
+    put(log.fs, f"{log.root}/data/w000000-dead-000000.parquet", b"half an obj")
+    assert log.committed_files("data") == []
+    log.commit(shard, data, pa.table({}))
+    [committed] = log.committed_files("data")
+    assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
+    assert log.finish_window(0).tally.data == 3
+    assert CommitLog(folder).finished_windows()[0].tally.mixtures == {"a:1.0": 3}
+
+
+def test_wrong_places_on_s3_are_one_line(folder: str) -> None:
+    with pytest.raises(UserError, match=r"input: (cannot read|no file at) s3://"):
+        list_input(f"{folder}/nothing.jsonl")
+
+
+@pytest.mark.ray
+def test_the_job_reads_from_and_commits_to_s3(
+    folder: str, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    write_rows(f"{folder}/in/a.jsonl", 30)
+    words = [
+        *("--input", f"{folder}/in/", "--output", f"{folder}/out", "shuffle.shard_records=8"),
+        *("model=custom", f"model.path={tiny_model}", "model.dtype=fp32", "bank=custom", f"bank.path={tiny_bank}"),
+        *("router=custom", f"router.path={tiny_router}", "generation.max_new_tokens=4", "cluster.cpus=2"),
+    ]
+    command = [sys.executable, "-m", "jobs.generate", *words]
+    for text in ("30 in, 30 committed, 0 dead", "tokens     0 in"):  # the second time there is nothing to do
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+    assert sorted(read_run(f"{folder}/out").to_table()["id"].to_pylist()) == sorted(f"r{i}" for i in range(30))
