@@ -35,7 +35,7 @@ class Router:
 
     def __init__(self, model: RouterModel, centroids: torch.Tensor, card: dict[str, Any]) -> None:
         self.model = model.eval()
-        # Routing runs in fp64: in fp32 the last bits of a score depend on the batch, and with them, near a tie, a route.
+        # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
         self.centroids = centroids
         self.card = card

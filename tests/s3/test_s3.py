@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -24,10 +23,10 @@ pytestmark = pytest.mark.s3
 
 
 @pytest.fixture
-def folder(s3: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def folder(s3: str, request: pytest.FixtureRequest) -> str:
     """A folder of its own for each test."""
     fsspec.filesystem("s3").clear_instance_cache()
-    yield f"{s3}/{request.node.name}"
+    return f"{s3}/{request.node.name}"
 
 
 def write_rows(url: str, count: int) -> None:
