@@ -11,13 +11,13 @@ STAMPS := $(VENV)/.stamps
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
-	  generation.max_new_tokens=32 output.prompt=true
+	  --new-run generation.max_new_tokens=32 output.prompt=true
 	$(BIN)/python -m jobs.evaluate --run out/demo
 
 # The same records with the base model alone, and both accuracies side by side.
 demo-compare: demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo-base \
-	  generation.max_new_tokens=32 routing.max_adapters=0
+	  --new-run generation.max_new_tokens=32 routing.max_adapters=0
 	$(BIN)/python -m jobs.evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
 
 test: $(STAMPS)/test lint

@@ -7,9 +7,11 @@ is shown beside it.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+from conf.compose import PROJECT_DIR
 from jobs._cli import OK, run_job
 from pipeline.errors import UserError
 from pipeline.evaluation import GroupAccuracy, accuracy_by_group
@@ -65,6 +67,7 @@ def _print_table(runs: dict[str, Accuracies]) -> None:
 def _as_json(url: str, accuracies: Accuracies) -> dict[str, Any]:
     run = RunFolder(url).read_json(RUN) or {}
     groups = {g: {"records": a.records, "right": a.right, "accuracy": a.accuracy} for g, a in accuracies.items()}
+    run = json.loads(json.dumps(run).replace(f"{PROJECT_DIR}/", ""))  # result files name no folder of one machine
     about = {key: run.get(key) for key in ("config", "versions", "fingerprints", "counts", "timings")}
     return {"mean": _mean(accuracies), "groups": groups} | about
 

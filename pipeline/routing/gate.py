@@ -1,18 +1,14 @@
-"""Out-of-domain gate: how near a prompt's features are to those of the nearest class."""
+"""Out-of-domain gate: how much the router's network sees of any class in a prompt."""
 
 import torch
-from torch.nn.functional import normalize
 
 
-def class_centroids(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Mean unit feature vector of each class, as unit vectors [classes x F]."""
-    sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels, normalize(features, dim=1))
-    return normalize(sums, dim=1)
+def gate_score(logits: torch.Tensor) -> torch.Tensor:
+    """Negative free energy [n] of class logits [n x classes]: ``log sum exp`` (Liu et al. 2020, arXiv 2010.03759).
 
-
-def gate_score(features: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Largest cosine similarity to a class centroid [n]; 1 is a typical prompt of some class."""
-    return (normalize(features, dim=1) @ centroids.T).amax(1)
+    Large when some class is clearly seen. Unlike the largest probability it is not forced up where all are small.
+    """
+    return logits.logsumexp(1)
 
 
 def calibrate(scores: torch.Tensor, false_rejection: float) -> float:

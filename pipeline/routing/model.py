@@ -33,6 +33,8 @@ class RouterModel(nn.Module):
         super().__init__()
         self.shape = shape
         self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
+        # Small, so that tokens never trained on say little: with torch's unit variance they look like evidence.
+        nn.init.normal_(self.embedding.weight, std=0.05)
         self.body = nn.Sequential(
             nn.Linear(shape.embedding, shape.hidden),
             nn.ReLU(),

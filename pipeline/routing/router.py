@@ -33,11 +33,10 @@ class Route:
 class Router:
     """Routes token ids of prompts to mixtures of the adapters named by ``labels``."""
 
-    def __init__(self, model: RouterModel, centroids: torch.Tensor, card: dict[str, Any]) -> None:
+    def __init__(self, model: RouterModel, card: dict[str, Any]) -> None:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
-        self.centroids = centroids
         self.card = card
         self.labels: list[str] = card["labels"]
         self.threshold: float = card["gate_threshold"]
@@ -48,9 +47,9 @@ class Router:
         """One route for each prompt (token ids, at least one each)."""
         if not prompts:
             return []
-        features = self._network.features(*flatten(prompts))
-        mixtures = policy.mixtures(self._network.head(features).softmax(1), self.labels)
-        scores = gate_score(features, self.centroids.double()).float().tolist()
+        logits = self._network(*flatten(prompts))
+        mixtures = policy.mixtures(logits.softmax(1), self.labels)
+        scores = gate_score(logits).float().tolist()
         outside = [policy.gate and score < self.threshold for score in scores]
         return [
             Route(Mixture() if out else mixture, score, out)
@@ -96,9 +95,8 @@ class Router:
             card = json.loads((root / _CARD).read_text())
             tensors = load_file(root / _WEIGHTS)
             model = RouterModel(RouterShape(**card["shape"]))
-            centroids = tensors.pop("centroids")
             model.load_state_dict(tensors)
-            router = Router(model, centroids, card)
+            router = Router(model, card)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"router: cannot load {root}: {reason}; it should hold {_CARD} and {_WEIGHTS}") from None
@@ -109,7 +107,7 @@ class Router:
         return router
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {**self.model.state_dict(), "centroids": self.centroids}
+        return dict(self.model.state_dict())
 
     def _hash(self) -> str:
         stated = [self.card[name] for name in ("labels", "gate_threshold", "tokenizer_fingerprint", "prompt_format")]

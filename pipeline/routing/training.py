@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from .gate import calibrate, class_centroids, gate_score
+from .gate import calibrate, gate_score
 from .model import RouterModel, RouterShape, flatten
 from .router import Router
 
@@ -49,13 +49,11 @@ def train_router(
     model = RouterModel(RouterShape(vocab_size, len(names)))
     start = time.monotonic()
     _fit(model, [prompts[i] for i in train], targets[train], settings, progress)
-    centroids = class_centroids(_features(model, [prompts[i] for i in train]), targets[train], len(names))
-    features = _features(model, [prompts[i] for i in held])
-    scores = gate_score(features, centroids)
+    logits = _logits(model, [prompts[i] for i in held])
     metrics = {
         "train_prompts": len(train),
         "held_out_prompts": len(held),
-        "held_out_accuracy": _accuracy(model, features, targets[held]),
+        "held_out_accuracy": float((logits.argmax(1) == targets[held]).float().mean()),
         "false_rejection": settings.false_rejection,
         "seconds": round(time.monotonic() - start, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -63,11 +61,11 @@ def train_router(
     card |= {
         "labels": names,
         "shape": model.shape.to_json(),
-        "gate_threshold": calibrate(scores, settings.false_rejection),
+        "gate_threshold": calibrate(gate_score(logits), settings.false_rejection),
         "settings": asdict(settings),
         "metrics": metrics,
     }
-    return Router(model, centroids, card)
+    return Router(model, card)
 
 
 def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
@@ -113,11 +111,5 @@ def _cropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
 
 
 @torch.inference_mode()
-def _features(model: RouterModel, prompts: Sequence[Prompt]) -> torch.Tensor:
-    parts = [model.features(*flatten(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)]
-    return torch.cat(parts)
-
-
-@torch.inference_mode()
-def _accuracy(model: RouterModel, features: torch.Tensor, targets: torch.Tensor) -> float:
-    return float((model.head(features).argmax(1) == targets).float().mean())
+def _logits(model: RouterModel, prompts: Sequence[Prompt]) -> torch.Tensor:
+    return torch.cat([model(*flatten(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)])

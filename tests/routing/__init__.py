@@ -29,7 +29,9 @@ def make_router(seed: int = 0, count: int = 400, **settings: float) -> Router:
     """A router trained for the synthetic task."""
     torch.set_num_threads(1)  # several times faster than two for so small a network
     prompts, labels = make_prompts(count, seed=1)
-    return train_router(prompts, labels, VOCABULARY, RouterSettings(seed=seed, **settings), dict(CARD), _silent)  # type: ignore[arg-type]
+    return train_router(
+        prompts, labels, VOCABULARY, RouterSettings(seed=seed, **({"epochs": 20} | settings)), dict(CARD), _silent
+    )  # type: ignore[arg-type]
 
 
 def _silent(line: str) -> None:

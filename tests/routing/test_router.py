@@ -73,7 +73,7 @@ def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> Non
 
 def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> None:
     scores = sorted(route.score for route in router.route(PROMPTS, RoutingPolicy()))
-    strict = Router(router.model, router.centroids, router.card | {"gate_threshold": scores[60]})
+    strict = Router(router.model, router.card | {"gate_threshold": scores[60]})
     routes = strict.route(PROMPTS, RoutingPolicy())
     assert [r.fallback for r in routes] == [r.score < scores[60] for r in routes]
     assert {r.mixture == Mixture() for r in routes if r.fallback} == {True}
@@ -81,7 +81,7 @@ def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> Non
 
 
 def test_without_the_gate_nothing_falls_back(router: Router) -> None:
-    strict = Router(router.model, router.centroids, router.card | {"gate_threshold": 2.0})
+    strict = Router(router.model, router.card | {"gate_threshold": 1e6})
     assert not any(route.fallback for route in strict.route(PROMPTS, RoutingPolicy(gate=False)))
     assert all(route.fallback for route in strict.route(PROMPTS, RoutingPolicy()))
 
@@ -157,8 +157,6 @@ def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any
 
 WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "a weight": lambda tensors: tensors["head.bias"].add_(1e-3),
-    "a centroid": lambda tensors: tensors["centroids"].neg_(),
-    "no centroids": lambda tensors: tensors.pop("centroids"),
     "no head": lambda tensors: tensors.pop("head.weight"),
     "one more": lambda tensors: tensors.update(other=torch.zeros(1)),
     "shape": lambda tensors: tensors.update({"head.bias": torch.zeros(9)}),

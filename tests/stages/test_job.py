@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import evaluate
 from pipeline.engine import Sampling
 from pipeline.engine.engine import EngineSettings
 from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE
+from pipeline.report import write_report
 from pipeline.routing import RoutingPolicy
 from pipeline.stages import GenerateJob, JobResult, JobSettings
 from pipeline.stages.settings import ModelRef, Pools
@@ -224,3 +226,25 @@ def test_rows_without_ids_get_stable_ones_and_copies_get_numbers(job_settings: J
     first, second, copy = sorted(by_id(job_settings.output), key=lambda name: (name.endswith("-2"), name))
     assert copy in (f"{first}-2", f"{second}-2")
     assert len(first) == 32
+
+
+def test_a_run_is_evaluated_and_reported(
+    job_settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = good_rows(8)
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in rows])
+    run(job_settings)
+    outputs = by_id(job_settings.output)
+    # Answers that are right for the records of one task and wrong for those of the other.
+    labelled = [row | {"task": "ab"[i % 2], "answer": outputs[row["id"]] + "x" * (i % 2)} for i, row in enumerate(rows)]
+    write_lines(tmp_path / "labelled" / "a.jsonl", [json.dumps(row).encode() for row in [*labelled, {"id": "none"}]])
+    settings = replace(job_settings, input=str(tmp_path / "labelled"), output=str(tmp_path / "out2"), keep_prompt=True)
+    run(settings)
+    assert evaluate.main(["--run", settings.output, "--json", str(tmp_path / "figures.json")]) == 0
+    assert "50.0%" in capsys.readouterr().out.splitlines()[-1]
+    [figures] = json.loads((tmp_path / "figures.json").read_text())["runs"].values()
+    assert {task: group["accuracy"] for task, group in figures["groups"].items()} == {"a": 1.0, "b": 0.0}
+    html = Path(write_report(settings.output)).read_text()
+    for text in ("<svg", "MissingPrompt", rows[0]["prompt"].split()[0]):
+        assert text in html
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "")
