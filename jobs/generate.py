@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     prepared = job.prepare(args.new_run)
     print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
     result = job.run(lambda: _start_pools(config))
-    report = write_report(args.output)
-    _summarise(result, masked(args.output), masked(report))
+    write_report(args.output)
+    _summarise(result, masked(args.output))
     return _exit_code(result, config.errors.budget, args)
 
 
@@ -40,18 +40,18 @@ def _start_pools(config: GenerateConfig) -> Pools:
     return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
 
 
-def _summarise(result: JobResult, output: str, report: str) -> None:
+def _summarise(result: JobResult, output: str) -> None:
     total = result.tally
     rate = result.generated_tokens / result.seconds
     print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
-    print(f"tokens     {result.generated_tokens} in {result.seconds:.1f} s, start-up included: {rate:.1f} tokens/s")
+    print(f"tokens     {result.generated_tokens} generated in {result.seconds:.1f} s, start-up included: {rate:.1f}/s")
     print(f"fallback   {total.fallback} answered by the base model alone")
     for error, count in sorted(total.errors.items(), key=lambda item: -item[1]):
         print(f"dead       {count} {error}")
     print(f"mixtures   {len(total.mixtures)} distinct; the most frequent:")
     for mixture, count in sorted(total.mixtures.items(), key=lambda item: (-item[1], item[0]))[:10]:
         print(f"  {count:6d}  {mixture}")
-    print(f"output     {output} (report: {report})")
+    print(f"output     {output} (report.html, data/*.parquet, dead/*.parquet)")
 
 
 def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> int:

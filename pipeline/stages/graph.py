@@ -73,8 +73,10 @@ def _by_mixture(routed: Any, count: int, shard_records: int) -> Any:
     """Rows of a mixture together, in blocks of bounded size.
 
     The keyed repartition puts each mixture whole into one partition, sorted; the streaming one after it cuts hot
-    mixtures and joins rare ones.
+    mixtures and joins rare ones. Rows that fit one shard need no shuffle: the engine takes mixed batches.
     """
+    if count <= shard_records:
+        return routed.repartition(target_num_rows_per_block=shard_records)
     partitions = max(1, min(256, count // (4 * shard_records)))
     keyed = routed.repartition(partitions, keys=["mixture"], sort=True)
     return keyed.repartition(target_num_rows_per_block=shard_records)

@@ -1,0 +1,101 @@
+"""The route stage, called without Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.engine import Sampling
+from pipeline.records import DeadLetter, Prompt, Record
+from pipeline.routing import RoutingPolicy
+from pipeline.stages import JobSettings
+from pipeline.stages.route import RouteRecords
+from pipeline.stages.settings import ModelRef
+from pipeline.storage.read import staged_table
+from tests import tiny
+
+
+@pytest.fixture
+def route_settings(tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
+    return JobSettings(
+        input="",
+        output="",
+        model=ModelRef(str(tiny_model), "fp32", "raw"),
+        bank=str(tiny_bank),
+        router=str(tiny_router),
+        sampling=Sampling(max_new_tokens=8),
+        routing=RoutingPolicy(gate=False),
+    )
+
+
+def route(settings: JobSettings, *prompts: Prompt, dead: DeadLetter | None = None) -> list[dict[str, Any]]:
+    records = [Record(i, f"r{i}", prompt) for i, prompt in enumerate(prompts)]
+    if dead:
+        records.append(Record(len(records), "dead", None, raw="{", dead=dead))
+    rows: list[dict[str, Any]] = RouteRecords(settings, tiny.CONTEXT)(staged_table(records, pa.schema([]))).to_pylist()
+    return rows
+
+
+def test_prompts_get_the_adapter_of_their_words(route_settings: JobSettings) -> None:
+    rows = route(route_settings, *(tiny.prompts_of(name, 3)[2] for name in tiny.ADAPTERS))
+    assert [row["mixture"] for row in rows] == [f"{name}:1.0" for name in tiny.ADAPTERS]
+    assert all(row["tokens"] and not row["fallback"] for row in rows)
+
+
+def test_prompts_outside_the_domain_get_the_base_model(route_settings: JobSettings) -> None:
+    settings = replace(route_settings, routing=RoutingPolicy(gate=True))
+    inside, outside = route(settings, tiny.prompts_of("red", 3)[2], "(){}[];:?!" * 5)
+    assert (inside["fallback"], inside["mixture"]) == (False, "red:1.0")
+    assert (outside["fallback"], outside["mixture"]) == (True, "base")
+    assert outside["route_score"] < inside["route_score"]
+
+
+def test_no_adapters_allowed_is_the_base_model_for_all(route_settings: JobSettings) -> None:
+    rows = route(replace(route_settings, routing=RoutingPolicy(max_adapters=0)), "red1 red2", "cold1")
+    assert {row["mixture"] for row in rows} == {"base"}
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("truncate_left", "glad"), ("truncate_right", "red")])
+def test_long_prompts_are_cut_where_asked(route_settings: JobSettings, policy: Any, kept: str) -> None:
+    prompt = "red1 red2 " * 150 + "glad1 glad2 " * 150
+    [row] = route(replace(route_settings, long_prompts=policy), prompt)
+    assert len(row["tokens"]) == tiny.CONTEXT - 8
+    assert row["mixture"] == f"{kept}:1.0"
+
+
+def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None:
+    long, short = route(route_settings, "red1 red2 " * 150, "red1 red2")
+    assert (long["dead_stage"], long["dead_type"]) == ("route", "PromptTooLong")
+    assert "the context leaves 248" in long["dead_message"]
+    assert (long["mixture"], long["tokens"], short["dead_type"]) == ("", None, None)
+
+
+def test_messages_go_through_the_chat_template(route_settings: JobSettings) -> None:
+    text = "red1 red2 red3"
+    plain, chat = route(route_settings, text, [{"role": "user", "content": text}])
+    assert len(chat["tokens"]) > len(plain["tokens"]) + 10  # "<|user|>", "<|assistant|>"
+    assert chat["mixture"] == "red:1.0"
+
+
+def test_a_conversation_that_the_template_refuses_is_dead_alone(route_settings: JobSettings) -> None:
+    stage = RouteRecords(route_settings, tiny.CONTEXT)
+    stage.prompts.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    records = [Record(0, "a", "red1"), Record(1, "b", [{"role": "user", "content": "x"}]), Record(2, "c", "cold1")]
+    rows = stage(staged_table(records, pa.schema([]))).to_pylist()
+    assert [row["dead_type"] for row in rows] == [None, "ChatTemplateError", None]
+    assert "roles must alternate" in rows[1]["dead_message"]
+    assert [rows[0]["mixture"], rows[2]["mixture"]] == ["red:1.0", "cold:1.0"]
+
+
+def test_dead_letters_pass_untouched(route_settings: JobSettings) -> None:
+    letter = DeadLetter("read", "InvalidJson", "unexpected end")
+    good, dead = route(route_settings, "red1", dead=letter)
+    assert good["dead_type"] is None
+    assert (dead["dead_stage"], dead["dead_type"], dead["raw"], dead["mixture"]) == ("read", "InvalidJson", "{", "")
+
+
+def test_a_table_of_dead_letters_alone_is_routed(route_settings: JobSettings) -> None:
+    [row] = route(route_settings, dead=DeadLetter("read", "EmptyLine", "the line is empty"))
+    assert row["mixture"] == ""
