@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     job = GenerateJob(settings)
     prepared = job.prepare(args.new_run)
     print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
+    if prepared.plan.duplicates.num_rows:
+        print(f"{prepared.plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
     result = job.run(lambda: _start_pools(config))
     write_report(args.output)
     _summarise(result, masked(args.output))
@@ -44,7 +46,9 @@ def _summarise(result: JobResult, output: str) -> None:
     total = result.tally
     rate = result.generated_tokens / result.seconds
     print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
-    print(f"tokens     {result.generated_tokens} generated in {result.seconds:.1f} s, start-up included: {rate:.1f}/s")
+    print(
+        f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {result.seconds:.1f} s with start-up"
+    )
     print(f"fallback   {total.fallback} answered by the base model alone")
     for error, count in sorted(total.errors.items(), key=lambda item: -item[1]):
         print(f"dead       {count} {error}")

@@ -17,7 +17,7 @@ def connect(address: str | None, cpus: int) -> None:
     """Connect to a running Ray, or start a local one with ``cpus`` CPUs (0: all of the machine)."""
     if ray.is_initialized():
         return
-    # Ray's own processes write warnings to this terminal that no user of a job can act on; its log files keep them.
+    # Else Ray 2.60 prints an error for every actor pool that can restart. RAY_BACKEND_LOG_LEVEL=info brings all back.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Workers import this package: with an installed one this changes nothing.
