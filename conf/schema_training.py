@@ -1,10 +1,12 @@
 """What `jobs.train_adapters` and `jobs.train_router` accept."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from .schema import ModelSettings, Strict
+from .schema import ModelSettings, Share, Strict
+
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class AdapterTraining(Strict):
@@ -18,7 +20,7 @@ class AdapterTraining(Strict):
     learning_rate: PositiveFloat
     warmup_steps: int
     max_tokens: PositiveInt
-    validation_share: PositiveFloat
+    validation_share: OpenShare
     validation_examples: PositiveInt
     evaluate_every: PositiveInt
     seed: int
@@ -39,9 +41,9 @@ class RouterTraining(Strict):
     epochs: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
-    held_out: PositiveFloat
-    false_rejection: PositiveFloat
-    crop_share: float
+    held_out: OpenShare
+    false_rejection: OpenShare
+    crop_share: Share
     seed: int
 
 

@@ -44,7 +44,7 @@ def _start_pools(config: GenerateConfig) -> Pools:
 
 def _summarise(result: JobResult, output: str) -> None:
     total = result.tally
-    rate = result.generated_tokens / result.seconds
+    rate = result.generated_tokens / max(result.seconds, 1e-9)
     print(f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing")
     print(
         f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {result.seconds:.1f} s with start-up"

@@ -8,6 +8,7 @@ settings, is skipped, so the same command goes on after an interruption.
 
 import argparse
 import json
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -63,6 +64,9 @@ def rows_by_task(url: str, wanted: list[str] | None, columns: list[str]) -> dict
     rows = defaultdict(list)
     for row in read_table(url, columns):
         rows[row["task"]].append(row)
+    for task in rows:
+        if not isinstance(task, str) or not re.fullmatch(r"[^/\\\0]+", task) or task.startswith("."):
+            raise UserError(f"data: {url}: {task!r} cannot be the name of an adapter (column task)")
     unknown = sorted(set(wanted or []) - set(rows))
     if unknown:
         raise UserError(f"data: {url} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
@@ -79,6 +83,11 @@ def _train_one(
 ) -> None:
     settings = trainer.settings
     examples = encode_examples(rows, prompts, settings.max_tokens)
+    if len(examples) < 2:
+        raise UserError(
+            f"data: task {task!r} has {len(examples)} example(s) of at most {settings.max_tokens} tokens"
+            " (training.max_tokens); at least 2 are needed"
+        )
     train, validation = split_validation(
         examples, settings.validation_share, settings.validation_examples, settings.seed
     )

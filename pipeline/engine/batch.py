@@ -46,10 +46,12 @@ class Batch:
         """Mixture of each row."""
         return [row.request.mixture for row in self.rows]
 
-    def step(self, tokens: torch.Tensor) -> None:
+    def step(self, tokens: torch.Tensor, context: int) -> None:
         """Run one decode step on the next token [rows] of every row."""
         self.mask = pad(self.mask, (0, 1), value=1)
-        self._forward(tokens.unsqueeze(1), self.mask.sum(1, keepdim=True) - 1)
+        # Rows that have ended run along until they are taken out; they must not run past the position table.
+        positions = (self.mask.sum(1, keepdim=True) - 1).clamp(max=context - 1)
+        self._forward(tokens.unsqueeze(1), positions)
 
     def keep_unfinished(self) -> None:
         """Drop the rows that ended, and padding that no other row needs."""

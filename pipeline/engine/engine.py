@@ -120,7 +120,7 @@ class Engine:
             if row.ended:
                 yield row.request, self._completion(row, sampling)
         if not all(row.ended for row in batch.rows):
-            batch.step(tokens)
+            batch.step(tokens, self.context)
 
     def _allowed(self, batch: Batch, sampling: Sampling) -> torch.Tensor:
         """Logits with the end tokens ruled out for rows that are still below ``min_new_tokens``."""

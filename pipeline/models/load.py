@@ -1,8 +1,10 @@
 """Loading a base model and its tokenizer with transformers."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import UserError
@@ -24,6 +26,24 @@ def load_config(folder: str, trust_remote_code: bool = False) -> Any:
     return _loading(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
+def check_weights(folder: str) -> None:
+    """`UserError` where a model folder has no safetensors, or one that is damaged; hub ids are checked when loaded."""
+    root = Path(folder)
+    if not root.is_dir():
+        return
+    files = sorted(root.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"model: {root} has no *.safetensors; other weights, pickled ones too, are not read (model.path)"
+        )
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model: {file} is damaged: {error} (model.path)") from None
+
+
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     """Load the fast tokenizer of a model folder or hub id."""
     return _loading(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
@@ -43,6 +63,6 @@ def load_model(folder: str, dtype: str = "auto", device: str = "cpu", trust_remo
 def _loading(folder: str, load: Any) -> Any:
     try:
         return load()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"model: cannot load {folder}: {reason}") from error

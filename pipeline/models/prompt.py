@@ -7,6 +7,7 @@ from ..errors import UserError
 
 Message = dict[str, Any]
 Mode = Literal["raw", "chat"]
+_MARK = "\u241e"
 
 
 class PromptFormat:
@@ -28,6 +29,18 @@ class PromptFormat:
         """Token ids of each prompt (str) or conversation (list of messages)."""
         rendered = [self._render(prompt) for prompt in prompts]
         return _in_place(rendered, self._tokenise)
+
+    def frame(self, conversation: bool) -> tuple[list[int], list[int]]:
+        """Token ids that the template puts before and after a single user message; none for raw prompts.
+
+        A prompt that is cut must keep them: without its end the model would go on with the user's text.
+        """
+        if not conversation and self.mode == "raw":
+            return [], []
+        text, _ = self._render([{"role": "user", "content": _MARK}])
+        head, _, tail = text.partition(_MARK)
+        before, after = self._tokenise([head, tail], add_special_tokens=False)
+        return before, after
 
     def encode_answer(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer with the end-of-sequence token: what an adapter is trained to say."""

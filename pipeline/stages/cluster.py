@@ -27,9 +27,9 @@ def connect(address: str | None, cpus: int) -> None:
         if address:
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
-            ray.init(num_cpus=cpus or None, include_dashboard=False, runtime_env=environment, **quiet)
-    except ConnectionError as error:
-        raise UserError(f"cluster: no Ray at {address}: {str(error).splitlines()[0]} (cluster.address)") from None
+            ray.init(address="local", num_cpus=cpus or None, include_dashboard=False, runtime_env=environment, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None
     _only_to_files(logging.getLogger("ray.data"))
 
 
@@ -38,7 +38,7 @@ def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     count = actors or gpus or 1
-    cpus = int(resources.get("CPU", 1))
+    cpus = int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
     return replace(pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count))
 
 

@@ -1,5 +1,6 @@
 """Generate stage: the fused engine in an actor; a record that breaks it is found and set aside."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class GenerateRecords:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters."""
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
-        rows = table.select(["id", "tokens", "mixture"]).take(alive).to_pylist()
+        rows = table.select(["id", "tokens", "mixture"]).take(pa.array(alive, pa.int64())).to_pylist()
         requests = [Request(r["id"], r["tokens"], Mixture.parse(r["mixture"])) for r in rows]
         answers = dict(zip(alive, self._answers(requests), strict=True))
         columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in COMPLETED}
@@ -42,6 +43,15 @@ class GenerateRecords:
                     columns[name][row] = getattr(answer, name)
         return with_columns(with_dead_letters(table, dead), COMPLETED, columns)
 
+    def _leave_if_device_is_lost(self) -> None:
+        """After a device-side assert every CUDA call of this process fails: end it, so that Ray starts it again."""
+        if self.engine.model.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
+
     def _answers(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         """An answer for each request. Where the engine raises, halves are tried, down to the request that breaks it."""
         if not requests:
@@ -53,6 +63,7 @@ class GenerateRecords:
                 answers[places[id(request)]] = answer
             return answers
         except Exception as error:
+            self._leave_if_device_is_lost()
             if len(requests) == 1:
                 message = str(error).splitlines()[0] if str(error) else ""
                 return [Failure(type(error).__name__, message or "the engine failed on this record alone")]

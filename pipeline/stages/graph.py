@@ -57,7 +57,7 @@ class WindowRun:
 
     def _routed(self, missing: np.ndarray | None) -> Any:
         reader = SplitReader(self.settings.input, self.settings.columns, self.plan, self.window, missing)
-        splits = ray.data.from_arrow(split_tables(self.plan, self.window))
+        splits = ray.data.from_arrow(split_tables(self.plan, self.window, missing))
         records = splits.map_batches(reader.read, batch_format="pyarrow", num_cpus=self.pools.read_cpus)
         return records.map_batches(
             RouteRecords,

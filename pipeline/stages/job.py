@@ -22,8 +22,9 @@ from .sink import OutputShape
 
 # Shard sizes of the rounds: a record that kills its actor is first caught in a shard, then among 20, then alone.
 _ROUNDS = (20, 1)
-# At most so many records are tried each in a run of its own before they are set aside; more are no bad records.
-_ALONE = 32
+# So many records of a window, or the error budget up to the larger number, are tried each in a run of its own before
+# they are set aside; where more are left it is not the records.
+_ALONE, _ALONE_AT_MOST = 32, 500
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,17 @@ class GenerateJob:
         self.folder = RunFolder(settings.output)
         self.log: CommitLog = self.folder.log
         self._prepared: Prepared | None = None
+        self._new_run = False
 
     def prepare(self, new_run: bool = False) -> Prepared:
         """Check and plan; raises `UserError` before anything is written.
 
-        ``new_run`` discards what an earlier run left in the output, once all checks have passed.
+        ``new_run`` lets `run` discard an earlier run in the output, once Ray has started too.
         """
         if self._prepared is None:
             self._prepared = prepare(self.settings, self.folder, new_run)
-            if new_run:
-                self._discard()
+            self._new_run = new_run
         return self._prepared
-
-    def _discard(self) -> None:
-        """Remove an earlier run: `run.json` and markers first, so that readers never see half of it."""
-        for name in (RUN, "_commits", "data", "dead", "_plan", "report.html"):
-            path = f"{self.log.root}/{name}"
-            if self.log.fs.exists(path):
-                self.log.fs.rm(path, recursive=True)
 
     def run(self, start_pools: Callable[[], Pools]) -> JobResult:
         """Answer every record that has no answer yet.
@@ -82,27 +76,38 @@ class GenerateJob:
         prepared = self.prepare()
         start, started = time.monotonic(), time.time()
         shape = self._shape(prepared)
-        before = self._committed(prepared.plan)
-        finished = self.log.finished_windows()
-        todo = [window for window in range(prepared.plan.windows) if window not in finished]
+        todo = self._unfinished(prepared.plan)
+        earlier = None if self._new_run else self.folder.read_json(RUN)
+        if not todo and earlier is not None and earlier["state"] == "finished":
+            return self._result(prepared.plan, self._committed(prepared.plan), 0, 0.0)
         pools = start_pools() if todo else Pools()
-        if self.folder.read_json(RUN) is None:
+        if earlier is None:
+            self.log.discard()  # of a run that --new-run discards; else there is nothing
+            todo = self._unfinished(prepared.plan)
             self.folder.save_plan(prepared.plan)
             self._write_run(prepared, shape, "running", started, None)
+        before = self._committed(prepared.plan)
         incomplete = sum(self._run_window(window, prepared, shape, pools) for window in todo)
         result = self._result(prepared.plan, before, incomplete, time.monotonic() - start)
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
 
+    def _unfinished(self, plan: InputPlan) -> list[int]:
+        finished = {} if self._new_run else self.log.finished_windows()
+        return [window for window in range(plan.windows) if window not in finished]
+
     def _run_window(self, window: int, prepared: Prepared, shape: OutputShape, pools: Pools) -> int:
         """Answer or set aside every row of a window; returns how many stay without an answer."""
         plan = prepared.plan
         run = WindowRun(self.settings, pools, plan, window, prepared.context, shape)
+        size = plan.window_size(window)
         missing = self._rounds(run)
-        if 0 < len(missing) <= _ALONE:
+        if len(missing) == size > 1:
+            return size  # nothing at all went through: it is not the records
+        if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
             guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
             self._set_aside(window, plan, guilty)
-            missing = self._missing(window, plan.window_size(window))
+            missing = self._missing(window, size)
         if len(missing):
             return len(missing)
         files = self.log.finish_window(window)
@@ -158,12 +163,12 @@ class GenerateJob:
             for record in read_split(self.settings.input, split, self.settings.columns, repeated)
             if record.row in wanted
         ]
-        message = "the generating process died each time this record was tried, at last alone"
+        message = "no answer in any shard, at last alone: its process died or failed each time (see the logs of Ray)"
         letters = [
             {
                 "id": r.id,
                 "stage": "generate",
-                "error_type": "ActorDied",
+                "error_type": "NoAnswer",
                 "message": message,
                 "record": record_text(r),
             }
@@ -216,6 +221,6 @@ class GenerateJob:
             values["timings"] = {
                 "seconds": round(result.seconds, 2),
                 "generated_tokens": result.generated_tokens,
-                "tokens_per_second": round(result.generated_tokens / result.seconds, 1),
+                "tokens_per_second": round(result.generated_tokens / max(result.seconds, 1e-9), 1),
             }
         self.folder.write_json(RUN, values)

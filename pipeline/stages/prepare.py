@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 from ..adapters import AdapterBank
 from ..engine import base_shapes
 from ..errors import UserError
-from ..models import PromptFormat, load_config, load_tokenizer
+from ..models import PromptFormat, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..routing.router import tokenizer_fingerprint
-from ..storage.files import list_input, masked
+from ..storage.files import list_input, masked, one_line
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
 from .settings import JobSettings
@@ -40,20 +40,45 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     ``new_run``: leave out of account what an earlier run has left in the output.
     """
     context, fingerprints, router = check_models(settings)
-    _, files = list_input(settings.input)
+    _, files = list_input(settings.input, folder.log.root)
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) for f in files]}
-    before = None if new_run else folder.read_json(RUN)
-    if before is not None:
+    before = _earlier_run(settings.output, folder)
+    if before is not None and not new_run:
         _compare(before["guard"], guard, settings.output)
-    plan = folder.load_plan() if before is not None else None
-    plan = plan or plan_input(settings.input, settings.window_records, settings.columns)
+    plan = folder.load_plan() if before is not None and not new_run else None
+    plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.log.root)
+    if before is None and folder.log.has_markers() and not new_run:
+        raise UserError(
+            f"run: {masked(settings.output)} holds commit markers but no {RUN}: what made them is not known;"
+            " give another --output, or --new-run to discard them"
+        )
+    _check_writable(settings.output, folder)
     return Prepared(plan, context, router, fingerprints, guard)
+
+
+def _earlier_run(output: str, folder: RunFolder) -> dict[str, Any] | None:
+    """`run.json` of an earlier run, if there is one; `UserError` for a file of that name that is something else."""
+    try:
+        before = folder.read_json(RUN)
+    except Exception as error:  # stores raise kinds of their own
+        raise UserError(f"output: cannot read {masked(output)}/{RUN}: {one_line(error)}") from None
+    if before is not None and not (isinstance(before, dict) and "guard" in before and "schemas" in before):
+        raise UserError(f"output: {masked(output)}/{RUN} is not of a run of this program; give another --output")
+    return before
+
+
+def _check_writable(output: str, folder: RunFolder) -> None:
+    try:
+        folder.probe()
+    except Exception as error:  # stores raise kinds of their own
+        raise UserError(f"output: cannot write to {masked(output)}: {one_line(error)}") from None
 
 
 def check_models(settings: JobSettings) -> tuple[int, dict[str, str], Router]:
     """Check that model, bank and router fit each other; returns the context, fingerprints and the router."""
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
+    check_weights(model.folder)
     tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
     bank = AdapterBank.load(settings.bank, settings.adapters)

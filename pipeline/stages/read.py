@@ -16,8 +16,8 @@ from ..storage.read import read_split, staged_table
 _ROWS = 512  # a table's rows: small, so that routing starts early
 
 
-def split_tables(plan: InputPlan, window: int) -> list[pa.Table]:
-    """One table of one row for each split of a window."""
+def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> list[pa.Table]:
+    """One table of one row for each split of a window that has rows to answer."""
     rows = [
         {
             "path": s.path,
@@ -28,6 +28,7 @@ def split_tables(plan: InputPlan, window: int) -> list[pa.Table]:
             "row": s.row,
         }
         for s in plan.splits(window)
+        if missing is None or ((missing >= s.row) & (missing < s.row + s.take)).any()
     ]
     return [pa.Table.from_pylist([row]) for row in rows]
 

@@ -29,7 +29,7 @@ class RouteRecords:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.ROUTED`; refused records become dead letters."""
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
-        tokens, refused = self.tokenise(prompts_of(table.take(alive)))
+        tokens, refused = self.tokenise(prompts_of(table.take(pa.array(alive, pa.int64()))))
         refused = {alive[place]: dead for place, dead in refused.items()}
         routed = [i for i in alive if i not in refused]
         by_row = dict(zip(alive, tokens, strict=True))
@@ -50,7 +50,7 @@ class RouteRecords:
             if not ids:
                 refused[place] = DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
             elif len(ids) > self.limit:
-                tokens[place] = self._shortened(ids, place, refused)
+                tokens[place] = self._shortened(ids, prompts[place], place, refused)
         return tokens, refused
 
     def _encode_one(self, prompt: Prompt, place: int, refused: dict[int, DeadLetter]) -> list[int]:
@@ -61,11 +61,12 @@ class RouteRecords:
             refused[place] = DeadLetter("route", "ChatTemplateError", message)
             return []
 
-    def _shortened(self, ids: list[int], place: int, refused: dict[int, DeadLetter]) -> list[int]:
+    def _shortened(self, ids: list[int], prompt: Prompt, place: int, refused: dict[int, DeadLetter]) -> list[int]:
+        head, tail = self.prompts.frame(isinstance(prompt, list))
         if self.settings.long_prompts == "truncate_left":
-            return ids[-self.limit :]
+            return head + ids[len(head) - self.limit :]
         if self.settings.long_prompts == "truncate_right":
-            return ids[: self.limit]
+            return ids[: self.limit - len(tail)] + tail
         refused[place] = DeadLetter(
             "route",
             "PromptTooLong",

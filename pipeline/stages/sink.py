@@ -19,8 +19,7 @@ class OutputShape:
 
     def __init__(self, passed: pa.Schema, keep_prompt: bool, router: str, bank: str) -> None:
         taken = {*DATA.names, *PROVENANCE.names, *(["prompt"] if keep_prompt else [])}
-        # A passed-through column whose name the output uses itself is kept as `input_<name>`.
-        self.passed = {f.name: f"input_{f.name}" if f.name in taken else f.name for f in passed}
+        self.passed = _output_names(passed, taken)
         extra = pa.schema([("prompt", pa.string())] if keep_prompt else [])
         renamed = pa.schema([f.with_name(self.passed[f.name]) for f in passed])
         self.schema = joined(DATA, extra, renamed, PROVENANCE)
@@ -49,7 +48,9 @@ class OutputShape:
         passed = table.select([PASSED + name for name in self.passed]).rename_columns(list(self.passed))
         kept = [{k: v for k, v in row.items() if v is not None} for row in passed.to_pylist()]
         records = [
-            raw if raw is not None else row_text({"id": identity, "prompt": prompt, **values})
+            raw
+            if raw is not None
+            else row_text({"id": identity, "messages" if isinstance(prompt, list) else "prompt": prompt, **values})
             for raw, identity, prompt, values in zip(
                 table["raw"].to_pylist(),
                 table["id"].to_pylist(),
@@ -60,6 +61,18 @@ class OutputShape:
         ]
         columns = [table[name] for name in ("id", "dead_stage", "dead_type", "dead_message")]
         return pa.Table.from_arrays([*columns, pa.array(records, pa.string())], schema=DEAD)
+
+
+def _output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
+    """Output names of the passed-through columns: their own, or `input_<name>` where the output uses that itself."""
+    names = {f.name: f.name for f in passed if f.name not in taken}
+    for f in passed:
+        if f.name in taken:
+            name = f"input_{f.name}"
+            while name in taken or name in names.values():
+                name = f"input_{name}"
+            names[f.name] = name
+    return {f.name: names[f.name] for f in passed}
 
 
 def _shown_prompts(table: pa.Table) -> pa.ChunkedArray:

@@ -12,6 +12,7 @@ A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again 
 
 import base64
 import io
+import re
 import uuid
 import zlib
 from collections import Counter
@@ -26,6 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import names, open_url, put
+
+_FILES = (("data", r"w\d{6}-.*\.parquet"), ("dead", r"w\d{6}-.*\.parquet"))
 
 Rows = np.ndarray  # int64, places in the window
 
@@ -110,6 +113,19 @@ class CommitLog:
         prefix = shard_prefix(window)
         found = [n for n in names(self.fs, self._path("_commits")) if n.startswith(prefix) and n.endswith(".json")]
         return [_decoded(n.removesuffix(".json"), self.fs.cat_file(self._path("_commits", n))) for n in found]
+
+    def has_markers(self) -> bool:
+        """Whether any marker is there."""
+        return any(name.endswith(".json") for name in names(self.fs, self._path("_commits")))
+
+    def discard(self) -> None:
+        """Remove all markers, then the files that shards wrote; files of other names stay."""
+        for kind, pattern in (("_commits", r"(w\d{6}-|window-).*\.json"), *_FILES):
+            folder = self._path(kind)
+            found = names(self.fs, folder)
+            for name in found:
+                if re.fullmatch(pattern, name):
+                    self.fs.rm_file(f"{folder}/{name}")
 
     def finished_windows(self) -> dict[int, WindowFiles]:
         """Window markers, by window."""

@@ -28,12 +28,18 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs, path = fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise UserError(f"url: cannot use {masked(url)}: {error}") from None
+        raise UserError(f"url: cannot use {masked(url)}: {one_line(error)}") from None
+    if re.match(r"https?://[^/?#]*@", str(path)):
+        # For http the path is the whole URL, and paths are written to the plan and into messages.
+        raise UserError(f"url: {masked(url)} holds a password; give it through fsspec's own configuration")
     return fs, str(path)
 
 
-def list_input(url: str) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
-    """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches; no hidden names."""
+def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
+    """Files of a URL, sorted by path: one file, all below a folder, or what a glob matches; no hidden names.
+
+    What lies below ``output`` (a path) is no input, so that an output folder may lie in the input folder.
+    """
     fs, path = open_url(url)
     try:
         if any(c in path for c in _MAGIC):
@@ -42,10 +48,13 @@ def list_input(url: str) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
             found = fs.find(path, detail=True)
         else:
             found = {path: fs.info(path)}
-    except (OSError, ValueError) as error:
+    except Exception as error:  # stores raise kinds of their own
         raise UserError(f"input: cannot read {masked(url)}: {one_line(error)}") from None
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if any(c in path for c in _MAGIC) else path
-    files = [_listed(p, info) for p, info in sorted(found.items()) if info["type"] == "file" and not _hidden(p, root)]
+    visible = {p: info for p, info in sorted(found.items()) if not _hidden(p, root)}
+    if output is not None:
+        visible = {p: info for p, info in visible.items() if not p.startswith(output.rstrip("/") + "/")}
+    files = [_listed(p, info) for p, info in visible.items() if _is_file(p, info)]
     if not files:
         raise UserError(f"input: no file at {masked(url)}")
     return fs, files
@@ -79,11 +88,19 @@ def names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 
 def masked(url: str) -> str:
-    """The URL without user and password, for messages and reports."""
-    return re.sub(r"(?<=://)[^/?#]*@", "***@", url)
+    """The URL without user, password and query, for messages and reports."""
+    url = re.sub(r"(?<=://)[^/?#]*@", "***@", url)
+    return re.sub(r"^(https?://[^?]*)\?.*", r"\1?***", url)  # signed queries
+
+
+def _is_file(path: str, info: dict[str, Any]) -> bool:
+    return info["type"] == "file" or (info["type"] == "link" and os.path.isfile(path))
 
 
 def _listed(path: str, info: dict[str, Any]) -> InputFile:
+    if info["type"] == "link":  # local: what counts is the file it leads to
+        target = os.stat(path)
+        return InputFile(path, target.st_size, str(target.st_mtime))
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
     return InputFile(path, int(info["size"]), str(version).strip('"'))
 

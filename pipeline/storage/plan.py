@@ -1,7 +1,7 @@
 """One pass over the input before any work: how many rows, where reading can start, column types, repeated ids."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,15 +75,14 @@ def plan_input(
     url: str,
     window_rows: int,
     columns: Columns,
-    progress: Callable[[int], None] = lambda rows: None,
+    output: str | None = None,
 ) -> InputPlan:
-    """Read the whole input once. `UserError` where there is nothing to read."""
-    fs, files = list_input(url)
+    """Read the whole input once. `UserError` where there is nothing to read. ``output``: see `list_input`."""
+    fs, files = list_input(url, output)
     finder, schema, rows = DuplicateFinder(), SchemaFinder(), 0
     points: list[tuple[str, int, int, int]] = []
     for file in files:
         rows += _scan_file(fs, file.path, rows, columns, finder, schema, points)
-        progress(rows)
     if rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
     return InputPlan(masked(url), files, rows, window_rows, points, schema.schema(), finder.find())

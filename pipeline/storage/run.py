@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.dataset
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import UserError
 from .commit import CommitLog
@@ -32,6 +33,14 @@ class RunFolder:
         """A file of the folder, or None."""
         path = f"{self.log.root}/{name}"
         return self.log.fs.cat_file(path) if self.log.fs.exists(path) else None
+
+    def probe(self) -> None:
+        """Write and remove a file, to see that the folder can be written; leaves nothing behind."""
+        fs, root = self.log.fs, self.log.root
+        there = fs.exists(root)
+        fs.rm_file(self.write(".probe", b""))
+        if not there and isinstance(fs, LocalFileSystem):
+            fs.rmdir(root)
 
     def write(self, name: str, content: bytes) -> str:
         """Write a file of the folder whole; returns its path."""

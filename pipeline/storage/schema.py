@@ -7,6 +7,7 @@ import pyarrow as pa
 from .columns import row_text
 
 _JSON = {b"loraloom": b"json"}
+_MOST_FIELDS = 1000  # of an object with a type of its own
 
 
 class SchemaFinder:
@@ -76,7 +77,7 @@ def _type_of(values: list[Any]) -> pa.DataType | None:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError):
         return None
-    return None if _has_empty_struct(kind) else kind
+    return None if _is_unfit(kind) else kind
 
 
 def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -85,14 +86,17 @@ def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     except pa.ArrowException:
         return None
     kind = merged.field("c").type
+    if _is_unfit(kind):
+        return None
     if pa.types.is_floating(kind) and pa.types.is_integer(a) != pa.types.is_integer(b):
         return pa.float64()
     return kind
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
+def _is_unfit(kind: pa.DataType) -> bool:
+    """Types that are stored as JSON: Parquet has no objects without fields, and objects used as maps have no end."""
     if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_empty_struct(f.type) for f in kind)
+        return not 0 < kind.num_fields <= _MOST_FIELDS or any(_is_unfit(f.type) for f in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _has_empty_struct(kind.value_type)
+        return _is_unfit(kind.value_type)
     return False

@@ -95,5 +95,5 @@ def test_a_record_that_kills_its_actor_is_found_and_set_aside(
     assert done.returncode == 0, done.stdout + done.stderr
     assert ids_of(tmp_path / "out") == Counter(ids | {"poison"})
     [letter] = read_dead(str(tmp_path / "out")).to_table().to_pylist()
-    assert (letter["id"], letter["stage"], letter["error_type"]) == ("poison", "generate", "ActorDied")
+    assert (letter["id"], letter["stage"], letter["error_type"]) == ("poison", "generate", "NoAnswer")
     assert json.loads(letter["record"])["prompt"] == "red1 red2 @ red3"

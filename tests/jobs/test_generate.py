@@ -91,10 +91,58 @@ def test_all_wrong_keys_are_named_at_once(command: dict[str, str]) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\n" * 0], ids=["empty file", "no line"])
-def test_empty_input_is_refused(command: dict[str, str], content: bytes) -> None:
-    Path(command["--input"]).write_bytes(content)
-    assert "input: no record in" in refusal(command)
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("a.csv", b"id,prompt\n")])
+def test_empty_input_is_refused(command: dict[str, str], tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert "input: no record in" in refusal(command | {"--input": str(tmp_path / name)})
+
+
+def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    def said(output: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            generate.main(words(command | {"--output": str(output)}))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    (tmp_path / "file").write_text("")
+    assert f"output: cannot write to {tmp_path / 'file'}" in said(tmp_path / "file")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"of": "another program"}')
+    assert "is not of a run of this program" in said(other)
+    (other / "run.json").write_text("{")
+    assert "output: cannot read" in said(other)
+    (other / "run.json").unlink()
+    (other / "_commits").mkdir()
+    (other / "_commits" / "window-000000.json").write_text("{}")
+    assert "holds commit markers but no run.json" in said(other)
+
+
+def test_an_output_below_the_input_is_no_input(command: dict[str, str], tmp_path: Path) -> None:
+    parser = generate.argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    output = tmp_path / "all" / "out"
+    (output / "data").mkdir(parents=True)
+    (output / "data" / "w000000-x-000000.parquet").write_bytes(b"")
+    (tmp_path / "all" / "in.jsonl").symlink_to(command["--input"])
+    changed = command | {"--input": str(tmp_path / "all"), "--output": str(output)}
+    _, settings = generate.read_settings(parser.parse_args(words(changed)))
+    assert generate.GenerateJob(settings).prepare().plan.rows == 4
+
+
+def test_a_model_without_safetensors_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(command["model.path"], model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "model.safetensors is damaged" in refusal(command | {"model.path": str(model)})
+    weights.rename(model / "pytorch_model.bin")
+    assert "has no *.safetensors" in refusal(command | {"model.path": str(model)})
+
+
+def test_an_empty_folder_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "input: no file at" in refusal(command | {"--input": str(tmp_path / "empty")})
 
 
 def test_an_adapter_of_another_model_is_refused(command: dict[str, str], tmp_path: Path) -> None:

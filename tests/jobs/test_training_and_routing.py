@@ -89,6 +89,18 @@ def test_unknown_tasks_and_missing_columns_are_named(labelled: Path, tiny_model:
         train_router.main(["--data", str(tmp_path / "none.parquet"), *words])
 
 
+@pytest.mark.parametrize("task", ["..", "", ".", "a/b", "/tmp/x"])
+def test_a_task_that_is_no_plain_name_is_refused_before_any_file_is_touched(
+    tiny_model: Path, tmp_path: Path, task: str
+) -> None:
+    pq.write_table(pa.table({"task": [task], "prompt": ["a"], "answer": ["b"]}), tmp_path / "data.parquet")
+    (tmp_path / "bank").mkdir()
+    command = ["--data", str(tmp_path / "data.parquet"), "--output", str(tmp_path / "bank"), *model_words(tiny_model)]
+    with pytest.raises(UserError, match="cannot be the name of an adapter"):
+        train_adapters.main(command)
+    assert (tmp_path / "bank").is_dir()
+
+
 def test_evaluate_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no run.json at"):
         evaluate.main(["--run", str(tmp_path)])

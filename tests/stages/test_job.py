@@ -149,14 +149,20 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     path.write_text(path.read_text() + '{"prompt": "red1"}\n')
     with pytest.raises(UserError, match=r"input \(changed, added or removed: .*a.jsonl\)"):
         GenerateJob(job_settings).prepare()
+    finished = (Path(job_settings.output) / "run.json").read_bytes()
+    kept = Path(job_settings.output) / "data" / "mine.parquet"
+    kept.write_bytes(b"not of a run")
     fresh = GenerateJob(job_settings, say=lambda line: None)
     fresh.prepare(new_run=True)
+    assert (Path(job_settings.output) / "run.json").read_bytes() == finished, "discarded before Ray has started"
     assert fresh.run(lambda: Pools(threads=1)).tally.data == 7
+    assert kept.read_bytes() == b"not of a run"
 
 
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
     write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(40)])
-    settings = replace(job_settings, shard_records=8, window_records=25)
+    # The first window is shuffled into two partitions, the second fits one.
+    settings = replace(job_settings, shard_records=4, window_records=33)
     run(settings)
     expected, out = by_id(settings.output), Path(settings.output)
     # What a kill leaves: no window marker of the second window, a lost shard marker, its files not cleaned up.

@@ -11,6 +11,7 @@ from pipeline.engine import Sampling
 from pipeline.records import DeadLetter, Prompt, Record
 from pipeline.routing import RoutingPolicy
 from pipeline.stages import JobSettings
+from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import ModelRef
 from pipeline.storage.read import staged_table
@@ -65,6 +66,16 @@ def test_long_prompts_are_cut_where_asked(route_settings: JobSettings, policy: A
     assert row["mixture"] == f"{kept}:1.0"
 
 
+@pytest.mark.parametrize("policy", ["truncate_left", "truncate_right"])
+def test_a_cut_conversation_keeps_its_template(route_settings: JobSettings, policy: Any) -> None:
+    settings = replace(route_settings, long_prompts=policy)
+    [row] = route(settings, [{"role": "user", "content": "red1 red2 " * 300}])
+    text = RouteRecords(settings, tiny.CONTEXT).prompts.tokenizer.decode(row["tokens"])
+    assert len(row["tokens"]) == tiny.CONTEXT - 8
+    assert text.startswith("<|user|>")
+    assert text.endswith("\n<|assistant|>")
+
+
 def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None:
     long, short = route(route_settings, "red1 red2 " * 150, "red1 red2")
     assert (long["dead_stage"], long["dead_type"]) == ("route", "PromptTooLong")
@@ -99,3 +110,12 @@ def test_dead_letters_pass_untouched(route_settings: JobSettings) -> None:
 def test_a_table_of_dead_letters_alone_is_routed(route_settings: JobSettings) -> None:
     [row] = route(route_settings, dead=DeadLetter("read", "EmptyLine", "the line is empty"))
     assert row["mixture"] == ""
+
+
+def test_a_table_of_dead_letters_alone_needs_no_generation(route_settings: JobSettings) -> None:
+    letter = DeadLetter("read", "EmptyLine", "the line is empty")
+    routed = RouteRecords(route_settings, tiny.CONTEXT)(
+        staged_table([Record(0, "dead", raw="", dead=letter)], pa.schema([]))
+    )
+    [row] = GenerateRecords(route_settings, "cpu", 1)(routed).to_pylist()
+    assert (row["dead_type"], row["output"]) == ("EmptyLine", None)

@@ -208,13 +208,6 @@ def _error_of(content: bytes, suffix: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_progress_counts_rows(suffix: str) -> None:
-    counts: list[int] = []
-    plan_input(written([(suffix, [1, 2]), (suffix, [3])]), 10, COLUMNS, counts.append)
-    assert counts == [2, 3]
-
-
 def test_the_types_of_passed_columns_are_found_over_all_files() -> None:
     url = memory_url()
     rows: list[list[dict[str, Any]]] = [[{"id": 1, "n": 1, "x": "a"}], [{"id": 2, "n": 0.5, "messages": None}]]

@@ -160,3 +160,10 @@ def test_the_order_of_chunks_does_not_decide_what_is_json(chunks: list[Rows], ra
     # The fields of an object come in the order in which they first appear.
     kinds = [{f.name: "json" if is_json(f) else sorted(str(f.type)) for f in schema_of(*c)} for c in (chunks, shuffled)]
     assert kinds[0] == kinds[1]
+
+
+def test_objects_used_as_maps_become_json_text() -> None:
+    finder = SchemaFinder()
+    for chunk in range(0, 1200, 100):
+        finder.add([{"scores": {f"document-{n}": 0.5}} for n in range(chunk, chunk + 100)])
+    assert finder.schema().field("scores").type == pa.string()

@@ -1,6 +1,7 @@
 """Input formats. A format is one file with a `Format`, and an entry in `FORMATS`."""
 
 from ...errors import UserError
+from ..files import masked
 from .base import Format, Row, SeekPoint
 from .csv import Csv
 from .jsonl import Jsonl
@@ -20,7 +21,7 @@ def format_of(path: str) -> Format:
     for suffix, found in FORMATS.items():
         if path.lower().endswith(suffix):
             return found
-    raise UserError(f"input: {path} is none of {', '.join(FORMATS)}")
+    raise UserError(f"input: {masked(path)} is none of {', '.join(FORMATS)}")
 
 
 __all__ = ["FORMATS", "Format", "Row", "SeekPoint", "format_of"]
