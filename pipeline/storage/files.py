@@ -83,7 +83,7 @@ def names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     fs.invalidate_cache(folder)
     try:
         return sorted(p.rsplit("/", 1)[-1] for p in fs.ls(folder, detail=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -94,11 +94,11 @@ def masked(url: str) -> str:
 
 
 def _is_file(path: str, info: dict[str, Any]) -> bool:
-    return info["type"] == "file" or (info["type"] == "link" and os.path.isfile(path))
+    return info["type"] == "file" or (bool(info.get("islink")) and os.path.isfile(path))
 
 
 def _listed(path: str, info: dict[str, Any]) -> InputFile:
-    if info["type"] == "link":  # local: what counts is the file it leads to
+    if info.get("islink"):  # local: what counts is the file it leads to
         target = os.stat(path)
         return InputFile(path, target.st_size, str(target.st_mtime))
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""

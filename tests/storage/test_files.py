@@ -65,7 +65,7 @@ def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
         ("s3://key:p@ss@bucket/a", "s3://***@bucket/a"),
         ("simplecache::s3://key:secret@bucket/a", "simplecache::s3://***@bucket/a"),
         ("s3://bucket/a@b", "s3://bucket/a@b"),
-        ("https://host?mail=a@b", "https://host?mail=a@b"),
+        ("https://host/x?signature=abc", "https://host/x?***"),
         ("/data/a@b.jsonl", "/data/a@b.jsonl"),
     ],
 )
