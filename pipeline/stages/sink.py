@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Datasink
 
-from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, joined
-from ..storage.columns import row_text
+from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
+from ..storage.columns import record_text
 from ..storage.commit import CommitLog, Shard, shard_prefix, tally
 from .route import prompts_of
 
@@ -30,13 +30,14 @@ class OutputShape:
         """Answered rows of a generated table as the output has them."""
         mixtures = [Mixture.parse(key) for key in table["mixture"].to_pylist()]
         router, bank = self.provenance
-        made = {
-            "prompt": _shown_prompts(table),
+        made: dict[str, Any] = {
             "adapters": [m.adapters for m in mixtures],
             "weights": [m.weights for m in mixtures],
             "router_fingerprint": [router] * table.num_rows,
             "bank_fingerprint": [bank] * table.num_rows,
         }
+        if self.keep_prompt:  # else `prompt` may be a passed-through column
+            made["prompt"] = pc.coalesce(table["prompt"], table["messages"])
         source = {new: PASSED + old for old, new in self.passed.items()}
         arrays = [
             pa.array(made[f.name], f.type) if f.name in made else table[source.get(f.name, f.name)] for f in self.schema
@@ -48,9 +49,7 @@ class OutputShape:
         passed = table.select([PASSED + name for name in self.passed]).rename_columns(list(self.passed))
         kept = [{k: v for k, v in row.items() if v is not None} for row in passed.to_pylist()]
         records = [
-            raw
-            if raw is not None
-            else row_text({"id": identity, "messages" if isinstance(prompt, list) else "prompt": prompt, **values})
+            record_text(Record(0, identity, prompt, values, raw))
             for raw, identity, prompt, values in zip(
                 table["raw"].to_pylist(),
                 table["id"].to_pylist(),
@@ -73,10 +72,6 @@ def _output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
                 name = f"input_{name}"
             names[f.name] = name
     return {f.name: names[f.name] for f in passed}
-
-
-def _shown_prompts(table: pa.Table) -> pa.ChunkedArray:
-    return pc.coalesce(table["prompt"], table["messages"])
 
 
 class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]

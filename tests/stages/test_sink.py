@@ -2,8 +2,10 @@
 
 import pyarrow as pa
 
-from pipeline.records import DATA, PROVENANCE
+from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, Record
 from pipeline.stages.sink import OutputShape
+from pipeline.stages.tables import with_columns
+from pipeline.storage.read import staged_table
 
 
 def names(*passed: str) -> list[str]:
@@ -13,6 +15,19 @@ def names(*passed: str) -> list[str]:
 
 def test_passed_through_columns_keep_their_names_and_order() -> None:
     assert names("b", "a", "prompt") == ["b", "a", "prompt"]
+
+
+def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> None:
+    passed = pa.schema([("prompt", pa.string())])
+    table = staged_table([Record(0, "a", "asked", {"prompt": "passed"})], passed)
+    table = with_columns(
+        table, ROUTED, {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "fallback": [False]}
+    )
+    done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
+    table = with_columns(table, COMPLETED, done)
+    assert OutputShape(passed, False, "r", "b").data(table)["prompt"].to_pylist() == ["passed"]
+    both = OutputShape(passed, True, "r", "b").data(table)
+    assert (both["prompt"].to_pylist(), both["input_prompt"].to_pylist()) == (["asked"], ["passed"])
 
 
 def test_a_name_that_the_output_uses_gets_another_that_nobody_has() -> None:
