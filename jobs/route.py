@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     add_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     _, settings = read_settings(args)
-    context, _, _ = check_models(settings)
+    context, _ = check_models(settings)
     route = RouteRecords(settings, context)
     fs, root = open_url(args.output)
     mixtures: Counter[str] = Counter()

@@ -29,7 +29,6 @@ class Prepared:
 
     plan: InputPlan
     context: int
-    router: Router
     fingerprints: dict[str, str]
     guard: dict[str, Any]
 
@@ -39,7 +38,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
 
     ``new_run``: leave out of account what an earlier run has left in the output.
     """
-    context, fingerprints, router = check_models(settings)
+    context, fingerprints = check_models(settings)
     _, files = list_input(settings.input, folder.log.root)
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) for f in files]}
     before = _earlier_run(settings.output, folder)
@@ -53,7 +52,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
             " give another --output, or --new-run to discard them"
         )
     _check_writable(settings.output, folder)
-    return Prepared(plan, context, router, fingerprints, guard)
+    return Prepared(plan, context, fingerprints, guard)
 
 
 def _earlier_run(output: str, folder: RunFolder) -> dict[str, Any] | None:
@@ -74,8 +73,8 @@ def _check_writable(output: str, folder: RunFolder) -> None:
         raise UserError(f"output: cannot write to {masked(output)}: {one_line(error)}") from None
 
 
-def check_models(settings: JobSettings) -> tuple[int, dict[str, str], Router]:
-    """Check that model, bank and router fit each other; returns the context, fingerprints and the router."""
+def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
+    """Check that model, bank and router fit each other; returns the context and the fingerprints."""
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
     check_weights(model.folder)
@@ -100,7 +99,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str], Router]:
         "router": router.fingerprint,
         "tokenizer": vocabulary,
     }
-    return context, fingerprints, router
+    return context, fingerprints
 
 
 def versions() -> dict[str, str]:
