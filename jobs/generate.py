@@ -13,8 +13,8 @@ from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK, run_job
 from jobs._settings import add_arguments, pools_of, read_settings
 from pipeline.report import write_report
-from pipeline.stages import GenerateJob, JobResult
 from pipeline.stages.cluster import connect, size_pools
+from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.settings import Pools
 from pipeline.storage.files import masked
 

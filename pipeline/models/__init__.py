@@ -1,7 +1,15 @@
 """The base model: where it lies, how it is loaded, how it wants its prompts."""
 
-from .load import check_weights, load_config, load_model, load_tokenizer
+from .load import check_weights, load_config, load_model, load_skeleton, load_tokenizer
 from .prompt import PromptFormat
 from .resolve import resolve_model
 
-__all__ = ["PromptFormat", "check_weights", "load_config", "load_model", "load_tokenizer", "resolve_model"]
+__all__ = [
+    "PromptFormat",
+    "check_weights",
+    "load_config",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "resolve_model",
+]

@@ -60,6 +60,12 @@ def load_model(folder: str, dtype: str = "auto", device: str = "cpu", trust_remo
     return model.to(device).eval().requires_grad_(False)
 
 
+def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
+    """The model of a transformers config with all its layers and no weights: on torch's meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def _loading(folder: str, load: Any) -> Any:
     try:
         return load()

@@ -1,13 +1,24 @@
 """From a record's prompt or messages to the token ids that every later part uses."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from ..errors import UserError
 
 Message = dict[str, Any]
 Mode = Literal["raw", "chat"]
+_T = TypeVar("_T")
 _MARK = "\u241e"
+
+
+@dataclass(frozen=True)
+class PlacedTokens:
+    """Token ids of a text; ``ends``: for each the character of the text that it ends before (0: it was added)."""
+
+    tokens: list[int]
+    text: str
+    ends: list[int]
 
 
 class PromptFormat:
@@ -29,6 +40,10 @@ class PromptFormat:
         """Token ids of each prompt (str) or conversation (list of messages)."""
         rendered = [self._render(prompt) for prompt in prompts]
         return _in_place(rendered, self._tokenise)
+
+    def encode_placed(self, prompts: Sequence[str | list[Message]]) -> list[PlacedTokens]:
+        """The same token ids as `encode`, with the rendered text and where they stand in it; fast tokenizers only."""
+        return _in_place([self._render(prompt) for prompt in prompts], self._tokenise_placed)
 
     def frame(self, conversation: bool) -> tuple[list[int], list[int]]:
         """Token ids that the template puts before and after a single user message; none for raw prompts.
@@ -64,12 +79,20 @@ class PromptFormat:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
+    def _tokenise_placed(self, texts: list[str], add_special_tokens: bool) -> list[PlacedTokens]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_offsets_mapping=True
+        )
+        found = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [PlacedTokens(ids, text, [end for _, end in offsets]) for text, ids, offsets in found]
 
-def _in_place(rendered: list[tuple[str, bool]], tokenise: Any) -> list[list[int]]:
+
+def _in_place(rendered: list[tuple[str, bool]], tokenise: Callable[[list[str], bool], list[_T]]) -> list[_T]:
     """Tokenise the plain and the templated texts in one batch each, results in the order of ``rendered``."""
-    ids: list[list[int]] = [[] for _ in rendered]
+    found: dict[int, _T] = {}
     for special in (True, False):
         places = [i for i, (_, add) in enumerate(rendered) if add is special]
-        for place, tokens in zip(places, tokenise([rendered[i][0] for i in places], special), strict=True):
-            ids[place] = tokens
-    return ids
+        found |= dict(zip(places, tokenise([rendered[i][0] for i in places], special), strict=True))
+    return [found[place] for place in range(len(rendered))]

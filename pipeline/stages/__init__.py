@@ -1,6 +1,4 @@
-"""The Ray Data graph: read, route, shuffle, generate, commit; window by window, with resume."""
+"""The Ray Data graph: read, route, shuffle, generate, commit; window by window, with resume.
 
-from .job import GenerateJob, JobResult
-from .settings import JobSettings
-
-__all__ = ["GenerateJob", "JobResult", "JobSettings"]
+Nothing is imported here: tasks that read and write run in processes that need no torch, and would pay seconds for it.
+"""

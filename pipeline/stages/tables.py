@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
-from ..records import DeadLetter
+from ..records import DeadLetter, Prompt
 
 _DEAD = ("dead_stage", "dead_type", "dead_message")
 
@@ -29,3 +30,9 @@ def with_dead_letters(table: pa.Table, dead: Mapping[int, DeadLetter]) -> pa.Tab
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
     return table
+
+
+def prompts_of(table: pa.Table) -> list[Prompt]:
+    """Prompt text or conversation of each row; empty text where there is neither."""
+    pairs = zip(table["prompt"].to_pylist(), table["messages"].to_pylist(), strict=True)
+    return [orjson.loads(messages) if messages is not None else prompt or "" for prompt, messages in pairs]

@@ -49,7 +49,7 @@ def refusal(command: dict[str, str]) -> str:
 
 
 def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[str, str]) -> None:
-    from pipeline.stages import GenerateJob
+    from pipeline.stages.job import GenerateJob
 
     parser = generate.argparse.ArgumentParser()
     generate.add_arguments(parser)

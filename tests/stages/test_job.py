@@ -17,10 +17,10 @@ from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report
 from pipeline.routing import RoutingPolicy
-from pipeline.stages import GenerateJob, JobResult, JobSettings
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import ModelRef, Pools
+from pipeline.stages.settings import JobSettings, ModelRef, Pools
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.read import staged_table
 from tests import tiny

@@ -10,10 +10,9 @@ import pytest
 from pipeline.engine import Sampling
 from pipeline.records import DeadLetter, Prompt, Record
 from pipeline.routing import RoutingPolicy
-from pipeline.stages import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import ModelRef
+from pipeline.stages.settings import JobSettings, ModelRef
 from pipeline.storage.read import staged_table
 from tests import tiny
 
