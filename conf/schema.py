@@ -89,13 +89,18 @@ class GenerationSettings(Strict):
 
 
 class RoutingSettings(Strict):
-    """How probabilities become mixtures; see `pipeline.routing.RoutingPolicy`."""
+    """What is routed, and how probabilities become mixtures; see `RoutingPolicy`, `SentenceSettings`."""
 
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_adapters: NonNegativeInt
     weights: Literal["renormalize", "softmax"]
     weight_steps: Annotated[int, Field(ge=1, le=4096)]
     gate: bool
+    acceptance: Share
+    granularity: Literal["record", "sentence"]
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[a-zA-Z]+)*$")]
+    context_sentences: NonNegativeInt
+    min_sentence_tokens: PositiveInt
 
 
 class ErrorSettings(Strict):

@@ -1,4 +1,4 @@
-"""What `jobs.train_adapters` and `jobs.train_router` accept."""
+"""What `jobs.train_adapters`, `jobs.train_router` and `jobs.add_adapter` accept."""
 
 from typing import Annotated, Literal
 
@@ -42,8 +42,8 @@ class RouterTraining(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     held_out: OpenShare
-    false_rejection: OpenShare
     crop_share: Share
+    references: PositiveInt
     seed: int
 
 
@@ -53,3 +53,10 @@ class TrainRouterConfig(Strict):
     model: ModelSettings
     training: RouterTraining
     threads: int
+
+
+class AddAdapterConfig(Strict):
+    """The whole config of `jobs.add_adapter`."""
+
+    model: ModelSettings
+    false_claim: Share

@@ -1,8 +1,10 @@
 """What every command shares: exit codes and one-line errors."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import UserError
@@ -29,3 +31,13 @@ def split_tasks(args: argparse.Namespace) -> argparse.Namespace:
         args.overrides += [word for word in args.tasks if "=" in word]
         args.tasks = [word for word in args.tasks if "=" not in word]
     return args
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Put the folder ``new`` in the place of ``target``, whose files are removed last."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,17 +1,19 @@
 """From the checked config of `jobs.generate` and `jobs.route` to the settings of the stages."""
 
 import argparse
+from dataclasses import fields
 
 from conf import load_settings
-from conf.schema import GenerateConfig
+from conf.schema import GenerateConfig, RoutingSettings
 from pipeline.engine import Sampling
 from pipeline.engine.engine import EngineSettings
 from pipeline.models import resolve_model
-from pipeline.routing import RoutingPolicy
-from pipeline.stages import JobSettings
-from pipeline.stages.settings import ModelRef, Pools
+from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.stages.settings import JobSettings, ModelRef, Pools
 from pipeline.storage.columns import Columns
 from pipeline.storage.files import masked
+
+_OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +56,17 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.prompt,
         sampling=Sampling(**config.generation.model_dump()),
-        routing=RoutingPolicy(**config.routing.model_dump()),
+        routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
+        sentences=_sentences(config.routing),
         engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
         error_budget=config.errors.budget,
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,
         config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
+
+
+def _sentences(routing: RoutingSettings) -> SentenceSettings | None:
+    if routing.granularity == "record":
+        return None
+    return SentenceSettings(**routing.model_dump(include=set(_OF_SENTENCES)))

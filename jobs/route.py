@@ -3,7 +3,8 @@
     python -m jobs.route --input URL --output URL [group=option ...] [key=value ...]
 
 Writes one Parquet file with `id, mixture, adapters, weights, route_score, fallback, prompt_tokens` and prints the
-histogram of mixtures.
+histogram of mixtures. With `routing.granularity=sentence` the mixture is the prompt's last sentence's, and
+`sentence_mixtures` holds those of all.
 """
 
 import argparse
@@ -17,10 +18,10 @@ import pyarrow.parquet as pq
 
 from jobs._cli import OK, run_job
 from jobs._settings import add_arguments, read_settings
-from pipeline.records import Mixture
-from pipeline.stages import JobSettings
+from pipeline.records import SENTENCE_MIXTURES, Mixture, joined
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
+from pipeline.stages.settings import JobSettings
 from pipeline.storage.files import masked, open_url, put
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split, staged_table
@@ -47,15 +48,16 @@ def main(argv: list[str]) -> int:
     context, _ = check_models(settings)
     route = RouteRecords(settings, context)
     fs, root = open_url(args.output)
+    schema = joined(_SCHEMA, SENTENCE_MIXTURES) if settings.sentences else _SCHEMA
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for table in map(route, _records(settings)):
             alive = table.filter(table["dead_stage"].is_null())
             mixtures.update(alive["mixture"].to_pylist())
             refused.update(table["dead_type"].drop_null().to_pylist())
-            writer.write_table(_routes(alive))
+            writer.write_table(_routes(alive, schema))
     put(fs, f"{root.rstrip('/')}/routes.parquet", buffer.getvalue())
     _print_histogram(mixtures, refused)
     print(f"output     {masked(args.output)}/routes.parquet")
@@ -72,15 +74,18 @@ def _records(settings: JobSettings) -> Iterator[pa.Table]:
                 yield staged_table(part, plan.passed)
 
 
-def _routes(table: pa.Table) -> pa.Table:
+def _routes(table: pa.Table, schema: pa.Schema) -> pa.Table:
     mixtures = [Mixture.parse(key) for key in table["mixture"].to_pylist()]
     columns = {
         "adapters": [m.adapters for m in mixtures],
         "weights": [m.weights for m in mixtures],
         "prompt_tokens": [len(tokens) for tokens in table["tokens"].to_pylist()],
     }
-    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else table[f.name] for f in _SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=_SCHEMA)
+    source = {"sentence_mixtures": "spans"}
+    arrays = [
+        pa.array(columns[f.name], f.type) if f.name in columns else table[source.get(f.name, f.name)] for f in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _print_histogram(mixtures: Counter[str], refused: Counter[str]) -> None:

@@ -46,6 +46,10 @@ class Mixture:
         return Mixture(tuple(unquote(name) for name, _ in pairs), tuple(float(weight) for _, weight in pairs))
 
 
+Spans = tuple[tuple[int, Mixture], ...]
+"""Mixtures sentence by sentence: (first token, mixture); each goes on to the next one's first token."""
+
+
 @dataclass(frozen=True)
 class DeadLetter:
     """Why a record was not answered: the stage that refused it, a short error type, and one line for people."""
@@ -69,12 +73,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine answers: text, why it ended (``stop | length``), and token counts."""
+    """What the engine answers: text, why it ended (``stop | length``), and token counts.
+
+    ``sentences``: those that were routed while they were generated, so not the first; tokens count from the prompt's.
+    """
 
     output: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    sentences: Spans = ()
 
 
 # Columns between the stages. `in.` marks passed-through columns: input may use any name.
@@ -99,6 +107,10 @@ ROUTED = pa.schema(
         ("fallback", pa.bool_()),
     ]
 )
+SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
+# What the route stage adds where sentences are routed one by one, and what comes of it in the output.
+SENTENCES = pa.schema([("spans", SPANS), ("context", pa.int32())])
+SENTENCE_MIXTURES = pa.schema([("sentence_mixtures", SPANS)])
 COMPLETED = pa.schema(
     [
         ("output", pa.string()),
@@ -133,6 +145,16 @@ DEAD = pa.schema(
         ("record", pa.string()),
     ]
 )
+
+
+def span_rows(spans: Spans) -> list[dict[str, Any]]:
+    """Spans as a value of the Arrow type `SPANS`."""
+    return [{"start": start, "mixture": mixture.key} for start, mixture in spans]
+
+
+def parse_spans(rows: list[dict[str, Any]]) -> Spans:
+    """Inverse of `span_rows`."""
+    return tuple((row["start"], Mixture.parse(row["mixture"])) for row in rows)
 
 
 def joined(*schemas: pa.Schema) -> pa.Schema:

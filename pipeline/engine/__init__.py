@@ -2,6 +2,6 @@
 
 from .engine import Engine
 from .lora import FusedLora, base_shapes
-from .request import Failure, Request, Sampling
+from .request import Failure, Request, Reroute, Sampling
 
-__all__ = ["Engine", "Failure", "FusedLora", "Request", "Sampling", "base_shapes"]
+__all__ = ["Engine", "Failure", "FusedLora", "Request", "Reroute", "Sampling", "base_shapes"]

@@ -20,6 +20,15 @@ class Row:
     generator: torch.Generator
     new_tokens: list[int] = field(default_factory=list)
     ended: str | None = None  # finish reason
+    sentences: list[tuple[int, Mixture]] = field(init=False)  # of the answer, as `Reroute` takes them
+
+    def __post_init__(self) -> None:
+        self.sentences = [(0, self.request.mixture)]
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture of the sentence that is being generated."""
+        return self.sentences[-1][1]
 
 
 class Batch:
@@ -43,8 +52,8 @@ class Batch:
 
     @property
     def mixtures(self) -> list[Mixture]:
-        """Mixture of each row."""
-        return [row.request.mixture for row in self.rows]
+        """Mixture of each row now."""
+        return [row.mixture for row in self.rows]
 
     def step(self, tokens: torch.Tensor, context: int) -> None:
         """Run one decode step on the next token [rows] of every row."""

@@ -11,7 +11,7 @@ from ..adapters import AdapterBank
 from ..records import Completion
 from .batch import Batch, Row
 from .lora import FusedLora
-from .request import Failure, Request, Sampling
+from .request import Failure, Request, Reroute, Sampling
 from .sampling import choose_tokens, row_generator
 
 Answer = tuple[Request, Completion | Failure]
@@ -38,11 +38,14 @@ class Engine:
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
 
     @torch.inference_mode()
-    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling, reroute: Reroute | None = None
+    ) -> Iterator[Answer]:
         """Answer requests, in the order in which they finish.
 
         Longest prompts start first, so that prefills are of like lengths. A request that cannot be run yields a
-        `Failure`; an error of the model itself is raised.
+        `Failure`; an error of the model itself is raised. ``reroute`` may give each sentence of an answer a mixture
+        of its own; without it an answer keeps that of its request.
         """
         runnable = []
         for request in requests:
@@ -55,7 +58,7 @@ class Engine:
         batch: Batch | None = None
         while waiting or batch:
             batch = self._admit(batch, waiting)
-            yield from self._advance(batch, sampling)
+            yield from self._advance(batch, sampling, reroute)
             batch = self._without_finished(batch)
 
     def _problem(self, request: Request, sampling: Sampling) -> Failure | None:
@@ -83,13 +86,21 @@ class Engine:
             assert batch is not None
             return batch
         rows = [Row(request, row_generator(self.settings.seed, request.id)) for request in new]
-        self.lora.set_mixtures([request.mixture for request in new])
+        self._set_prompt_mixtures(new)
         joined = Batch(self.model, rows)
         if batch:
             batch.join(joined)
         batch = batch or joined
         self.lora.set_mixtures(batch.mixtures)
         return batch
+
+    def _set_prompt_mixtures(self, requests: Sequence[Request]) -> None:
+        if not any(_differs(request) for request in requests):
+            self.lora.set_mixtures([request.mixture for request in requests])
+            return
+        longest = max(len(request.tokens) for request in requests)
+        spans = [(longest - len(r.tokens), r.spans or ((0, r.mixture),)) for r in requests]
+        self.lora.set_spans(spans, longest)
 
     def _take(self, waiting: deque[Request], room: int) -> list[Request]:
         taken: list[Request] = []
@@ -100,7 +111,7 @@ class Engine:
             taken.append(waiting.popleft())
         return taken
 
-    def _advance(self, batch: Batch, sampling: Sampling) -> Iterator[Answer]:
+    def _advance(self, batch: Batch, sampling: Sampling, reroute: Reroute | None) -> Iterator[Answer]:
         """Choose the next token of each row; yield rows that end with it; run the next step on the others."""
         finite = batch.logits.isfinite().all(1).tolist()
         logits = self._allowed(batch, sampling).nan_to_num()
@@ -120,7 +131,20 @@ class Engine:
             if row.ended:
                 yield row.request, self._completion(row, sampling)
         if not all(row.ended for row in batch.rows):
+            if reroute:
+                self._reroute(batch, reroute)
             batch.step(tokens, self.context)
+
+    def _reroute(self, batch: Batch, reroute: Reroute) -> None:
+        """Give rows whose last token starts a sentence the mixture of that sentence."""
+        changed = False
+        for row in batch.rows:
+            mixture = None if row.ended else reroute(row.request, row.new_tokens, row.sentences)
+            if mixture is not None:
+                changed |= mixture != row.mixture
+                row.sentences.append((len(row.new_tokens) - 1, mixture))
+        if changed:
+            self.lora.set_mixtures(batch.mixtures)
 
     def _allowed(self, batch: Batch, sampling: Sampling) -> torch.Tensor:
         """Logits with the end tokens ruled out for rows that are still below ``min_new_tokens``."""
@@ -140,7 +164,9 @@ class Engine:
 
     def _completion(self, row: Row, sampling: Sampling) -> Completion:
         text, _ = self._cut_at_stop(self._text(row.new_tokens), sampling)
-        return Completion(text, str(row.ended), len(row.request.tokens), len(row.new_tokens))
+        prompt = len(row.request.tokens)
+        sentences = tuple((prompt + place, mixture) for place, mixture in row.sentences[1:])
+        return Completion(text, str(row.ended), prompt, len(row.new_tokens), sentences)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -158,6 +184,11 @@ class Engine:
             batch.keep_unfinished()
             self.lora.set_mixtures(batch.mixtures)
         return batch
+
+
+def _differs(request: Request) -> bool:
+    """Whether some token of the prompt has another mixture than its answer."""
+    return any(mixture != request.mixture for _, mixture in request.spans)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -1,6 +1,6 @@
 """The fused operator: rows with different mixtures share a batch and two GEMMs a module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters import AdapterBank, BaseShapes, StackedModule
 from ..errors import UserError
-from ..records import Mixture
+from ..records import Mixture, Spans
+
+Spread = Callable[[torch.Tensor], torch.Tensor]
+"""From rank weights of mixtures [mixtures x R] to those of rows and tokens [rows x (1 or tokens) x R]."""
 
 
 def base_shapes(model: nn.Module) -> BaseShapes:
@@ -26,8 +29,9 @@ def base_shapes(model: nn.Module) -> BaseShapes:
 class FusedLora:
     """Adds ``((x A^T) * w) B^T`` to the output of every module that the bank's adapters change.
 
-    A [R x in] and B [out x R] stack the adapters that the batch uses, and ``w`` [rows x R] holds each row's mixture
-    weight times the adapter's scale, zero for adapters of other rows. The base weights are never touched.
+    A [R x in] and B [out x R] stack the adapters that the batch uses, and ``w`` [rows x 1 x R] holds each row's mixture
+    weight times the adapter's scale, zero for adapters of other rows. Where the sentences of a prompt have mixtures of
+    their own, ``w`` is [rows x tokens x R]. The base weights are never touched.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank) -> None:
@@ -42,7 +46,25 @@ class FusedLora:
         self._hooks = [modules[name].register_forward_hook(self._hook(name)) for name in bank.modules]
 
     def set_mixtures(self, mixtures: Sequence[Mixture]) -> None:
-        """Mixtures of the rows of the next forward passes, in order."""
+        """Mixtures of the rows of the next forward passes, in order: one for all tokens of a row."""
+        self._set(mixtures, lambda weights: weights.unsqueeze(1))
+
+    def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
+        """Mixtures of the tokens of the next forward pass, of rows padded on the left to ``length``.
+
+        Each row is its padding (tokens before its first own one) and spans that count from there.
+        """
+        mixtures = [mixture for _, spans in rows for _, mixture in spans]
+        numbers = iter(range(len(mixtures)))
+        places = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
+        for row, (padding, spans) in enumerate(rows):
+            for start, _ in spans:
+                # Padding gets the row's own mixture: another's might overflow in it, and NaN passes through masks.
+                places[row, padding + start if start else 0 :] = next(numbers)
+        places = places.to(self._device)
+        self._set(mixtures, lambda weights: weights[places])
+
+    def _set(self, mixtures: Sequence[Mixture], spread: Spread) -> None:
         used = {name for mixture in mixtures for name in mixture.adapters}
         if not used <= set(self._stacked):
             self._stack(sorted(used))
@@ -51,7 +73,7 @@ class FusedLora:
         for row, mixture in enumerate(mixtures):
             for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
                 matrix[row, slots[name]] = weight
-        self._weights = self._rank_weights(matrix.to(self._device)) if used else {}
+        self._weights = self._rank_weights(matrix.to(self._device), spread) if used else {}
 
     def detach(self) -> None:
         """Remove the hooks: the model is as it was."""
@@ -65,14 +87,17 @@ class FusedLora:
         self._stacked = names
         self._stacks = self.bank.stacked(names, self._dtype, self._device)
 
-    def _rank_weights(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``w`` [rows x 1 x R] for each module; modules with the same ranks and scales share one tensor."""
+    def _rank_weights(self, matrix: torch.Tensor, spread: Spread) -> dict[str, torch.Tensor]:
+        """``w`` for each module, from the weights of mixtures [mixtures x adapters] spread over rows and tokens.
+
+        Modules with the same ranks and scales share one tensor.
+        """
         shared: dict[tuple[Any, ...], torch.Tensor] = {}
         weights = {}
         for name, stack in self._stacks.items():
             layout = stack.layout
             if layout not in shared:
-                shared[layout] = (matrix[:, stack.slot] * stack.scale).unsqueeze(1)
+                shared[layout] = spread(matrix[:, stack.slot] * stack.scale)
             weights[name] = shared[layout]
         return weights
 

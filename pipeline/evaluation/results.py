@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "peft", "ray", "pyarrow", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "ray", "pyarrow", "numpy", "sacrebleu", "rouge-score")
 
 
 def write_results(path: Path, figures: dict[str, Any]) -> None:

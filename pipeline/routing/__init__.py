@@ -1,8 +1,26 @@
 """The mini-MLP router: which adapters answer a prompt, and with which weights (DLP-LoRA, arXiv 2410.01497)."""
 
+from .extend import Extension, add_class
 from .model import RouterModel
 from .policy import RoutingPolicy, WeightRule
+from .rerouting import SentenceRouter
 from .router import Route, Router
+from .sentences import SentenceSettings
+from .spans import SentenceRoute, route_sentences
 from .training import RouterSettings, train_router
 
-__all__ = ["Route", "Router", "RouterModel", "RouterSettings", "RoutingPolicy", "WeightRule", "train_router"]
+__all__ = [
+    "Extension",
+    "Route",
+    "Router",
+    "RouterModel",
+    "RouterSettings",
+    "RoutingPolicy",
+    "SentenceRoute",
+    "SentenceRouter",
+    "SentenceSettings",
+    "WeightRule",
+    "add_class",
+    "route_sentences",
+    "train_router",
+]

@@ -23,7 +23,7 @@ class RouterShape:
 
 
 class RouterModel(nn.Module):
-    """Prompt token ids -> features [n x F] -> class logits [n x classes].
+    """Prompt token ids -> mean token embedding [n x E] -> class logits [n x classes].
 
     The mean of the token embeddings goes through four linear layers (the paper's count). Ids of the base model's
     tokenizer serve, so that a prompt is tokenised once for router and engine.
@@ -45,15 +45,19 @@ class RouterModel(nn.Module):
         )
         self.head = nn.Linear(shape.features, shape.classes)
 
-    def features(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Features [n x F] of n prompts, given flat ``ids`` and the ``offsets`` [n] where each prompt starts."""
-        features: torch.Tensor = self.body(self.embedding(ids, offsets))
-        return features
+    def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Mean token embeddings [n x E] of n prompts: flat ``ids``, and the ``offsets`` [n] where each starts."""
+        embedded: torch.Tensor = self.embedding(ids, offsets)
+        return embedded
+
+    def classify(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Class logits [n x classes] of mean embeddings [n x E]."""
+        logits: torch.Tensor = self.head(self.body(embedded))
+        return logits
 
     def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Class logits [n x classes]."""
-        logits: torch.Tensor = self.head(self.features(ids, offsets))
-        return logits
+        return self.classify(self.embed(ids, offsets))
 
 
 def flatten(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

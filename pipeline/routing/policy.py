@@ -19,7 +19,8 @@ class RoutingPolicy:
     ``max_adapters``: at most so many; 0 is the base model alone.
     ``weights``: ``renormalize`` (p_i / sum) or the released code's ``softmax`` over the kept probabilities.
     ``weight_steps``: weights are multiples of one over this, so that mixtures repeat and group.
-    ``gate``: prompts below the router's in-domain threshold get the base model alone.
+    ``gate``: prompts below the router's in-domain threshold get the base model alone; ``acceptance`` is the share of
+    in-domain prompts that are above it.
     """
 
     top_p: float = 0.6
@@ -27,6 +28,7 @@ class RoutingPolicy:
     weights: WeightRule = "renormalize"
     weight_steps: int = 16
     gate: bool = True
+    acceptance: float = 0.99
 
     def mixtures(self, probabilities: torch.Tensor, labels: Sequence[str]) -> list[Mixture]:
         """One mixture for each row of ``probabilities`` [n x classes]."""

@@ -1,4 +1,4 @@
-"""A trained router: labels, weights, gate; saved as safetensors and JSON."""
+"""A trained router: labels, network, gate, added classes; saved as safetensors and JSON."""
 
 import copy
 import hashlib
@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import UserError
 from ..records import Mixture
+from .added import CentroidHead
 from .gate import gate_score
 from .model import RouterModel, RouterShape, flatten
 from .policy import RoutingPolicy
 
 _WEIGHTS, _CARD = "router.safetensors", "router.json"
+_MODEL, _KNOWN, _HEAD = "model.", "known.", "classes."  # prefixes of the tensors' names
+_DECIDING = ("labels", "temperature", "gate_thresholds", "tokenizer_fingerprint", "prompt_format")  # of routes
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,35 @@ class Route:
     fallback: bool
 
 
+@dataclass(frozen=True)
+class Known:
+    """Mean token embeddings of prompts that the gate and added classes are measured by.
+
+    ``references`` [m x E]: unit vectors of training prompts, and of the examples of added classes; ``held_out``
+    [h x E]: prompts that were not trained on. The targets [m] and [h] are the places of their classes in the labels.
+    """
+
+    references: torch.Tensor
+    reference_targets: torch.Tensor
+    held_out: torch.Tensor
+    held_out_targets: torch.Tensor
+
+
 class Router:
     """Routes token ids of prompts to mixtures of the adapters named by ``labels``."""
 
-    def __init__(self, model: RouterModel, card: dict[str, Any]) -> None:
+    def __init__(self, model: RouterModel, known: Known, head: CentroidHead, card: dict[str, Any]) -> None:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
+        self.known = known
+        self.head = head
+        self._references = known.references.double()
+        self._head = head.to(torch.float64)
         self.card = card
         self.labels: list[str] = card["labels"]
-        self.threshold: float = card["gate_threshold"]
+        self.temperature: float = card["temperature"]
+        self._thresholds: dict[str, float] = card["gate_thresholds"]
         self.trained_for = {name: card[name] for name in ("tokenizer_fingerprint", "prompt_format")}
 
     @torch.inference_mode()
@@ -47,18 +69,43 @@ class Router:
         """One route for each prompt (token ids, at least one each)."""
         if not prompts:
             return []
-        logits = self._network(*flatten(prompts))
-        mixtures = policy.mixtures(logits.softmax(1), self.labels)
-        scores = gate_score(logits).float().tolist()
-        outside = [policy.gate and score < self.threshold for score in scores]
+        embedded = self.embed(prompts)
+        mixtures = policy.mixtures(self.probabilities(embedded), self.labels)
+        scores, accepted = self.judge(embedded, policy.acceptance)
         return [
-            Route(Mixture() if out else mixture, score, out)
-            for mixture, score, out in zip(mixtures, scores, outside, strict=True)
+            Route(Mixture() if policy.gate and not inside else mixture, score, policy.gate and not inside)
+            for mixture, score, inside in zip(mixtures, scores.float().tolist(), accepted.tolist(), strict=True)
         ]
+
+    @torch.inference_mode()
+    def judge(self, embedded: torch.Tensor, acceptance: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """In-domain scores [n] of mean embeddings [n x E], and whether the gate lets each through [n].
+
+        It does where the prompt is near to training prompts, or clearly one of an added class.
+        """
+        scores = gate_score(embedded, self._references)
+        return scores, (scores >= self.threshold(acceptance)) | self._head.accepts(embedded)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Mean token embeddings [n x E], fp64."""
+        with torch.inference_mode():
+            return self._network.embed(*flatten(prompts))
+
+    def probabilities(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Calibrated class probabilities [n x labels] of mean embeddings [n x E]."""
+        with torch.inference_mode():
+            trained = (self._network.classify(embedded) / self.temperature).softmax(1)
+            return self._head.probabilities(embedded, trained)
+
+    def threshold(self, acceptance: float) -> float:
+        """Gate score that the share ``acceptance`` of in-domain prompts reaches; `UserError` if not calibrated."""
+        if str(acceptance) not in self._thresholds:
+            raise UserError(f"config: routing.acceptance={acceptance}: this router has {', '.join(self._thresholds)}")
+        return self._thresholds[str(acceptance)]
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, labels and gate."""
+        """Hash of everything that decides a route."""
         return str(self.card["fingerprint"])
 
     def check_bank(self, adapters: Collection[str], bank: str) -> None:
@@ -95,26 +142,31 @@ class Router:
             card = json.loads((root / _CARD).read_text())
             tensors = load_file(root / _WEIGHTS)
             model = RouterModel(RouterShape(**card["shape"]))
-            model.load_state_dict(tensors)
-            router = Router(model, card)
+            model.load_state_dict(_part(tensors, _MODEL))
+            router = Router(model, Known(**_part(tensors, _KNOWN)), CentroidHead(**_part(tensors, _HEAD)), card)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"router: cannot load {root}: {reason}; it should hold {_CARD} and {_WEIGHTS}") from None
-        if router._hash() != card.get("fingerprint"):
-            raise UserError(f"router: {root}: weights and {_CARD} do not belong together; save or copy both again")
         if not all(torch.isfinite(t).all() for t in router._tensors().values()):
             raise UserError(f"router: NaN or infinite weights in {root / _WEIGHTS}")
+        if set(tensors) != set(router._tensors()) or router._hash() != card.get("fingerprint"):
+            raise UserError(f"router: {root}: weights and {_CARD} do not belong together; save or copy both again")
         return router
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return dict(self.model.state_dict())
+        halved = {name: tensor.half() for name, tensor in self.model.state_dict().items()}
+        parts = {_MODEL: halved, _KNOWN: vars(self.known), _HEAD: vars(self.head)}
+        return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
     def _hash(self) -> str:
-        stated = [self.card[name] for name in ("labels", "gate_threshold", "tokenizer_fingerprint", "prompt_format")]
-        digest = hashlib.sha256(repr(stated).encode())
+        digest = hashlib.sha256(repr([self.card[name] for name in _DECIDING]).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def tokenizer_fingerprint(vocabulary: dict[str, int]) -> str:

@@ -7,25 +7,32 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
-from .gate import calibrate, gate_score
+from .added import CentroidHead, centroid
+from .calibration import expected_calibration_error, fit_temperature
+from .gate import gate_score, thresholds
 from .model import RouterModel, RouterShape, flatten
-from .router import Router
+from .router import Known, Router
 
 Prompt = Sequence[int]
 
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """What decides the result of a training, besides data."""
+    """What decides the result of a training, besides data.
+
+    ``held_out``: share of the prompts that temperature, gate and metrics are measured on. ``crop_share``: share of the
+    training prompts that are cropped to a random stretch, so that parts of a prompt are known too. ``references``:
+    training prompts of each class that the gate compares with.
+    """
 
     epochs: int = 4
     batch_size: int = 64
     learning_rate: float = 2e-3
     held_out: float = 0.1
-    false_rejection: float = 0.01
     crop_share: float = 0.3
+    references: int = 64
     seed: int = 0
 
 
@@ -39,8 +46,7 @@ def train_router(
 ) -> Router:
     """Train a router on prompts (token ids) and their adapters' names with cross-entropy.
 
-    A share of the training prompts is cropped to a random stretch, so that parts of a prompt are known too.
-    The gate's threshold and the metrics come from held-out prompts. ``card`` goes into ``router.json``.
+    Temperature, gate and metrics come from held-out prompts. ``card`` goes into ``router.json``.
     """
     torch.manual_seed(settings.seed)
     names = sorted(set(labels))
@@ -49,23 +55,31 @@ def train_router(
     model = RouterModel(RouterShape(vocab_size, len(names)))
     start = time.monotonic()
     _fit(model, [prompts[i] for i in train], targets[train], settings, progress)
-    logits = _logits(model, [prompts[i] for i in held])
-    metrics = {
-        "train_prompts": len(train),
-        "held_out_prompts": len(held),
-        "held_out_accuracy": float((logits.argmax(1) == targets[held]).float().mean()),
-        "false_rejection": settings.false_rejection,
-        "seconds": round(time.monotonic() - start, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    model = model.half().float()  # as it is saved: what follows must be measured on the same weights
+    embedded = _embed(model, [prompts[i] for i in train])
+    held_out = _embed(model, [prompts[i] for i in held])
+    places = [_some(targets[train], c, settings) for c in range(len(names))]
+    shown = torch.cat(places)
+    known = Known(normalize(embedded[shown], dim=1), targets[train][shown], held_out, targets[held])
+    with torch.inference_mode():
+        logits = model.classify(held_out)
     card |= {
         "labels": names,
         "shape": model.shape.to_json(),
-        "gate_threshold": calibrate(gate_score(logits), settings.false_rejection),
+        "temperature": fit_temperature(logits, known.held_out_targets),
+        "gate_thresholds": thresholds(gate_score(held_out.double(), known.references.double())),
         "settings": asdict(settings),
-        "metrics": metrics,
+        "metrics": {
+            "train_prompts": len(train),
+            "held_out_prompts": len(held),
+            **_metrics(logits, known.held_out_targets),
+            "seconds": round(time.monotonic() - start, 1),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
     }
-    return Router(model, card)
+    # A class may have no training prompt when it has few: then its held-out ones stand for it.
+    centroids = [centroid(embedded[p] if len(p) else held_out[targets[held] == c]) for c, p in enumerate(places)]
+    return Router(model, known, CentroidHead.of(torch.stack(centroids)), card)
 
 
 def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
@@ -73,6 +87,23 @@ def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
     random.Random(settings.seed).shuffle(order)
     held = max(1, round(settings.held_out * count))
     return order[held:], order[:held]
+
+
+def _some(targets: torch.Tensor, chosen: int, settings: RouterSettings) -> torch.Tensor:
+    """Places of some prompts of one class; their order is random already."""
+    return (targets == chosen).nonzero().flatten()[: settings.references]
+
+
+def _metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Held-out accuracy and calibration; the temperature is fitted on one half and its error measured on the other."""
+    half = max(1, len(logits) // 2)
+    other = slice(half, None) if len(logits) > half else slice(None)
+    scaled = logits[other] / fit_temperature(logits[:half], targets[:half])
+    return {
+        "held_out_accuracy": float((logits.argmax(1) == targets).float().mean()),
+        "ece": expected_calibration_error(logits[other].softmax(1), targets[other]),
+        "ece_scaled": expected_calibration_error(scaled.softmax(1), targets[other]),
+    }
 
 
 def _fit(
@@ -111,5 +142,5 @@ def _cropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
 
 
 @torch.inference_mode()
-def _logits(model: RouterModel, prompts: Sequence[Prompt]) -> torch.Tensor:
-    return torch.cat([model(*flatten(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)])
+def _embed(model: RouterModel, prompts: Sequence[Prompt]) -> torch.Tensor:
+    return torch.cat([model.embed(*flatten(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)])

@@ -8,9 +8,20 @@ import pyarrow as pa
 import torch
 
 from ..adapters import AdapterBank
-from ..engine import Engine, Failure, Request
+from ..engine import Engine, Failure, Request, Reroute
 from ..models import load_model, load_tokenizer
-from ..records import COMPLETED, Completion, DeadLetter, Mixture
+from ..records import (
+    COMPLETED,
+    SENTENCE_MIXTURES,
+    SENTENCES,
+    Completion,
+    DeadLetter,
+    Mixture,
+    joined,
+    parse_spans,
+    span_rows,
+)
+from ..routing import Router, SentenceRouter
 from .settings import JobSettings
 from .tables import with_columns, with_dead_letters
 
@@ -26,22 +37,40 @@ class GenerateRecords:
         tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
         self.engine = Engine(loaded, tokenizer, bank, settings.engine)
         self.sampling = settings.sampling
+        self.reroute: Reroute | None = None
+        if settings.sentences:
+            router = Router.load(settings.router)
+            self.reroute = SentenceRouter(router, settings.routing, settings.sentences, tokenizer)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Append the columns of `records.COMPLETED`; records without an answer become dead letters."""
+        """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
+
+        Where sentences are routed, that of `records.SENTENCE_MIXTURES` too.
+        """
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
-        rows = table.select(["id", "tokens", "mixture"]).take(pa.array(alive, pa.int64())).to_pylist()
-        requests = [Request(r["id"], r["tokens"], Mixture.parse(r["mixture"])) for r in rows]
-        answers = dict(zip(alive, self._answers(requests), strict=True))
-        columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in COMPLETED}
+        requests = self._requests(table.take(pa.array(alive, pa.int64())))
+        schema = joined(COMPLETED, SENTENCE_MIXTURES) if self.reroute else COMPLETED
+        columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in schema}
         dead: dict[int, DeadLetter] = {}
-        for row, answer in answers.items():
+        for row, request, answer in zip(alive, requests, self._answers(requests), strict=True):
             if isinstance(answer, Failure):
                 dead[row] = DeadLetter("generate", answer.error_type, answer.message)
-            else:
-                for name in COMPLETED.names:
-                    columns[name][row] = getattr(answer, name)
-        return with_columns(with_dead_letters(table, dead), COMPLETED, columns)
+                continue
+            for name in COMPLETED.names:
+                columns[name][row] = getattr(answer, name)
+            if self.reroute:
+                columns["sentence_mixtures"][row] = span_rows(request.spans + answer.sentences)
+        return with_columns(with_dead_letters(table, dead), schema, columns)
+
+    def _requests(self, table: pa.Table) -> list[Request]:
+        names = ["id", "tokens", "mixture", *(SENTENCES.names if self.reroute else [])]
+        rows = table.select(names).to_pylist()
+        if not self.reroute:
+            return [Request(r["id"], r["tokens"], Mixture.parse(r["mixture"])) for r in rows]
+        return [
+            Request(r["id"], r["tokens"], Mixture.parse(r["mixture"]), parse_spans(r["spans"]), r["context"])
+            for r in rows
+        ]
 
     def _leave_if_device_is_lost(self) -> None:
         """After a device-side assert every CUDA call of this process fails: end it, so that Ray starts it again."""
@@ -59,7 +88,7 @@ class GenerateRecords:
         try:
             places = {id(request): place for place, request in enumerate(requests)}
             answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
-            for request, answer in self.engine.generate(requests, self.sampling):
+            for request, answer in self.engine.generate(requests, self.sampling, self.reroute):
                 answers[places[id(request)]] = answer
             return answers
         except Exception as error:

@@ -182,7 +182,9 @@ class GenerateJob:
 
     def _shape(self, prepared: Prepared) -> OutputShape:
         prints = prepared.fingerprints
-        return OutputShape(prepared.plan.passed, self.settings.keep_prompt, prints["router"], prints["bank"])
+        settings, passed = self.settings, prepared.plan.passed
+        sentences = settings.sentences is not None
+        return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], sentences)
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
         total = self._committed(plan)

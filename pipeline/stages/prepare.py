@@ -5,13 +5,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from ..adapters import AdapterBank
 from ..engine import base_shapes
 from ..errors import UserError
-from ..models import PromptFormat, check_weights, load_config, load_tokenizer
+from ..models import PromptFormat, check_weights, load_config, load_skeleton, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..routing.router import tokenizer_fingerprint
@@ -20,7 +17,7 @@ from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
 from .settings import JobSettings
 
-_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec")
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex")
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,20 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     check_weights(model.folder)
     tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
+    if settings.sentences and not tokenizer.is_fast:
+        raise UserError(
+            f"config: routing.granularity=sentence needs a tokenizer that says where in the text each token stands;"
+            f" {type(tokenizer).__name__} of {model.folder} does not (use a model with tokenizer.json)"
+        )
     bank = AdapterBank.load(settings.bank, settings.adapters)
     bank.check_values()
-    bank.check_base(_shapes(config, model.trust_remote_code), model.folder.rstrip("/").rsplit("/", 1)[-1])
+    skeleton = load_skeleton(config, model.trust_remote_code)
+    bank.check_base(base_shapes(skeleton), model.folder.rstrip("/").rsplit("/", 1)[-1])
     router = Router.load(settings.router)
     router.check_bank(bank.names, settings.bank)
     vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
     router.check_prompts(vocabulary, model.prompt_format)
+    router.threshold(settings.routing.acceptance)
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:
         raise UserError(
@@ -107,12 +111,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def _shapes(config: Any, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
-    """Layer shapes of the base model, from its config alone: no weights are read."""
-    with torch.device("meta"):
-        return base_shapes(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-
-
 def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any]:
     return {
         "fingerprints": {k: fingerprints[k] for k in ("model", "bank", "router")},
@@ -120,12 +118,18 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "long_prompts": settings.long_prompts,
         "output.prompt": settings.keep_prompt,
         "generation": asdict(settings.sampling) | {"stop": list(settings.sampling.stop)},
-        "routing": asdict(settings.routing),
+        "routing": asdict(settings.routing) | _granularity(settings),
         "seed": settings.engine.seed,
         "dtype": settings.model.dtype,
         "prompt_format": settings.model.prompt_format,
         "window.records": settings.window_records,
     }
+
+
+def _granularity(settings: JobSettings) -> dict[str, Any]:
+    if settings.sentences is None:
+        return {"granularity": "record"}
+    return {"granularity": "sentence"} | asdict(settings.sentences)
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:

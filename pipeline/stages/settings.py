@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from ..engine import Sampling
 from ..engine.engine import EngineSettings
-from ..routing import RoutingPolicy
+from ..routing import RoutingPolicy, SentenceSettings
 from ..storage.columns import Columns
 
 
@@ -35,7 +35,10 @@ class Pools:
 
 @dataclass(frozen=True)
 class JobSettings:
-    """One generation job. What `guarded` returns decides the output; the rest only how fast it comes."""
+    """One generation job. What `prepare._guard` names decides the output; the rest only how fast it comes.
+
+    ``sentences``: prompts and answers are routed sentence by sentence; None: record by record.
+    """
 
     input: str
     output: str
@@ -48,6 +51,7 @@ class JobSettings:
     keep_prompt: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     routing: RoutingPolicy = field(default_factory=RoutingPolicy)
+    sentences: SentenceSettings | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     error_budget: float = 0.01
     window_records: int = 1_000_000

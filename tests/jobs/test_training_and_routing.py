@@ -1,6 +1,7 @@
 """The smaller commands: train adapters, train a router, route, evaluate."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,10 +10,11 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from jobs import evaluate, route, train_adapters, train_router
+from jobs import add_adapter, evaluate, route, train_adapters, train_router
 from pipeline.adapters import AdapterBank
 from pipeline.errors import UserError
-from pipeline.routing import Router
+from pipeline.models import PromptFormat, load_tokenizer
+from pipeline.routing import Router, RoutingPolicy
 from tests import tiny
 
 
@@ -76,6 +78,60 @@ def test_a_router_is_trained_and_routes(
         "b": ["cold"],
         "c": ["cold"],
     }
+
+
+def test_an_adapter_is_added_without_retraining(
+    tiny_model: Path, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = [name for name in tiny.ADAPTERS if name != "glad"]
+    router, bank = tiny.make_router(tmp_path / "router", tiny_model, labels=known), tmp_path / "bank"
+    for name in known:
+        shutil.copytree(tiny_bank / name, bank / name)
+    (tmp_path / "examples.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in tiny.prompts_of("glad", 12, seed=5))
+    )
+    command = ["--bank", str(bank), "--router", str(router), "--adapter", str(tiny_bank / "glad")]
+    command += ["--examples", str(tmp_path / "examples.jsonl"), *model_words(tiny_model)]
+    before = Router.load(router)
+    assert add_adapter.main(command) == 0
+    assert "glad: added from 12 examples" in capsys.readouterr().out
+    after = Router.load(router)
+    assert after.labels == [*before.labels, "glad"]
+    assert after.fingerprint != before.fingerprint
+    assert AdapterBank.load(bank).names == sorted(tiny.ADAPTERS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank", "examples.jsonl", "router"]
+    policy, encode = RoutingPolicy(), PromptFormat(load_tokenizer(str(tiny_model))).encode
+    for name in tiny.ADAPTERS:
+        routes = after.route(encode(tiny.prompts_of(name, 20, seed=9)), policy)
+        assert sum(route.mixture.adapters == (name,) for route in routes) >= 18, name
+    with pytest.raises(UserError, match="has a class 'glad' already"):
+        add_adapter.main(command)
+
+
+def test_an_adapter_that_cannot_be_added_leaves_bank_and_router_as_they_were(
+    tiny_model: Path, tiny_bank: Path, tmp_path: Path
+) -> None:
+    router, bank = tiny.make_router(tmp_path / "router", tiny_model, labels=["red", "cold"]), tmp_path / "bank"
+    for name in ("red", "cold"):
+        shutil.copytree(tiny_bank / name, bank / name)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    few, good = tmp_path / "few.jsonl", tmp_path / "good.jsonl"
+    for path, count in ((few, 7), (good, 8)):
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in tiny.prompts_of("glad", count)]
+        path.write_text("".join(lines))
+        files[path] = path.read_bytes()
+
+    def refused(match: str, adapter: Path, examples: Path, *words: str) -> None:
+        command = ["--bank", str(bank), "--router", str(router), "--adapter", str(adapter), "--examples", str(examples)]
+        with pytest.raises(UserError, match=match):
+            add_adapter.main([*command, *model_words(tiny_model), *words])
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+    refused("7 example", tiny_bank / "glad", few)
+    refused("another adapter 'red'", tiny_bank / "glad", good, "--name", "red")
+    refused("cannot be the name", tiny_bank / "glad", good, "--name", "../red")
+    refused("no adapter nowhere", tiny_bank / "nowhere", good)
+    refused("already", tiny_bank / "red", good)
 
 
 def test_unknown_tasks_and_missing_columns_are_named(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -5,21 +5,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.routing.gate import calibrate, gate_score
+from pipeline.routing.gate import ACCEPTANCES, gate_score, thresholds
 
 
-def test_the_score_is_high_where_a_class_is_clearly_seen() -> None:
-    scores = gate_score(torch.tensor([[9.0, -3.0], [9.0, 9.0], [-3.0, -3.0]]))
-    torch.testing.assert_close(scores, torch.tensor([9.0, 9.0 + math.log(2), -3.0 + math.log(2)]), atol=1e-4, rtol=0)
+def test_the_score_is_the_cosine_to_the_third_nearest_reference() -> None:
+    angles = torch.tensor([0.0, 10.0, 40.0, 90.0]).deg2rad()
+    references = torch.stack([angles.cos(), angles.sin()], dim=1)
+    scores = gate_score(torch.tensor([[5.0, 0.0], [0.0, 0.1]]), references)
+    torch.testing.assert_close(scores, torch.tensor([math.cos(math.radians(40)), math.cos(math.radians(80))]))
 
 
-@given(st.integers(0, 1000), st.integers(50, 400), st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5]))
-def test_the_threshold_rejects_the_stated_share(seed: int, count: int, share: float) -> None:
+def test_fewer_references_than_neighbours_will_do() -> None:
+    assert gate_score(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item() == pytest.approx(0)
+
+
+@given(st.integers(0, 1000), st.integers(50, 400))
+def test_the_thresholds_accept_the_stated_shares(seed: int, count: int) -> None:
     scores = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    rejected = (scores.double() < calibrate(scores, share)).sum().item()
-    assert rejected == pytest.approx(share * count, abs=1)
+    for share, threshold in thresholds(scores).items():
+        accepted = (scores.double() >= threshold).sum().item()
+        assert accepted == pytest.approx(float(share) * count, abs=1)
 
 
 def test_equal_scores_are_all_accepted() -> None:
     scores = torch.full((100,), 0.9)
-    assert not (scores.double() < calibrate(scores, 0.05)).any()
+    assert set(thresholds(scores)) == {str(share) for share in ACCEPTANCES}
+    assert all((scores.double() >= threshold).all() for threshold in thresholds(scores).values())

@@ -52,13 +52,19 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(tensors, folder / "router.safetensors")
 
 
+def with_threshold(router: Router, threshold: float) -> Router:
+    card = router.card | {"gate_thresholds": {"0.99": threshold}}
+    return Router(router.model, router.known, router.head, card)
+
+
 def test_a_saved_router_routes_as_it_did_before(tmp_path: Path) -> None:
     router = make_router(epochs=1)
     before = router.route(PROMPTS, RoutingPolicy())
     router.save(tmp_path / "new" / "router")
     loaded = Router.load(str(tmp_path / "new" / "router"))
     assert loaded.route(PROMPTS, RoutingPolicy()) == before
-    assert (loaded.labels, loaded.threshold, loaded.fingerprint) == (list(LABELS), router.threshold, router.fingerprint)
+    assert (loaded.labels, loaded.fingerprint) == (list(LABELS), router.fingerprint)
+    assert loaded.threshold(0.95) == router.threshold(0.95)
 
 
 def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> None:
@@ -73,7 +79,7 @@ def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> Non
 
 def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> None:
     scores = sorted(route.score for route in router.route(PROMPTS, RoutingPolicy()))
-    strict = Router(router.model, router.card | {"gate_threshold": scores[60]})
+    strict = with_threshold(router, scores[60])
     routes = strict.route(PROMPTS, RoutingPolicy())
     assert [r.fallback for r in routes] == [r.score < scores[60] for r in routes]
     assert {r.mixture == Mixture() for r in routes if r.fallback} == {True}
@@ -81,9 +87,14 @@ def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> Non
 
 
 def test_without_the_gate_nothing_falls_back(router: Router) -> None:
-    strict = Router(router.model, router.card | {"gate_threshold": 1e6})
+    strict = with_threshold(router, 2.0)
     assert not any(route.fallback for route in strict.route(PROMPTS, RoutingPolicy(gate=False)))
     assert all(route.fallback for route in strict.route(PROMPTS, RoutingPolicy()))
+
+
+def test_an_acceptance_without_a_threshold_is_refused(router: Router) -> None:
+    with user_error("routing.acceptance=0.42", "0.99"):
+        router.route(PROMPTS, RoutingPolicy(acceptance=0.42))
 
 
 def test_no_prompts_are_no_routes(router: Router) -> None:
@@ -137,7 +148,9 @@ def test_a_file_cut_short_is_refused(folder: Path) -> None:
 
 CARD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "labels swapped": lambda card: card["labels"].reverse(),
-    "threshold": lambda card: card.update(gate_threshold=-1.0),
+    "threshold": lambda card: card["gate_thresholds"].update({"0.99": -1.0}),
+    "no thresholds": lambda card: card.pop("gate_thresholds"),
+    "temperature": lambda card: card.update(temperature=1.5),
     "fingerprint": lambda card: card.update(fingerprint="0" * 16),
     "no fingerprint": lambda card: card.pop("fingerprint"),
     "no labels": lambda card: card.pop("labels"),
@@ -156,10 +169,12 @@ def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any
 
 
 WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-    "a weight": lambda tensors: tensors["head.bias"].add_(1e-3),
-    "no head": lambda tensors: tensors.pop("head.weight"),
+    "a weight": lambda tensors: tensors["model.head.bias"].add_(1e-3),
+    "no head": lambda tensors: tensors.pop("model.head.weight"),
+    "a reference": lambda tensors: tensors["known.references"][3].mul_(-1),
+    "no centroids": lambda tensors: tensors.pop("classes.trained"),
     "one more": lambda tensors: tensors.update(other=torch.zeros(1)),
-    "shape": lambda tensors: tensors.update({"head.bias": torch.zeros(9)}),
+    "shape": lambda tensors: tensors.update({"model.head.bias": torch.zeros(9)}),
 }
 
 

@@ -1,0 +1,50 @@
+"""Percentile bootstrap (Efron 1979) over records: how far a figure would move on other records of the same kind."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+_CELLS = 2**22  # of a block of draws, 32 MiB
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """``resamples``: how often the records are drawn anew."""
+
+    resamples: int = 1000
+    seed: int = 0
+
+
+def resampled(statistics: Floats, value: Callable[[Floats], Floats], settings: BootstrapSettings, group: str) -> Floats:
+    """The figure [resamples] that ``value`` makes of the summed statistics of records drawn with replacement.
+
+    ``statistics`` [records x k]; ``value``: from sums [m x k] to figures [m]. Draws depend on the seed, on ``group``
+    and on the number of records: configurations that answered the same records are resampled alike, groups
+    independently.
+    """
+    blocks = [value(draws @ statistics) for draws in _draws(len(statistics), settings, group)]
+    return np.concatenate(blocks)
+
+
+def interval(samples: Floats) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled figures."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _draws(records: int, settings: BootstrapSettings, group: str) -> Iterator[Floats]:
+    """How often each record is drawn, [block x records] at a time, so that memory is bounded."""
+    block = max(1, min(settings.resamples, _CELLS // records))
+    for start in range(0, settings.resamples, block):
+        yield _block(records, min(block, settings.resamples - start), start, settings.seed, group)
+
+
+# The metrics and configurations of a group follow each other and use the same draws.
+@lru_cache(maxsize=2)
+def _block(records: int, rows: int, start: int, seed: int, group: str) -> Floats:
+    generator = np.random.default_rng([seed, start, *group.encode()])
+    return generator.multinomial(records, np.full(records, 1 / records), size=rows).astype(np.float64)

@@ -1,0 +1,63 @@
+"""Model, bank, router and engine in this process, checked against each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..adapters import AdapterBank
+from ..engine import Engine
+from ..engine.engine import EngineSettings
+from ..models import PromptFormat, check_weights, load_config, load_model, load_tokenizer
+from ..models.fingerprint import model_fingerprint
+from ..models.prompt import Mode
+from ..routing import Router
+from ..routing.router import tokenizer_fingerprint
+
+
+@dataclass(frozen=True)
+class SetupSettings:
+    """Where things lie. ``model``: a folder or hub id; ``adapters``: those to read of the bank, None for all."""
+
+    model: str
+    bank: str
+    router: str
+    dtype: str = "auto"
+    prompt_format: Mode = "raw"
+    trust_remote_code: bool = False
+    adapters: Sequence[str] | None = None
+    device: str = "auto"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """``identity``: what decides the answer to a prompt and a mixture, besides the engine's sampling."""
+
+    engine: Engine
+    prompts: PromptFormat
+    router: Router
+    identity: dict[str, str]
+
+
+def load_setup(settings: SetupSettings) -> Setup:
+    """Load all of it; `UserError` for the first thing that is wrong, before the model's weights are read."""
+    config = load_config(settings.model, settings.trust_remote_code)
+    check_weights(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+    prompts = PromptFormat(tokenizer, settings.prompt_format)
+    bank = AdapterBank.load(settings.bank, settings.adapters)
+    bank.check_values()
+    router = Router.load(settings.router)
+    router.check_bank(bank.names, settings.bank)
+    router.check_prompts(tokenizer_fingerprint(tokenizer.get_vocab()), settings.prompt_format)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code)
+    identity = {
+        "model": model_fingerprint(settings.model, config),
+        "bank": bank.fingerprint,
+        "dtype": str(model.dtype),
+        "device": device,
+        "prompt_format": settings.prompt_format,
+    }
+    return Setup(Engine(model, tokenizer, bank, settings.engine), prompts, router, identity)

@@ -1,0 +1,92 @@
+"""What an evaluation has worked out so far, kept so that an interrupted one goes on where it stopped."""
+
+import hashlib
+import io
+import time
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from ..storage.files import masked, names, one_line, open_url, put
+
+Key = tuple[str, str]
+"""Record id, and what else decides the result: the mixture's key, and the variant of the configuration if any."""
+
+_KEY = [("id", pa.string()), ("mixture", pa.string()), ("error", pa.string())]
+ANSWERS = pa.schema(
+    [
+        *_KEY,
+        ("output", pa.string()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+    ]
+)
+LIKELIHOODS = pa.schema([*_KEY, ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
+
+_PART_ROWS, _PART_SECONDS = 256, 30  # at most so much is lost
+
+
+def work_folder(url: str, identity: Mapping[str, Any]) -> str:
+    """The folder below ``url`` for results of one identity: all that decides them besides their key."""
+    content = orjson.dumps(dict(identity), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
+    folder = f"{url.rstrip('/')}/{hashlib.sha256(content).hexdigest()[:16]}"
+    fs, path = open_url(folder)
+    try:
+        put(fs, f"{path}/identity.json", content + b"\n")
+    except OSError as error:
+        raise UserError(f"evaluate: cannot write to {masked(folder)}: {one_line(error)} (--work)") from None
+    return folder
+
+
+class Store:
+    """Rows of one schema by their `Key`, in Parquet parts that are written whole and never changed."""
+
+    def __init__(self, folder: str, kind: str, schema: pa.Schema) -> None:
+        self.fs, self.path = open_url(folder)
+        self.kind = kind
+        self.schema = schema
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self._new: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+        for name in names(self.fs, self.path):
+            if name.startswith(f"{kind}-") and name.endswith(".parquet"):
+                self._load(f"{self.path}/{name}")
+
+    def add(self, key: Key, values: Mapping[str, Any]) -> None:
+        """Keep a row; ``values``: by column of the schema, null where absent."""
+        row = {"id": key[0], "mixture": key[1], **values}
+        self.rows[key] = row
+        self._new.append(row)
+        if len(self._new) >= _PART_ROWS or time.monotonic() - self._flushed >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that no part has yet."""
+        if self._new:
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(self._new, schema=self.schema), buffer, compression="zstd")
+            put(self.fs, f"{self.path}/{self.kind}-{uuid.uuid4().hex[:12]}.parquet", buffer.getvalue())
+        self._new = []
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def _load(self, path: str) -> None:
+        try:
+            rows = pq.read_table(io.BytesIO(self.fs.cat_file(path)), schema=self.schema).to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"evaluate: cannot read {path}: {one_line(error)}; remove it (--work)") from None
+        self.rows |= {(row["id"], row["mixture"]): row for row in rows}

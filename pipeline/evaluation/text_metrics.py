@@ -1,0 +1,85 @@
+"""How near one text is to another: exact match, BLEU, chrF, ROUGE. Shares are 0 to 1, BLEU 0 to 100."""
+
+import re
+import string
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+Floats = npt.NDArray[np.float64]
+
+_EDGES = string.punctuation + string.whitespace
+_END_MARKS = re.compile(r"\s*(?:(?:<\|[\w-]+\|>|</s>)\s*)+$")
+# Without `effective_order` a task whose outputs all have less than four words has a BLEU of 0; where some are
+# longer it changes nothing.
+_BLEU = BLEU(effective_order=True)
+_CHRF = CHRF()
+_ROUGE = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+# Configurations share most of their answers.
+_cached = lru_cache(maxsize=2**16)
+
+
+def cleaned(text: str) -> str:
+    """Text without marks of its end, ``<|endoftext|>`` or ``</s>``.
+
+    Data made for one model may hold its end token as text, which no metric should count. Applied to references,
+    choices and outputs alike.
+    """
+    return _END_MARKS.sub("", text)
+
+
+def normalised(text: str) -> str:
+    """Lower case, runs of white space as one space, no punctuation at the ends."""
+    return re.sub(r"\s+", " ", text).strip(_EDGES).lower()
+
+
+def exact_match(output: str, reference: str) -> float:
+    """1 where the normalised texts are equal, else 0."""
+    return float(normalised(output) == normalised(reference))
+
+
+def answers_found(output: str, answers: Sequence[str]) -> float:
+    """Share of the answers that occur in the output as whole words, both normalised.
+
+    Weak: an output that repeats all choices, or the prompt, finds every answer, and a short answer ("no", "1") is
+    easily found by chance. Read it beside ROUGE and BLEU, which such outputs lower.
+    """
+    text = normalised(output)
+    found = [re.search(rf"(?<!\w){re.escape(normalised(answer))}(?!\w)", text) is not None for answer in answers]
+    return sum(found) / len(found)
+
+
+@_cached
+def bleu_statistics(output: str, reference: str) -> tuple[float, ...]:
+    """What BLEU adds up over a corpus: matching n-grams [4], n-grams [4], words of output and of reference."""
+    score = _BLEU.sentence_score(output, [reference])
+    return (*score.counts, *score.totals, score.sys_len, score.ref_len)
+
+
+def bleu(sums: Floats) -> Floats:
+    """Corpus BLEU [m], as sacrebleu computes it, of summed `bleu_statistics` [m x 10]."""
+    rows = np.rint(sums).astype(int).tolist()
+    return np.array([_bleu_of(row[:4], row[4:8], row[8], row[9]) for row in rows])
+
+
+def _bleu_of(matching: list[int], total: list[int], output_words: int, reference_words: int) -> float:
+    score = BLEU.compute_bleu(matching, total, output_words, reference_words, smooth_method="exp", effective_order=True)
+    return float(score.score)
+
+
+@_cached
+def chrf(output: str, reference: str) -> float:
+    """chrF2 of one output (character n-grams up to 6), as a share."""
+    return float(_CHRF.sentence_score(output, [reference]).score) / 100
+
+
+@_cached
+def rouge(output: str, reference: str) -> tuple[float, float]:
+    """F of ROUGE-1 and of ROUGE-L, without stemming; rouge-score knows the letters a to z and digits alone."""
+    scores = _ROUGE.score(reference, output)
+    return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)

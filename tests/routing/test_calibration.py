@@ -1,0 +1,37 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.routing.calibration import expected_calibration_error, fit_temperature
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 50), st.sampled_from([0.3, 1.0, 2.5, 6.0]))
+def test_the_temperature_of_overconfident_logits_is_found(seed: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    honest = torch.randn(6000, 4, generator=generator, dtype=torch.float64) * 1.5
+    targets = torch.multinomial(honest.softmax(1), 1, generator=generator).flatten()
+    assert fit_temperature(honest * temperature, targets) == pytest.approx(temperature, rel=0.1)
+
+
+def test_scaling_lowers_the_error_of_overconfident_logits() -> None:
+    generator = torch.Generator().manual_seed(1)
+    honest = torch.randn(5000, 4, generator=generator)
+    targets = torch.multinomial(honest.softmax(1), 1, generator=generator).flatten()
+    logits = honest * 4
+    before = expected_calibration_error(logits.softmax(1), targets)
+    after = expected_calibration_error((logits / fit_temperature(logits, targets)).softmax(1), targets)
+    assert after < 0.03 < 0.2 < before
+
+
+def test_the_error_by_hand() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    targets = torch.tensor([0, 1, 0, 1])
+    # Bins of 1/15: 0.9 twice (half right, 0.4 off), 0.6 (right, 0.4 off), 0.7 (right, 0.3 off).
+    assert expected_calibration_error(probabilities, targets) == pytest.approx((2 * 0.4 + 0.4 + 0.3) / 4, abs=1e-6)
+
+
+def test_logits_that_are_always_right_end_at_the_lowest_temperature() -> None:
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    assert 0 < fit_temperature(logits, torch.tensor([0, 1])) < 0.1
