@@ -1,4 +1,4 @@
-"""Write `demo/records.jsonl`: the first test records of each task that the demo bank has an adapter for."""
+"""Write `demo/records.jsonl`: the first test records of each task that the demo router knows."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PER_TASK = 12
 
 def main() -> None:
     """Sample the test suite, tasks in turn, so that neighbours have different tasks."""
-    tasks = sorted(p.name for p in (DEMO / "bank").iterdir() if (p / "adapter_config.json").exists())
+    tasks = orjson.loads((DEMO / "router" / "router.json").read_bytes())["labels"]
     rows = pq.read_table(DEMO / "data" / "suite-test.parquet").to_pylist()
     by_task = [[row for row in rows if row["task"] == task][:PER_TASK] for task in tasks]
     picked = [row for rank in zip(*by_task, strict=True) for row in rank]
