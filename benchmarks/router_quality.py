@@ -25,6 +25,7 @@ from pipeline.models import PromptFormat, load_tokenizer, resolve_model
 from pipeline.routing import Router, RouterSettings, RoutingPolicy, add_class, train_router
 from pipeline.routing.calibration import expected_calibration_error
 from pipeline.routing.model import flatten
+from pipeline.routing.router import tokenizer_fingerprint
 
 DATA = Path("demo/data")
 WINDOW = 14  # words of a prompt that the hard setting shows
@@ -42,16 +43,19 @@ def main() -> None:
     config = load_settings("train_router", [], TrainRouterConfig)
     tokenizer = load_tokenizer(resolve_model(config.model.path))
     encode = PromptFormat(tokenizer, config.model.prompt_format).encode
+    vocabulary = tokenizer.get_vocab()
     router = Router.load(args.router)
+    router.check_prompts(tokenizer_fingerprint(vocabulary), config.model.prompt_format)
     texts = {name: _texts(DATA / f"suite-{name}.parquet") for name in ("train", "test")}
     tokens = {name: {task: encode(prompts) for task, prompts in part.items()} for name, part in texts.items()}
+    known = {task: prompts for task, prompts in tokens["test"].items() if task in router.labels}
     figures: dict[str, Any] = {
         "config": vars(args),
         "training": router.card["metrics"] | {"temperature": router.card["temperature"]},
-        "test": _quality(router, tokens["test"]),
-        "hard": _quality(router, {task: encode(_windows(prompts)) for task, prompts in texts["test"].items()}),
+        "test": _quality(router, known),
+        "hard": _quality(router, {task: encode(_windows(texts["test"][task])) for task in known}),
         "throughput": _throughput(router, [p for prompts in texts["test"].values() for p in prompts], encode, args),
-        "left_out": [_left_out(seed, tokens, config, len(tokenizer.get_vocab())) for seed in range(args.splits)],
+        "left_out": [_left_out(seed, tokens, config, max(vocabulary.values()) + 1) for seed in range(args.splits)],
     }
     write_results(Path("benchmarks/results/router-quality.json"), figures)
     _print(figures)
@@ -132,7 +136,10 @@ def _added(
 
 
 def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], Prompts], args: Any) -> dict[str, Any]:
-    """Records a second: tokenising, routing of token ids, the network alone; one thread for torch, then all cores."""
+    """Records a second of tokenising, routing and both, and rows a second of the network with one thread.
+
+    Tokenising takes all cores; torch gets as many threads as a route actor of a job does: one.
+    """
     tokens = encode(texts)
     flat = flatten(tokens)
     network = router.model
@@ -140,7 +147,9 @@ def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], 
         "tokenise": lambda: encode(texts),
         "route": lambda: [router.route(tokens[i : i + 1024], RoutingPolicy()) for i in range(0, len(tokens), 1024)],
         "network_fp32": lambda: network(*flat),
-        "tokenise_and_route": lambda: router.route(encode(texts), RoutingPolicy()),
+        "tokenise_and_route": lambda: [
+            router.route(encode(texts[i : i + 1024]), RoutingPolicy()) for i in range(0, len(texts), 1024)
+        ],
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

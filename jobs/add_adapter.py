@@ -8,22 +8,18 @@ are changed in place, the router as a whole or not at all.
 """
 
 import argparse
-import re
 import shutil
 from pathlib import Path
 
 from conf import load_settings
 from conf.schema_training import AddAdapterConfig
 from jobs._cli import OK, run_job, swap_folder
-from pipeline.adapters import AdapterBank
-from pipeline.engine import base_shapes
+from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank, is_adapter_name
+from pipeline.engine import load_bank
 from pipeline.errors import UserError
-from pipeline.models import PromptFormat, load_config, load_skeleton, load_tokenizer, resolve_model
+from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
 from pipeline.routing import Extension, Router, add_class
-from pipeline.routing.router import tokenizer_fingerprint
 from pipeline.storage.tables import read_table
-
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def main(argv: list[str]) -> int:
@@ -31,14 +27,13 @@ def main(argv: list[str]) -> int:
     args = _parse(argv)
     config = load_settings("add_adapter", args.overrides, AddAdapterConfig)
     name = args.name or args.adapter.resolve().name
-    if not re.fullmatch(r"[^/\\\0.][^/\\\0]*", name):
+    if not is_adapter_name(name):
         raise UserError(f"bank: {name!r} cannot be the name of an adapter (--name)")
     folder = resolve_model(config.model.path)
     bank = _checked_bank(args.bank, args.adapter, name, folder, config)
-    router = Router.load(args.router)
-    router.check_bank(bank.names, str(args.bank))
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    router.check_prompts(tokenizer_fingerprint(tokenizer.get_vocab()), config.model.prompt_format)
+    vocabulary, prompt_format = tokenizer.get_vocab(), config.model.prompt_format
+    router = Router.load_for(args.router, bank.names, str(args.bank), vocabulary, prompt_format)
     texts = [row["prompt"] for row in read_table(args.examples, ["prompt"])]
     if not all(isinstance(text, str) and text for text in texts):
         raise UserError(f"data: {args.examples}: the column prompt must hold a text in each row")
@@ -67,15 +62,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _checked_bank(bank: Path, adapter: Path, name: str, model: str, config: AddAdapterConfig) -> AdapterBank:
     """The bank, after a check that the adapter fits the base model and its name is free."""
-    new = AdapterBank.load(adapter.resolve().parent, [adapter.resolve().name])
-    new.check_values()
-    trusted = config.model.trust_remote_code
-    new.check_base(
-        base_shapes(load_skeleton(load_config(model, trusted), trusted)), model.rstrip("/").rsplit("/", 1)[-1]
-    )
+    whole, trusted = adapter.resolve(), config.model.trust_remote_code
+    load_bank(whole.parent, [whole.name], load_config(model, trusted), model, trusted)
     there = bank / name
     if there.exists() and any(
-        not (there / file).is_file() or (there / file).read_bytes() != (adapter / file).read_bytes() for file in _FILES
+        not (there / file).is_file() or (there / file).read_bytes() != (adapter / file).read_bytes()
+        for file in (CONFIG_FILE, WEIGHTS_FILE)
     ):
         raise UserError(f"bank: {bank} has another adapter {name!r} already; give a --name")
     return AdapterBank.load(bank)
@@ -87,9 +79,9 @@ def _copy(adapter: Path, target: Path) -> None:
     part = target.parent / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    for file in _FILES:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(adapter / file, part / file)
-    part.rename(target)
+    swap_folder(part, target)
 
 
 def _summary(name: str, examples: int, found: Extension, router: Path) -> str:

@@ -8,7 +8,6 @@ settings, is skipped, so the same command goes on after an interruption.
 
 import argparse
 import json
-import re
 import shutil
 import time
 from collections import defaultdict
@@ -19,9 +18,10 @@ import torch
 
 from conf import load_settings
 from conf.schema_training import TrainAdaptersConfig
-from jobs._cli import OK, run_job, split_tasks
+from jobs._cli import OK, run_job, split_tasks, swap_folder
+from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
-from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
+from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
 from pipeline.storage.tables import read_table
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = TrainingSettings(**config.training.model_dump())
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = pick_device(config.device)
     folder = resolve_model(config.model.path)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     model = load_model(folder, config.model.dtype, device, config.model.trust_remote_code)
@@ -65,7 +65,7 @@ def rows_by_task(url: str, wanted: list[str] | None, columns: list[str]) -> dict
     for row in read_table(url, columns):
         rows[row["task"]].append(row)
     for task in rows:
-        if not isinstance(task, str) or not re.fullmatch(r"[^/\\\0]+", task) or task.startswith("."):
+        if not is_adapter_name(task):
             raise UserError(f"data: {url}: {task!r} cannot be the name of an adapter (column task)")
     unknown = sorted(set(wanted or []) - set(rows))
     if unknown:
@@ -97,8 +97,7 @@ def _train_one(
     trainer.save(weights, part)
     metrics |= {"task": task, "examples": len(train), "config": config.model_dump(mode="json")}
     (part / "training.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    shutil.rmtree(bank / task, ignore_errors=True)
-    part.rename(bank / task)
+    swap_folder(part, bank / task)
 
 
 def _is_done(folder: Path, config: TrainAdaptersConfig) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from .config import AdapterConfig, read_adapter_config
+from .config import CONFIG_FILE, AdapterConfig, read_adapter_config
 from .stack import StackedModule, stack
 from .weights import ModuleWeights, read_weights
 
@@ -43,7 +43,7 @@ class AdapterBank:
         root = Path(folder)
         if not root.is_dir():
             raise UserError(f"bank: no folder {root} (bank.path)")
-        found = sorted(p.name for p in root.iterdir() if p.is_dir() and (p / "adapter_config.json").exists())
+        found = sorted(p.name for p in root.iterdir() if p.is_dir() and (p / CONFIG_FILE).exists())
         wanted = list(only) if only is not None else found
         missing = sorted(set(wanted) - set(found))
         if missing:

@@ -29,6 +29,14 @@ _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 _NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal")
 
 
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter_name(name: object) -> bool:
+    """Whether a name can be that of an adapter, whose folder in the bank has it: no path, not hidden."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\\\0.][^/\\\0]*", name) is not None
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """Rank and scale of each module of one adapter (PEFT's `LoraConfig`, as far as inference needs it)."""
@@ -53,7 +61,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read and check the config in an adapter's folder; `UserError` for what cannot be done exactly."""
     name = folder.name
     try:
-        values = json.loads((folder / "adapter_config.json").read_text())
+        values = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"bank: adapter {name!r}: cannot read adapter_config.json: {error} ({folder})") from None
     if not isinstance(values, dict):

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from .config import AdapterConfig
+from .config import WEIGHTS_FILE, AdapterConfig
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -24,7 +24,7 @@ class ModuleWeights:
 
 def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights]:
     """Tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or values."""
-    path = folder / "adapter_model.safetensors"
+    path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickled = [p.name for p in folder.glob("adapter_model.*")]
         what = f"only {', '.join(pickled)}: pickle is refused, since it can run code" if pickled else "no weights"

@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from ..adapters import AdapterBank
-from ..engine import Engine
+from ..engine import Engine, load_bank
 from ..engine.engine import EngineSettings
-from ..models import PromptFormat, check_weights, load_config, load_model, load_tokenizer
+from ..models import PromptFormat, check_weights, load_config, load_model, load_tokenizer, pick_device
 from ..models.fingerprint import model_fingerprint
 from ..models.prompt import Mode
 from ..routing import Router
-from ..routing.router import tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,9 @@ def load_setup(settings: SetupSettings) -> Setup:
     check_weights(settings.model)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     prompts = PromptFormat(tokenizer, settings.prompt_format)
-    bank = AdapterBank.load(settings.bank, settings.adapters)
-    bank.check_values()
-    router = Router.load(settings.router)
-    router.check_bank(bank.names, settings.bank)
-    router.check_prompts(tokenizer_fingerprint(tokenizer.get_vocab()), settings.prompt_format)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    bank = load_bank(settings.bank, settings.adapters, config, settings.model, settings.trust_remote_code)
+    router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), settings.prompt_format)
+    device = pick_device(settings.device)
     model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code)
     identity = {
         "model": model_fingerprint(settings.model, config),

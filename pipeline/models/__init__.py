@@ -1,6 +1,6 @@
 """The base model: where it lies, how it is loaded, how it wants its prompts."""
 
-from .load import check_weights, load_config, load_model, load_skeleton, load_tokenizer
+from .load import check_weights, load_config, load_model, load_skeleton, load_tokenizer, pick_device
 from .prompt import PromptFormat
 from .resolve import resolve_model
 
@@ -11,5 +11,6 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "pick_device",
     "resolve_model",
 ]

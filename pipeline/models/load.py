@@ -21,6 +21,11 @@ def pick_dtype(name: str, device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
+def pick_device(name: str) -> str:
+    """Return the torch device of ``cpu | cuda | auto``; ``auto`` is CUDA where there is a GPU."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_config(folder: str, trust_remote_code: bool = False) -> Any:
     """Read the transformers config of a model folder or hub id."""
     return _loading(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))

@@ -66,7 +66,7 @@ def _extended(router: Router, name: str, examples: torch.Tensor, false_claim: fl
     )
     added = [*router.card.get("added", []), {"label": name, "examples": len(examples), "false_claim": false_claim}]
     card = router.card | {"labels": [*router.labels, name], "added": added}
-    return Router(router.model, known, head.to(torch.float32), card)
+    return router.extended(known, head.to(torch.float32), card)
 
 
 def _left_out(router: Router, name: str, examples: torch.Tensor, false_claim: float) -> list[tuple[bool, bool]]:

@@ -54,6 +54,15 @@ class Router:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
+        self._set(known, head, card)
+
+    def extended(self, known: Known, head: CentroidHead, card: dict[str, Any]) -> "Router":
+        """A router with the same network, shared with this one, and other classes beside the trained ones."""
+        other = copy.copy(self)
+        other._set(known, head, card)
+        return other
+
+    def _set(self, known: Known, head: CentroidHead, card: dict[str, Any]) -> None:
         self.known = known
         self.head = head
         self._references = known.references.double()
@@ -107,6 +116,16 @@ class Router:
     def fingerprint(self) -> str:
         """Hash of everything that decides a route."""
         return str(self.card["fingerprint"])
+
+    @staticmethod
+    def load_for(
+        folder: str | Path, adapters: Collection[str], bank: str, vocabulary: dict[str, int], prompt_format: str
+    ) -> "Router":
+        """Read a saved router; `UserError` where it does not fit the bank, the tokenizer or the prompt format."""
+        router = Router.load(folder)
+        router.check_bank(adapters, bank)
+        router.check_prompts(tokenizer_fingerprint(vocabulary), prompt_format)
+        return router
 
     def check_bank(self, adapters: Collection[str], bank: str) -> None:
         """`UserError` if a label is no adapter of the bank."""

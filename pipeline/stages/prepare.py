@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..adapters import AdapterBank
-from ..engine import base_shapes
+from ..engine import load_bank
 from ..errors import UserError
-from ..models import PromptFormat, check_weights, load_config, load_skeleton, load_tokenizer
+from ..models import PromptFormat, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
-from ..routing.router import tokenizer_fingerprint
 from ..storage.files import list_input, masked, one_line
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
@@ -82,14 +80,8 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
             f"config: routing.granularity=sentence needs a tokenizer that says where in the text each token stands;"
             f" {type(tokenizer).__name__} of {model.folder} does not (use a model with tokenizer.json)"
         )
-    bank = AdapterBank.load(settings.bank, settings.adapters)
-    bank.check_values()
-    skeleton = load_skeleton(config, model.trust_remote_code)
-    bank.check_base(base_shapes(skeleton), model.folder.rstrip("/").rsplit("/", 1)[-1])
-    router = Router.load(settings.router)
-    router.check_bank(bank.names, settings.bank)
-    vocabulary = tokenizer_fingerprint(tokenizer.get_vocab())
-    router.check_prompts(vocabulary, model.prompt_format)
+    bank = load_bank(settings.bank, settings.adapters, config, model.folder, model.trust_remote_code)
+    router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:
@@ -101,7 +93,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
         "model": model_fingerprint(model.folder, config),
         "bank": bank.fingerprint,
         "router": router.fingerprint,
-        "tokenizer": vocabulary,
+        "tokenizer": router.trained_for["tokenizer_fingerprint"],
     }
     return context, fingerprints
 
