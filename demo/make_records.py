@@ -6,7 +6,9 @@ import orjson
 import pyarrow.parquet as pq
 
 DEMO = Path(__file__).parent
-PER_TASK = 12
+PER_TASK = 4
+# Exact match says nothing of answers so long that nobody gives them word for word: these records have none.
+LONG = {"cnn_dailymail", "gsm8k", "news_commentary_de", "self_instruct", "topical_chat"}
 
 
 def main() -> None:
@@ -15,7 +17,10 @@ def main() -> None:
     rows = pq.read_table(DEMO / "data" / "suite-test.parquet").to_pylist()
     by_task = [[row for row in rows if row["task"] == task][:PER_TASK] for task in tasks]
     picked = [row for rank in zip(*by_task, strict=True) for row in rank]
-    lines = [orjson.dumps({k: row[k] for k in ("id", "task", "prompt", "answer")}) + b"\n" for row in picked]
+    for row in picked:
+        if row["task"] in LONG:
+            row["answer"] = None
+    lines = [orjson.dumps({k: row[k] for k in ("id", "task", "kind", "prompt", "answer")}) + b"\n" for row in picked]
     (DEMO / "records.jsonl").write_bytes(b"".join(lines))
     print(f"{len(picked)} records of {len(tasks)} tasks")
 
