@@ -107,6 +107,7 @@ class ErrorSettings(Strict):
     """How many dead letters are accepted."""
 
     budget: Share
+    max: NonNegativeInt | None
 
 
 class WindowSettings(Strict):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import UserError
+from pipeline.stages.stopping import SIGTERM, StoppedError
 
-OK, INCOMPLETE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+_GO_ON = "what is committed stays, the same command again does the rest"
 
 
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:
@@ -20,8 +22,11 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         print(error, file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; what is committed stays, the same command again does the rest", file=sys.stderr)
+        print(f"interrupted; {_GO_ON}", file=sys.stderr)
         code = INTERRUPTED
+    except StoppedError as error:
+        print(f"stopped: {error}; {_GO_ON}", file=sys.stderr)
+        code = TERMINATED if str(error) == SIGTERM else INCOMPLETE
     sys.exit(code)
 
 

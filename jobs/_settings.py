@@ -60,6 +60,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         sentences=_sentences(config.routing),
         engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
         error_budget=config.errors.budget,
+        error_max=config.errors.max,
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,
         config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},

@@ -22,7 +22,8 @@ from pipeline.records import SENTENCE_MIXTURES, Mixture, joined
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings
-from pipeline.storage.files import masked, open_url, put
+from pipeline.storage.files import masked, open_url
+from pipeline.storage.objects import put
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split, staged_table
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from ..storage.files import masked, names, one_line, open_url, put
+from ..storage.files import masked, one_line, open_url
+from ..storage.objects import names, put
 
 Key = tuple[str, str]
 """Record id, and what else decides the result: the mixture's key, and the variant of the configuration if any."""

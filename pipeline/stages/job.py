@@ -1,30 +1,23 @@
-"""The whole job: window by window, round by round, until every record is answered or set aside."""
+"""The whole job: window by window, until every record is answered or set aside."""
 
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from ..records import DEAD
-from ..storage.columns import record_text
-from ..storage.commit import CommitLog, Shard, Tally, shard_prefix, tally
+from ..storage.commit import CommitLog
+from ..storage.lease import Lease
 from ..storage.plan import InputPlan
-from ..storage.read import read_split
 from ..storage.run import RUN, RunFolder, packed_schema
+from ..storage.shards import Tally
 from .graph import WindowRun
 from .prepare import Prepared, prepare, versions
 from .settings import JobSettings, Pools
 from .sink import OutputShape
-
-# Shard sizes of the rounds: a record that kills its actor is first caught in a shard, then among 20, then alone.
-_ROUNDS = (20, 1)
-# So many records of a window, or the error budget up to the larger number, are tried each in a run of its own before
-# they are set aside; where more are left it is not the records.
-_ALONE, _ALONE_AT_MOST = 32, 500
+from .stopping import StoppedError, StopSwitch
+from .watch import ErrorBudget, Watch
+from .window import WindowJob
 
 
 @dataclass(frozen=True)
@@ -74,111 +67,60 @@ class GenerateJob:
         ``start_pools`` starts Ray and says what the stages may take of it; a finished run does not call it.
         """
         prepared = self.prepare()
-        start, started = time.monotonic(), time.time()
-        shape = self._shape(prepared)
-        todo = self._unfinished(prepared.plan)
-        earlier = None if self._new_run else self.folder.read_json(RUN)
-        if not todo and earlier is not None and earlier["state"] == "finished":
+        if self._is_finished(prepared.plan):
             return self._result(prepared.plan, self._committed(prepared.plan), 0, 0.0)
-        pools = start_pools() if todo else Pools()
-        if earlier is None:
+        switch = StopSwitch()
+        with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
+            pools = start_pools() if self._unfinished(prepared.plan) else Pools()
+            with switch:  # after Ray, which has a handler of its own
+                return self._run(prepared, pools, switch)
+
+    def _run(self, prepared: Prepared, pools: Pools, switch: StopSwitch) -> JobResult:
+        plan, shape = prepared.plan, self._shape(prepared)
+        start, started = time.monotonic(), time.time()
+        if self._new_run or self.folder.read_json(RUN) is None:
             self.log.discard()  # of a run that --new-run discards; else there is nothing
-            todo = self._unfinished(prepared.plan)
-            self.folder.save_plan(prepared.plan)
+            self._new_run = False
+            self.folder.save_plan(plan)
             self._write_run(prepared, shape, "running", started, None)
-        before = self._committed(prepared.plan)
-        incomplete = sum(self._run_window(window, prepared, shape, pools) for window in todo)
-        result = self._result(prepared.plan, before, incomplete, time.monotonic() - start)
+        self.log.sweep_finished()
+        before = self._committed(plan)
+        try:
+            incomplete = self._run_windows(prepared, shape, pools, switch)
+        except (KeyboardInterrupt, StoppedError):
+            missing = plan.rows - (done := self._committed(plan)).data - done.dead
+            result = self._result(plan, before, missing, time.monotonic() - start)
+            self._write_run(prepared, shape, "stopped", started, result)
+            raise
+        result = self._result(plan, before, incomplete, time.monotonic() - start)
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
+
+    def _run_windows(self, prepared: Prepared, shape: OutputShape, pools: Pools, switch: StopSwitch) -> int:
+        """Run what is unfinished, window by window; returns how many rows stay without an answer."""
+        plan, incomplete = prepared.plan, 0
+        budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
+        finished = self.log.finished_windows()
+        counted = sum((files.tally for files in finished.values()), Tally())
+        job = WindowJob(self.settings, self.log, self.say, switch.check)
+        for window in sorted(set(range(plan.windows)) - set(finished)):
+            if budget.is_over(counted):
+                raise StoppedError(budget.explain(counted))
+            run = WindowRun(self.settings, pools, plan, window, prepared.context, shape)
+            with Watch(self.log, window, counted, budget, switch.stop):
+                missing, tally = job.run(run)
+            incomplete, counted = incomplete + missing, counted + tally
+        return incomplete
+
+    def _is_finished(self, plan: InputPlan) -> bool:
+        if self._new_run or self._unfinished(plan):
+            return False
+        earlier = self.folder.read_json(RUN)
+        return earlier is not None and earlier["state"] == "finished"
 
     def _unfinished(self, plan: InputPlan) -> list[int]:
         finished = {} if self._new_run else self.log.finished_windows()
         return [window for window in range(plan.windows) if window not in finished]
-
-    def _run_window(self, window: int, prepared: Prepared, shape: OutputShape, pools: Pools) -> int:
-        """Answer or set aside every row of a window; returns how many stay without an answer."""
-        plan = prepared.plan
-        run = WindowRun(self.settings, pools, plan, window, prepared.context, shape)
-        size = plan.window_size(window)
-        missing = self._rounds(run)
-        if len(missing) == size > 1:
-            return size  # nothing at all went through: it is not the records
-        if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
-            guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
-            self._set_aside(window, plan, guilty)
-            missing = self._missing(window, size)
-        if len(missing):
-            return len(missing)
-        files = self.log.finish_window(window)
-        self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
-        return 0
-
-    def _rounds(self, run: WindowRun) -> np.ndarray:
-        """Run all rows that have no answer, then what is left of them in smaller shards; returns what is left then.
-
-        When a record kills its actor, the shards that waited for the same actor are lost with it: the next round
-        catches them up.
-        """
-        size = run.plan.window_size(run.window)
-        missing = self._missing(run.window, size)
-        shard_records = self.settings.shard_records
-        for shard in [shard_records, *(n for n in _ROUNDS if n < shard_records)]:
-            if not len(missing):
-                break
-            self._run(run, missing, shard)
-            still = self._missing(run.window, size)
-            if len(still):
-                self.say(
-                    f"window {run.window + 1}: {len(still)} of {len(missing)} records got no answer; again, smaller"
-                )
-            if len(still) == len(missing) > _ALONE * shard:
-                break  # nothing at all went through: not a few bad records, but the cluster or the store
-            missing = still
-        return missing
-
-    def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
-        everything = len(missing) == run.plan.window_size(run.window)
-        run.run(self.log, uuid.uuid4().hex[:8], None if everything else missing, shard_records)
-
-    def _fails_alone(self, run: WindowRun, row: int) -> bool:
-        self._run(run, np.array([row]), 1)
-        return row in self._missing(run.window, run.plan.window_size(run.window))
-
-    def _missing(self, window: int, size: int) -> np.ndarray:
-        """Rows of a window that no shard answers, sorted."""
-        answered = [shard.rows for shard in self.log.shards(window)]
-        return np.setdiff1d(np.arange(size), np.concatenate([np.empty(0, np.int64), *answered]))
-
-    def _set_aside(self, window: int, plan: InputPlan, rows: list[int]) -> None:
-        """Dead letters for rows that killed their actor even when they were alone in it."""
-        if not rows:
-            return
-        wanted = set(rows)
-        repeated = plan.duplicates_of(window)
-        records = [
-            record
-            for split in plan.splits(window)
-            if wanted & set(range(split.row, split.row + split.take))
-            for record in read_split(self.settings.input, split, self.settings.columns, repeated)
-            if record.row in wanted
-        ]
-        message = "no answer in any shard, at last alone: its process died or failed each time (see the logs of Ray)"
-        letters = [
-            {
-                "id": r.id,
-                "stage": "generate",
-                "error_type": "NoAnswer",
-                "message": message,
-                "record": record_text(r),
-            }
-            for r in records
-        ]
-        dead = pa.Table.from_pylist(letters, schema=DEAD)
-        none = np.empty(0, np.int64)
-        places = np.array([r.row for r in records], np.int64)
-        name = f"{shard_prefix(window)}{uuid.uuid4().hex[:8]}-000000"
-        self.log.commit(Shard(name, None, None, none, places, tally(pa.table({}), dead)), pa.table({}), dead)
 
     def _shape(self, prepared: Prepared) -> OutputShape:
         prints = prepared.fingerprints
@@ -188,7 +130,7 @@ class GenerateJob:
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
         total = self._committed(plan)
-        over = total.dead > self.settings.error_budget * plan.rows
+        over = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows).is_over(total)
         return JobResult(
             plan.rows, total, seconds, total.completion_tokens - before.completion_tokens, incomplete, over
         )

@@ -54,6 +54,7 @@ class JobSettings:
     sentences: SentenceSettings | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     error_budget: float = 0.01
+    error_max: int | None = None
     window_records: int = 1_000_000
     shard_records: int = 512
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json

@@ -10,7 +10,8 @@ from ray.data import Datasink
 
 from ..records import DATA, DEAD, PASSED, PROVENANCE, SENTENCE_MIXTURES, Mixture, Record, joined
 from ..storage.columns import record_text
-from ..storage.commit import CommitLog, Shard, shard_prefix, tally
+from ..storage.commit import CommitLog
+from ..storage.shards import Shard, shard_prefix, tally
 from .tables import prompts_of
 
 

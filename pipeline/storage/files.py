@@ -1,13 +1,11 @@
-"""URLs and whole-object reads and writes, for every store that fsspec knows."""
+"""URLs and lists of input files, for every store that fsspec knows."""
 
 import os
 import re
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import UserError
 
@@ -58,33 +56,6 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     if not files:
         raise UserError(f"input: no file at {masked(url)}")
     return fs, files
-
-
-def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write an object whole: readers see all of it or nothing.
-
-    Object stores do so by themselves; a local file is written under a hidden name, synced and renamed.
-    """
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, content)
-        return
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
-    with open(part, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-
-
-def names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Sorted names of the objects in a folder; none where there is no such folder."""
-    fs.invalidate_cache(folder)
-    try:
-        return sorted(p.rsplit("/", 1)[-1] for p in fs.ls(folder, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def masked(url: str) -> str:

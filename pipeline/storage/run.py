@@ -12,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 from ..errors import UserError
 from .commit import CommitLog
 from .duplicates import DUPLICATES
-from .files import InputFile, masked, put
+from .files import InputFile, masked
+from .objects import put, read
 from .plan import InputPlan
 
 RUN, PLAN = "run.json", "_plan/plan.json"
@@ -31,8 +32,7 @@ class RunFolder:
 
     def read(self, name: str) -> bytes | None:
         """A file of the folder, or None."""
-        path = f"{self.log.root}/{name}"
-        return self.log.fs.cat_file(path) if self.log.fs.exists(path) else None
+        return read(self.log.fs, f"{self.log.root}/{name}")
 
     def probe(self) -> None:
         """Write and remove a file, to see that the folder can be written; leaves nothing behind."""

@@ -15,8 +15,9 @@ from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.records import DATA, DEAD
-from pipeline.storage.commit import CommitLog, Shard, tally
+from pipeline.storage.commit import CommitLog
 from pipeline.storage.run import RunFolder, packed_schema
+from pipeline.storage.shards import Shard, tally
 from tests import tiny
 
 FILES = {"results.json", "metrics.parquet", "records.parquet", "tables.md"}

@@ -14,10 +14,12 @@ from pipeline.errors import UserError
 from pipeline.records import DATA
 from pipeline.storage import read_run
 from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog, Shard, tally
-from pipeline.storage.files import list_input, put
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.files import list_input
+from pipeline.storage.objects import put
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split
+from pipeline.storage.shards import Shard, tally
 
 pytestmark = pytest.mark.s3
 

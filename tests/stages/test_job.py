@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +22,11 @@ from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, ModelRef, Pools
+from pipeline.stages.stopping import StoppedError
 from pipeline.storage import read_dead, read_run
+from pipeline.storage.commit import CommitLog
 from pipeline.storage.read import staged_table
+from pipeline.storage.shards import WindowFiles
 from tests import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -164,20 +168,46 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     # The first window is shuffled into two partitions, the second fits one.
     settings = replace(job_settings, shard_records=4, window_records=33)
     run(settings)
-    expected, out = by_id(settings.output), Path(settings.output)
+    expected = by_id(settings.output)
+    settings, finish = replace(settings, output=str(tmp_path / "half")), CommitLog.finish_window
+
+    def die_at_the_second(log: CommitLog, window: int) -> WindowFiles:
+        if window == 1:
+            raise StoppedError("killed")
+        return finish(log, window)
+
+    with mock.patch.object(CommitLog, "finish_window", die_at_the_second), pytest.raises(StoppedError):
+        run(settings)
+    out = Path(settings.output)
+    assert json.loads((out / "run.json").read_text())["state"] == "stopped"
     # What a kill leaves: no window marker of the second window, a lost shard marker, its files not cleaned up.
-    (out / "_commits" / "window-000001.json").unlink()
     lost, *kept = sorted((out / "_commits").glob("w000001-*.json"))
     lost_rows = pq.read_metadata(out / json.loads(lost.read_text())["data"]).num_rows
     lost.unlink()
-    before = {path: path.read_bytes() for path in kept}
+    before = {path.stem: path.read_bytes() for path in map(Path, CommitLog(str(out)).committed_files("data"))}
     assert len(by_id(settings.output)) == 40 - lost_rows
     result = run(settings)
     assert result.ok
     assert by_id(settings.output) == expected
-    assert {path: path.read_bytes() for path in kept} == before
+    after = {path.stem: path.read_bytes() for path in (out / "data").iterdir()}
+    assert kept
+    assert before.items() < after.items(), "committed files stay as they are"
+    assert sorted(after) == sorted(Path(f).stem for f in CommitLog(str(out)).committed_files("data")), (
+        "the rest is swept"
+    )
     assert read_run(settings.output).count_rows() == 40
     assert 0 < result.generated_tokens < result.tally.completion_tokens
+
+
+def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: JobSettings) -> None:
+    bad = [b"{not json" for _ in range(4)]
+    lines = [json.dumps(row).encode() for row in good_rows(24)]
+    write_lines(Path(job_settings.input) / "a.jsonl", [*bad, *lines])
+    settings = replace(job_settings, window_records=14, error_max=3, sampling=Sampling(max_new_tokens=1))
+    with pytest.raises(StoppedError, match=r"4 dead letters, over errors.max=3: 4 InvalidJson"):
+        run(settings)
+    assert len(by_id(settings.output)) == 10
+    assert run(replace(settings, error_max=4)).tally.data == 24
 
 
 def test_formats_renamed_columns_and_passed_through_ones(job_settings: JobSettings, tmp_path: Path) -> None:

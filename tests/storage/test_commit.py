@@ -1,10 +1,11 @@
 import io
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import fsspec
@@ -18,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pipeline.records import DATA, DEAD
 from pipeline.storage import commit as commit_module
-from pipeline.storage.commit import CommitLog, Shard, Tally, shard_prefix, tally, window_of
-from pipeline.storage.files import put
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.objects import create, names, put, remove
+from pipeline.storage.shards import Shard, Tally, shard_prefix, tally, window_of
 
 from . import memory_url
 
@@ -32,17 +34,24 @@ class KilledError(Exception):
 
 @contextmanager
 def crash_at(write: int | None) -> Iterator[None]:
-    """Kill the writer at its ``write``-th object (from 0); None: it lives."""
+    """Kill the writer at the ``write``-th object (from 0) that it writes or removes; None: it lives."""
     written = 0
 
-    def dying_put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-        nonlocal written
-        if written == write:
-            raise KilledError
-        written += 1
-        put(fs, path, content)
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def write_or_die(fs: fsspec.AbstractFileSystem, path: str, *content: bytes) -> Any:
+            nonlocal written
+            if written == write:
+                raise KilledError
+            written += 1
+            return call(fs, path, *content)
 
-    with mock.patch.object(commit_module, "put", dying_put):
+        return write_or_die
+
+    with (
+        mock.patch.object(commit_module, "put", dying(put)),
+        mock.patch.object(commit_module, "create", dying(create)),
+        mock.patch.object(commit_module, "remove", dying(remove)),
+    ):
         yield
 
 
@@ -245,7 +254,7 @@ def test_tallies_add_up(parts: list[list[int]]) -> None:
 
 ROWS = 10
 row_sets = st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1)
-crashes = st.none() | st.integers(0, 6)
+crashes = st.none() | st.integers(0, 10)
 
 
 class WindowMachine(RuleBasedStateMachine):
@@ -292,8 +301,28 @@ class WindowMachine(RuleBasedStateMachine):
             with crash_at(crash):
                 self.log.finish_window(WINDOW)
         except KilledError:
+            self.finished = WINDOW in self.log.finished_windows()
             return
         self.finished = True
+        self._only_named_files_are_left()
+
+    @precondition(lambda self: self.finished)
+    @rule(crash=crashes)
+    def sweep(self, crash: int | None) -> None:
+        """What a driver that resumes does first."""
+        try:
+            with crash_at(crash):
+                swept = self.log.sweep_finished()
+        except KilledError:
+            return
+        if swept:
+            self._only_named_files_are_left()
+
+    def _only_named_files_are_left(self) -> None:
+        for kind in ("data", "dead"):
+            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
+            assert names(self.log.fs, f"{self.log.root}/{kind}") == named
+        assert names(self.log.fs, f"{self.log.root}/_commits") == [f"window-{WINDOW:06d}.json"]
 
     @invariant()
     def no_row_is_seen_twice(self) -> None:

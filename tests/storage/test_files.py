@@ -5,7 +5,8 @@ from unittest import mock
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.files import list_input, masked, names, open_url, put
+from pipeline.storage.files import list_input, masked, open_url
+from pipeline.storage.objects import names, put
 
 from . import MEMORY, memory_url, user_error, write_file
 

@@ -7,9 +7,10 @@ import pytest
 from pipeline.records import DATA, DEAD
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog, Shard, tally
+from pipeline.storage.commit import CommitLog
 from pipeline.storage.plan import plan_input
 from pipeline.storage.run import RunFolder, packed_schema
+from pipeline.storage.shards import Shard, tally
 
 from . import memory_url, user_error, write_file
 

@@ -1,0 +1,52 @@
+"""Stopping a job in mid-run: on SIGTERM, over the error budget, or when another driver took its output over."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGTERM = "SIGTERM"  # the reason of a stop from outside
+
+
+class StoppedError(BaseException):
+    """The job was told to stop, for the reason given. Like `KeyboardInterrupt` no error that retries may swallow."""
+
+
+class StopSwitch:
+    """While it is entered, `stop` ends the work of the main thread with a `StoppedError`, and so does SIGTERM.
+
+    Ray waits in the main thread and looks at nothing else, so a thread that wants to stop it must send a signal. Where
+    the job runs in another thread (a notebook's, a server's), it stops at the next `check`.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._before: Any = None
+        self._in_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "StopSwitch":
+        if self._in_main:
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._in_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def stop(self, reason: str) -> None:
+        """Ask for the end, from any thread."""
+        self.reason = self.reason or reason
+        if self._in_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def check(self) -> None:
+        """`StoppedError` if somebody asked for the end."""
+        if self.reason:
+            raise StoppedError(self.reason)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or SIGTERM
+        self.check()

@@ -1,0 +1,68 @@
+"""A look at the markers of the window in work, every few seconds: counts so far, and whether to go on."""
+
+import threading
+from collections.abc import Callable
+
+from ..storage.commit import CommitLog
+from ..storage.shards import Tally
+
+SECONDS = 10.0
+
+
+class ErrorBudget:
+    """How many dead letters a job may have: a share of its records, and a number."""
+
+    def __init__(self, share: float, most: int | None, records: int) -> None:
+        allowed = int(share * records)
+        self.allowed = allowed if most is None else min(allowed, most)
+        self.rule = f"errors.max={most}" if self.allowed == most else f"errors.budget={share:g} of {records} records"
+
+    def is_over(self, counted: Tally) -> bool:
+        """Whether there are more dead letters."""
+        return counted.dead > self.allowed
+
+    def explain(self, counted: Tally) -> str:
+        """The number of dead letters, what was allowed, and the most frequent kinds."""
+        kinds = sorted(counted.errors.items(), key=lambda item: (-item[1], item[0]))[:5]
+        return f"{counted.dead} dead letters, over {self.rule}: " + ", ".join(f"{n} {kind}" for kind, n in kinds)
+
+
+class Watch:
+    """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
+
+    ``before``: counts of the other windows. ``over``: called once when the budget is spent.
+    """
+
+    def __init__(
+        self, log: CommitLog, window: int, before: Tally, budget: ErrorBudget, over: Callable[[str], None]
+    ) -> None:
+        self.log, self.window, self.budget, self.over = log, window, budget, over
+        self.counted = before
+        self._seen: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(SECONDS):
+            try:
+                self.look()
+            except Exception:  # stores raise kinds of their own; a look may be missed
+                continue
+            if self.budget.is_over(self.counted):
+                self.over(self.budget.explain(self.counted))
+                return
+
+    def look(self) -> Tally:
+        """Counts with the shards that were committed since the last look."""
+        for shard in self.log.shards(self.window, self._seen):
+            self._seen.add(shard.name)
+            self.counted += shard.tally
+        return self.counted

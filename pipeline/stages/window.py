@@ -1,0 +1,118 @@
+"""One window of a job: rounds over the rows that have no answer, in ever smaller shards, until none is left."""
+
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+
+from ..records import DEAD
+from ..storage.columns import record_text
+from ..storage.commit import CommitLog
+from ..storage.plan import InputPlan
+from ..storage.read import read_split
+from ..storage.shards import Shard, Tally, shard_prefix, tally
+from .graph import WindowRun
+from .settings import JobSettings
+
+# Shard sizes of the rounds: a record that kills its actor is first caught in a shard, then among 20, then alone.
+_ROUNDS = (20, 1)
+# So many records of a window, or the error budget up to the larger number, are tried each in a run of its own before
+# they are set aside; where more are left it is not the records.
+_ALONE, _ALONE_AT_MOST = 32, 500
+
+
+class WindowJob:
+    """Answers or sets aside every row of one window.
+
+    ``between``: called before each run of the graph; it may raise to stop the job.
+    """
+
+    def __init__(
+        self, settings: JobSettings, log: CommitLog, say: Callable[[str], None], between: Callable[[], None]
+    ) -> None:
+        self.settings, self.log, self.say, self.between = settings, log, say, between
+
+    def run(self, run: WindowRun) -> tuple[int, Tally]:
+        """Do it; returns how many rows stay without an answer, and the counts of those that have one."""
+        window, plan = run.window, run.plan
+        size = plan.window_size(window)
+        missing = self._rounds(run)
+        if len(missing) == size > 1:
+            return size, Tally()  # nothing at all went through: it is not the records
+        if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
+            guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
+            self._set_aside(window, plan, guilty)
+            missing = self._missing(window, size)
+        if len(missing):
+            return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
+        files = self.log.finish_window(window)
+        self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
+        return 0, files.tally
+
+    def _rounds(self, run: WindowRun) -> np.ndarray:
+        """Run all rows that have no answer, then what is left of them in smaller shards; returns what is left then.
+
+        When a record kills its actor, the shards that waited for the same actor are lost with it: the next round
+        catches them up.
+        """
+        size = run.plan.window_size(run.window)
+        missing = self._missing(run.window, size)
+        shard_records = self.settings.shard_records
+        for shard in [shard_records, *(n for n in _ROUNDS if n < shard_records)]:
+            if not len(missing):
+                break
+            self._run(run, missing, shard)
+            still = self._missing(run.window, size)
+            if len(still):
+                self.say(
+                    f"window {run.window + 1}: {len(still)} of {len(missing)} records got no answer; again, smaller"
+                )
+            if len(still) == len(missing) > _ALONE * shard:
+                break  # nothing at all went through: not a few bad records, but the cluster or the store
+            missing = still
+        return missing
+
+    def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
+        self.between()
+        everything = len(missing) == run.plan.window_size(run.window)
+        run.run(self.log, uuid.uuid4().hex[:8], None if everything else missing, shard_records)
+
+    def _fails_alone(self, run: WindowRun, row: int) -> bool:
+        self._run(run, np.array([row]), 1)
+        return row in self._missing(run.window, run.plan.window_size(run.window))
+
+    def _missing(self, window: int, size: int) -> np.ndarray:
+        """Rows of a window that no shard answers, sorted."""
+        answered = [shard.rows for shard in self.log.shards(window)]
+        return np.setdiff1d(np.arange(size), np.concatenate([np.empty(0, np.int64), *answered]))
+
+    def _set_aside(self, window: int, plan: InputPlan, rows: list[int]) -> None:
+        """Dead letters for rows that killed their actor even when they were alone in it."""
+        if not rows:
+            return
+        wanted = set(rows)
+        repeated = plan.duplicates_of(window)
+        records = [
+            record
+            for split in plan.splits(window)
+            if wanted & set(range(split.row, split.row + split.take))
+            for record in read_split(self.settings.input, split, self.settings.columns, repeated)
+            if record.row in wanted
+        ]
+        message = "no answer in any shard, at last alone: its process died or failed each time (see the logs of Ray)"
+        letters = [
+            {
+                "id": r.id,
+                "stage": "generate",
+                "error_type": "NoAnswer",
+                "message": message,
+                "record": record_text(r),
+            }
+            for r in records
+        ]
+        dead = pa.Table.from_pylist(letters, schema=DEAD)
+        none = np.empty(0, np.int64)
+        places = np.array([r.row for r in records], np.int64)
+        name = f"{shard_prefix(window)}{uuid.uuid4().hex[:8]}-000000"
+        self.log.commit(Shard(name, None, None, none, places, tally(pa.table({}), dead)), pa.table({}), dead)

@@ -1,0 +1,137 @@
+"""Whole objects in any store: read, put, create once, list, remove; tried again where the store fails for a moment.
+
+Stores with conditional writes (S3, local disk, memory) create an object once even if two writers race. With others
+`create` looks first and then writes, as fsspec does: two writers within that moment may both believe they were first.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+_T = TypeVar("_T")
+
+ATTEMPTS = 7  # about a minute in all
+_FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
+_STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may go through later: a reset, a timeout, throttling, an error of the server.
+
+    Not so a full disk, or what is missing or forbidden.
+    """
+    if isinstance(error, OSError):
+        return not isinstance(error, _FINAL_KINDS) and error.errno not in _FINAL_ERRNOS
+    return type(error).__module__.startswith(_STORE_LIBRARIES)
+
+
+# Waits up to 1, 2, 4, ... s, at random, so that a thousand writers do not come back all at once.
+_retried: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
+    retry=retry_if_exception(is_transient),
+    wait=wait_random_exponential(multiplier=1, max=20),
+    stop=stop_after_attempt(ATTEMPTS),
+    reraise=True,
+)
+
+
+@_retried
+def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write an object whole: readers see all of it or nothing.
+
+    Object stores do so by themselves; a local file is written under a hidden name, synced and renamed.
+    """
+    if isinstance(fs, LocalFileSystem):
+        os.replace(_synced_part(path, content), path)
+    else:
+        fs.pipe_file(path, content)
+
+
+@_retried
+def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
+    """Write an object whole if there is none of that name; False if there is one of other content."""
+    try:
+        if isinstance(fs, LocalFileSystem):
+            _link(_synced_part(path, content), path)
+        else:
+            fs.pipe_file(path, content, mode="create")
+    except OSError as error:
+        # SeaweedFS answers EINVAL where AWS says that the object exists.
+        if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
+            raise
+        # The first of two tries may have gone through although its answer was lost.
+        return bool(fs.cat_file(path) == content)
+    return True
+
+
+@_retried
+def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+    """The content of an object, or None where there is none."""
+    try:
+        content: bytes = fs.cat_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content
+
+
+@_retried
+def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Remove an object; one that is gone already is no error."""
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+
+
+@_retried
+def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
+    """Sorted names of the objects in a folder that start with ``prefix``; none where there is no such folder.
+
+    S3 and Google's store look for the prefix themselves, so that a folder with a million objects costs nothing more.
+    """
+    fs.invalidate_cache(folder)
+    try:
+        if prefix and _finds_prefixes(fs):
+            found = fs.find(folder, maxdepth=1, prefix=prefix)
+        else:
+            found = fs.ls(folder, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    last = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+    return sorted(name for name in last if name.startswith(prefix))
+
+
+def _finds_prefixes(fs: fsspec.AbstractFileSystem) -> bool:
+    return bool({"s3", "s3a", "gs", "gcs"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)})
+
+
+def _synced_part(path: str, content: bytes) -> str:
+    """Write a hidden file beside a local path; returns its path."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+    except BaseException:
+        # On a full disk the half file would be in the way of all that comes later.
+        if os.path.exists(part):
+            os.remove(part)
+        raise
+    return part
+
+
+def _link(part: str, path: str) -> None:
+    """Give a file its name unless that is taken; a hard link says so atomically."""
+    try:
+        os.link(part, path)
+    finally:
+        os.remove(part)

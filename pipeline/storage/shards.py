@@ -1,0 +1,133 @@
+"""What markers say: shards, windows and their counts; written as JSON."""
+
+import base64
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+Rows = np.ndarray  # int64, places in the window
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of committed rows, added up over markers."""
+
+    data: int = 0
+    dead: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    fallback: int = 0
+    mixtures: dict[str, int] = field(default_factory=dict)
+    finish_reasons: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(_added(a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts."""
+
+    name: str
+    data: str | None
+    dead: str | None
+    data_rows: Rows
+    dead_rows: Rows
+    tally: Tally
+
+    @property
+    def rows(self) -> Rows:
+        """All rows answered by the shard."""
+        return np.concatenate([self.data_rows, self.dead_rows])
+
+
+@dataclass(frozen=True)
+class WindowFiles:
+    """What a window marker says: the files of a finished window and their counts."""
+
+    data: list[str]
+    dead: list[str]
+    tally: Tally
+
+
+def tally(data: pa.Table, dead: pa.Table) -> Tally:
+    """Counts over the rows of two output tables."""
+    if data.num_rows == 0:
+        counted: dict[str, Any] = {}
+    else:
+        counted = {
+            "prompt_tokens": int(data["prompt_tokens"].to_numpy().sum()),
+            "completion_tokens": int(data["completion_tokens"].to_numpy().sum()),
+            "fallback": int(data["fallback"].to_numpy().sum()),
+            "mixtures": dict(Counter(data["mixture"].to_pylist())),
+            "finish_reasons": dict(Counter(data["finish_reason"].to_pylist())),
+        }
+    errors = dict(Counter(dead["error_type"].to_pylist())) if dead.num_rows else {}
+    return Tally(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)
+
+
+def without_overlap(shards: Iterable[Shard]) -> list[tuple[Shard, Rows]]:
+    """Each shard with those of its rows that no earlier shard answers; shards with none are left out."""
+    seen: Rows = np.empty(0, np.int64)
+    kept = []
+    for shard in shards:
+        rows = np.setdiff1d(shard.rows, seen)
+        seen = np.union1d(seen, rows)
+        if len(rows):
+            kept.append((shard, rows))
+    return kept
+
+
+def shard_prefix(window: int) -> str:
+    """What the names of a window's shards start with."""
+    return f"w{window:06d}-"
+
+
+def window_of(shard_name: str) -> int:
+    """The window of a shard, from its name."""
+    return int(shard_name[1:7])
+
+
+def encode(shard: Shard) -> bytes:
+    """The marker of a shard, as JSON."""
+    return orjson.dumps(
+        {
+            "data": shard.data,
+            "dead": shard.dead,
+            "data_rows": _packed(shard.data_rows),
+            "dead_rows": _packed(shard.dead_rows),
+            "tally": asdict(shard.tally),
+        }
+    )
+
+
+def decode(name: str, content: bytes) -> Shard:
+    """The shard of that name from its marker."""
+    values = orjson.loads(content)
+    return Shard(
+        name,
+        values["data"],
+        values["dead"],
+        _unpacked(values["data_rows"]),
+        _unpacked(values["dead_rows"]),
+        Tally(**values["tally"]),
+    )
+
+
+def _packed(rows: Rows) -> str:
+    return base64.b64encode(zlib.compress(rows.astype("<u4").tobytes())).decode()
+
+
+def _unpacked(text: str) -> Rows:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
+
+
+def _added(a: Any, b: Any) -> Any:
+    return dict(Counter(a) + Counter(b)) if isinstance(a, dict) else a + b

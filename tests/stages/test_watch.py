@@ -1,0 +1,103 @@
+"""The error budget, the watch over a window's markers, and stopping."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.records import DEAD
+from pipeline.stages import watch as watch_module
+from pipeline.stages.stopping import StoppedError, StopSwitch
+from pipeline.stages.watch import ErrorBudget, Watch
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.shards import Shard, Tally, shard_prefix, tally
+from tests.storage import memory_url
+
+
+def commit_dead(log: CommitLog, number: int, rows: list[int], kind: str = "EmptyLine") -> None:
+    letters = [{"id": str(r), "stage": "read", "error_type": kind, "message": "", "record": ""} for r in rows]
+    dead = pa.Table.from_pylist(letters, schema=DEAD)
+    none = np.empty(0, np.int64)
+    name = f"{shard_prefix(0)}a-{number:06d}"
+    log.commit(Shard(name, None, None, none, np.array(rows), tally(pa.table({}), dead)), pa.table({}), dead)
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        ((0.01, None, 1000), 10),
+        ((0.01, 3, 1000), 3),
+        ((0.01, 50, 1000), 10),
+        ((1.0, None, 5), 5),
+        ((0.0, None, 5), 0),
+        ((0.5, 0, 9), 0),
+    ],
+)
+def test_the_budget_is_the_smaller_of_share_and_number(rule: tuple[float, int | None, int], allowed: int) -> None:
+    budget = ErrorBudget(*rule)
+    assert not budget.is_over(Tally(dead=allowed))
+    assert budget.is_over(Tally(dead=allowed + 1))
+
+
+def test_the_most_frequent_errors_are_named_first() -> None:
+    budget = ErrorBudget(0.0, None, 10)
+    said = budget.explain(Tally(dead=9, errors={"A": 1, "B": 5, "C": 1, "D": 1, "E": 1, "F": 0}))
+    assert said == "9 dead letters, over errors.budget=0 of 10 records: 5 B, 1 A, 1 C, 1 D, 1 E"
+
+
+def test_each_marker_is_counted_once() -> None:
+    log = CommitLog(memory_url())
+    seen = Watch(log, 0, Tally(dead=1), ErrorBudget(1.0, None, 100), print)
+    commit_dead(log, 0, [0, 1])
+    assert (seen.look().dead, seen.look().dead) == (3, 3)
+    commit_dead(log, 1, [2])
+    assert seen.look().dead == 4
+
+
+def test_a_spent_budget_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
+    log, told = CommitLog(memory_url()), list[str]()
+    with Watch(log, 0, Tally(), ErrorBudget(1.0, 2, 100), told.append):
+        commit_dead(log, 0, [0, 1])
+        time.sleep(0.1)
+        assert told == []
+        commit_dead(log, 1, [2], "InvalidJson")
+        time.sleep(0.3)
+    assert told == ["3 dead letters, over errors.max=2: 2 EmptyLine, 1 InvalidJson"]
+
+
+def test_a_stop_from_a_thread_ends_a_wait_of_the_main_thread() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with StopSwitch() as switch:
+        threading.Timer(0.1, switch.stop, ["over budget"]).start()
+        with pytest.raises(StoppedError, match="over budget"):
+            time.sleep(20)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_sigterm_is_a_stop() -> None:
+    with StopSwitch():
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            time.sleep(20)
+
+
+def test_in_another_thread_the_stop_comes_at_the_next_check() -> None:
+    caught: list[str] = []
+
+    def work() -> None:
+        with StopSwitch() as switch:
+            switch.stop("lease lost")
+            try:
+                switch.check()
+            except StoppedError as error:
+                caught.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert caught == ["lease lost"]
