@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,11 +59,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     first = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    commits = tmp_path / "out" / "_commits"
-    deadline = time.monotonic() + 240
-    while first.poll() is None and len(list(commits.glob("w0*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert first.poll() is None, "the job ended before it could be killed"
+    wait_for_commits(first, tmp_path / "out", 2)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = ids_of(tmp_path / "out")
@@ -72,6 +69,38 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     assert second.returncode == 0, second.stderr
     assert ids_of(tmp_path / "out") == Counter(ids)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["data"] == len(ids)
+
+
+def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
+    tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    ids = write_input(tmp_path / "in.jsonl", 72)
+    more = ("shuffle.shard_records=8", "window.records=40", "engine.batch_size=4", "cluster.cpus=2")
+    words = command(tmp_path, tiny_model, tiny_bank, tiny_router, *more)
+    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_commits(first, tmp_path / "out", 1)
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 2, second.stderr
+    assert second.stderr.startswith(f"run: process {first.pid} on ")
+    assert len(second.stderr.splitlines()) == 1
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=120)[1]
+    assert first.returncode == 143
+    assert said.splitlines()[-1].startswith("stopped: SIGTERM; what is committed stays, the same command again")
+    assert "Traceback" not in said
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["state"], 0 < run["counts"]["data"] < len(ids)) == ("stopped", True)
+    third = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert third.returncode == 0, third.stderr
+    assert ids_of(tmp_path / "out") == Counter(ids)
+
+
+def wait_for_commits(job: subprocess.Popen[Any], output: Path, count: int) -> None:
+    """Wait until a running job has committed so many shards."""
+    deadline = time.monotonic() + 240
+    while job.poll() is None and len(list(output.glob("_commits/w0*.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert job.poll() is None, "the job ended before it could be stopped"
 
 
 @pytest.mark.slow

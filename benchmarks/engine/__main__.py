@@ -1,0 +1,205 @@
+"""How fast the engine is: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5] [--threads 2]`.
+
+SmolLM2-135M in bf16 (or another model folder) with random adapters of the demo's shape. In each case all ways run in
+turn in this process, and ratios are taken within one turn; medians and spread go to
+`benchmarks/results/engine-<case>.json`. PEFT is left out where its bank would take minutes to load (N = 1000).
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from peft import PeftModel
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.adapters import AdapterBank
+from pipeline.engine import Engine, LoraSettings
+from pipeline.engine.engine import EngineSettings
+from pipeline.evaluation.results import write_results
+from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
+from pipeline.records import Mixture
+
+from .banks import make_bank
+from .measure import Case, interleaved, steps, summary
+from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
+from .workloads import Workload, even, mixtures, skewed, workload
+
+NEW = 33  # tokens of a decode measurement: 32 steps after the first
+
+
+class Bench:
+    """Models, banks and engines, made when a case needs them."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        config = load_settings("generate", [], GenerateConfig)
+        self.model_folder = resolve_model(args.model or config.model.path)
+        self.tokenizer = load_tokenizer(self.model_folder)
+        self.prompts = PromptFormat(self.tokenizer, config.model.prompt_format)
+
+    def model(self) -> Any:
+        """A copy of the base model."""
+        return load_model(self.model_folder, self.args.dtype, self.args.device)
+
+    def bank(self, count: int) -> tuple[Path, list[str]]:
+        """A bank of ``count`` adapters."""
+        folder = self.folder / f"bank-{count}"
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        return folder, names or make_bank(folder, self.model(), count)
+
+    def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None) -> Engine:
+        """An engine with a model of its own."""
+        settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings())
+        return Engine(self.model(), self.tokenizer, AdapterBank.load(bank), settings)
+
+    def peft(self, bank: Path, names: Sequence[str]) -> PeftModel:
+        """PEFT's model with some adapters, the first active."""
+        model = PeftModel.from_pretrained(self.model(), bank / names[0], adapter_name=names[0])
+        for name in names[1:]:
+            model.load_adapter(bank / name, adapter_name=name)
+        return model.eval()
+
+
+def decode(bench: Bench) -> dict[str, Any]:
+    """Milliseconds of a decode step: rows 1, 8, 32; banks of 8, 26, 100; mixtures of 1, 2, 4 adapters."""
+    figures = {}
+    for rows, count, adapters in [(1, 26, 2), (8, 26, 1), (8, 26, 2), (8, 26, 4), (8, 100, 2), (32, 26, 2), (32, 100, 2)]:
+        bank, names = bench.bank(count)
+        engine = bench.engine(bank, rows)
+        distinct = mixtures(names, adapters, rows)
+        peft = bench.peft(bank, names[: min(count, 26)])
+        ways = {
+            "base": (by_engine(engine), [Mixture()]),
+            "fused": (by_engine(engine), distinct),
+            "merged": (by_engine(bench.engine(bank, rows, LoraSettings(mode="merged"))), distinct[:1]),
+            "peft_one_adapter": (by_generate(peft, rows), [Mixture()]),
+            "peft_adapter_names": (by_generate(peft, rows, True), mixtures(names[:26], 1, rows)),
+            "transformers_base": (by_generate(bench.model(), rows), [Mixture()]),
+        }
+        cases: dict[str, Case] = {}
+        for name, (way, mixed) in ways.items():
+            cases[name] = (way, even(rows, 64, NEW).with_mixtures(mixed))
+            cases[f"{name}, 1"] = (way, even(rows, 64, 1).with_mixtures(mixed))
+        seconds = interleaved(cases, bench.args.repeats)
+        figures[f"rows={rows} bank={count} mixed={adapters}"] = steps(seconds, NEW, "base") | {"seconds": seconds}
+    return figures
+
+
+def all_active(bench: Bench) -> dict[str, Any]:
+    """PEFT with all adapters active, and the released code's way, beside base and fused: 8 rows, banks of 8 and 26."""
+    figures = {}
+    for count in (8, 26):
+        bank, names = bench.bank(count)
+        engine, asked = bench.engine(bank, 8), even(8, 64, 17)
+        peft = bench.peft(bank, names)
+        peft.base_model.set_adapter(names)
+        mixed = asked.with_mixtures([Mixture.of({name: 1 / count for name in names})])
+        cases: dict[str, Case] = {
+            "base": (by_engine(engine), asked),
+            "fused": (by_engine(engine), mixed),
+            "peft_all_active": (by_generate(peft, 8), asked),
+            "released_code": (by_released_code(peft), asked),
+        }
+        figures[f"bank={count}"] = summary(cases, interleaved(cases, max(1, bench.args.repeats // 2)), "base")
+    return figures
+
+
+def lengths(bench: Bench) -> dict[str, Any]:
+    """64 requests of skewed lengths; 32 with long prompts and few new tokens; 128 rows at a time."""
+    bank, names = bench.bank(26)
+    peft = bench.peft(bank, names[:1])
+    base = bench.model()
+    figures = {}
+    asked: dict[str, tuple[int, Workload]] = {
+        "skewed": (32, skewed(64)),
+        "prefill": (32, even(32, 384, 4)),
+        "rows=128": (128, skewed(128)),
+    }
+    for name, (rows, work) in asked.items():
+        engine = bench.engine(bank, rows)
+        mixed = work.with_mixtures(mixtures(names, 2, 16))
+        cases: dict[str, Case] = {
+            "fused": (by_engine(engine), mixed),
+            "base": (by_engine(engine), work),
+            "peft_generate": (by_generate(peft, 32), work),
+            "transformers_continuous_batching": (by_continuous_batching(base, rows), work),
+        }
+        figures[name] = summary(cases, interleaved(cases, max(2, bench.args.repeats // 2)), "fused")
+    return figures
+
+
+def real(bench: Bench) -> dict[str, Any]:
+    """32 prompts of the demo, 48 new tokens each, 8 adapters in the batch."""
+    bank, names = bench.bank(26)
+    rows = [orjson.loads(line) for line in Path("demo/records.jsonl").read_bytes().splitlines()[:32]]
+    asked = workload(bench.prompts.encode([row["prompt"] for row in rows]), [48] * 32)
+    engine, base = bench.engine(bank, 32), bench.model()
+    cases: dict[str, Case] = {
+        "transformers_base": (by_generate(base, 32), asked),
+        "fused": (by_engine(engine), asked.with_mixtures(mixtures(names[:8], 1, 8))),
+        "fused_two_each": (by_engine(engine), asked.with_mixtures(mixtures(names[:8], 2, 8))),
+        "base": (by_engine(engine), asked),
+    }
+    return summary(cases, interleaved(cases, bench.args.repeats), "transformers_base")
+
+
+def thousand(bench: Bench) -> dict[str, Any]:
+    """A bank of 1,000 adapters, room for 32 on the device, 32 distinct mixtures of one in the batch."""
+    bank, names = bench.bank(1000)
+    engine = bench.engine(bank, 32, LoraSettings(adapter_slots=32))
+    mixed = mixtures(names, 1, 32)
+    cases: dict[str, Case] = {}
+    for name, given in (("base", [Mixture()]), ("fused", mixed)):
+        cases[name] = (by_engine(engine), even(32, 64, NEW).with_mixtures(given))
+        cases[f"{name}, 1"] = (by_engine(engine), even(32, 64, 1).with_mixtures(given))
+    seconds = interleaved(cases, bench.args.repeats)
+    return steps(seconds, NEW, "base") | {"seconds": seconds}
+
+
+CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "decode": decode,
+    "all-active": all_active,
+    "lengths": lengths,
+    "real": real,
+    "thousand": thousand,
+}
+
+
+def main() -> None:
+    """Measure the chosen cases, a result file for each."""
+    parser = argparse.ArgumentParser(prog="benchmarks.engine")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", help="a model folder (default: the demo's)")
+    parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.cases:
+            figures = CASES[name](Bench(args, Path(folder)))
+            write_results(args.output / f"engine-{name}.json", {"case": name, "config": config, "figures": figures})
+            _print(name, figures)
+
+
+def _print(title: str, figures: dict[str, Any], indent: str = "") -> None:
+    print(f"{indent}{title}")
+    for name, value in figures.items():
+        if isinstance(value, dict) and "median" in value:
+            print(f"{indent}  {name:32} {value['median']:8.3f}  ({value['least']:.3f} to {value['most']:.3f})")
+        elif isinstance(value, dict) and name != "seconds":
+            _print(name, value, indent + "  ")
+        elif isinstance(value, float):
+            print(f"{indent}  {name:32} {value:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
