@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..records import DEAD
+from ..records import DEAD, SENTENCE_MIXTURES, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog, Shard, Tally, shard_prefix, tally
 from ..storage.plan import InputPlan
@@ -183,8 +183,8 @@ class GenerateJob:
     def _shape(self, prepared: Prepared) -> OutputShape:
         prints = prepared.fingerprints
         settings, passed = self.settings, prepared.plan.passed
-        sentences = settings.sentences is not None
-        return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], sentences)
+        more = joined(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.asked)
+        return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], more)
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
         total = self._committed(plan)
