@@ -83,7 +83,8 @@ class Matcher:
 
     def add(self, token: int) -> bool:
         """Go on by one token; False where it is not allowed, or the library's limits do not suffice for the grammar."""
-        return bool(self._compiled.consume_token(token))
+        # After an error, for one of its limits in `allowed`, the library takes an end token as if all were well.
+        return bool(self._compiled.consume_token(token)) and not self._compiled.is_error()
 
     @property
     def complete(self) -> bool:
