@@ -75,9 +75,9 @@ class Columns:
         choices = _parsed(values.get(self.choices)) if self.choices else None
         if sampling is not None and not isinstance(sampling, dict):
             return None, _refused("BadSampling", f"column {self.sampling!r} is neither an object nor the JSON of one")
-        if choices is None:
+        if choices is None or choices == []:
             return sampling or None, None
-        if not isinstance(choices, list) or not choices or any(not isinstance(c, str) or not c for c in choices):
+        if not isinstance(choices, list) or any(not isinstance(c, str) or not c for c in choices):
             return None, _refused(
                 "BadChoices", f"column {self.choices!r} is neither a list of texts (none empty) nor the JSON of one"
             )

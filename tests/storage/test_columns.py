@@ -141,7 +141,7 @@ OWN = {"sampling": "own", "choices": "labels"}
         ({}, None),
         ({"own": None, "labels": None}, None),
         ({"own": "", "labels": " "}, None),  # CSV
-        ({"own": {}}, None),
+        ({"own": {}, "labels": []}, None),
         ({"own": {"temperature": 1, "top_p": None}}, {"temperature": 1, "top_p": None}),
         ({"own": '{"temperature": 1}'}, {"temperature": 1}),
         ({"labels": ["a", "b"]}, {"choices": ["a", "b"]}),
@@ -165,7 +165,6 @@ def test_settings_of_a_record_are_read_and_passed_through(
             {"labels": "a"},
             ("BadChoices", "column 'labels' is neither a list of texts (none empty) nor the JSON of one"),
         ),
-        ({"labels": []}, ("BadChoices", "column 'labels' is neither a list of texts (none empty) nor the JSON of one")),
         (
             {"labels": ["a", ""]},
             ("BadChoices", "column 'labels' is neither a list of texts (none empty) nor the JSON of one"),
