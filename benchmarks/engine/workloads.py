@@ -59,7 +59,7 @@ def mixtures(names: Sequence[str], adapters: int, distinct: int) -> list[Mixture
     """``distinct`` mixtures of ``adapters`` adapters each, drawn from all of the bank."""
     rng = random.Random(1)
     chosen = [rng.sample(list(names), adapters) for _ in range(distinct)]
-    return [Mixture.of({name: 1 / adapters for name in sorted(some)}) for some in chosen]
+    return [Mixture.of(dict.fromkeys(sorted(some), 1 / adapters)) for some in chosen]
 
 
 def _prompt(rng: random.Random, length: int) -> list[int]:

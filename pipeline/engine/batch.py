@@ -1,7 +1,6 @@
 """The rows that are being generated now: their tokens, cache and masks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,26 +8,7 @@ from torch.nn.functional import pad
 
 from ..records import Mixture
 from .cache import RowCache
-from .request import Request
-
-
-@dataclass
-class Row:
-    """One request in the batch."""
-
-    request: Request
-    generator: torch.Generator
-    new_tokens: list[int] = field(default_factory=list)
-    ended: str | None = None  # finish reason
-    sentences: list[tuple[int, Mixture]] = field(init=False)  # of the answer, as `Reroute` takes them
-
-    def __post_init__(self) -> None:
-        self.sentences = [(0, self.request.mixture)]
-
-    @property
-    def mixture(self) -> Mixture:
-        """The mixture of the sentence that is being generated."""
-        return self.sentences[-1][1]
+from .row import Row
 
 
 class Batch:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ..adapters import AdapterBank
-from ..records import Completion
-from .batch import Batch, Row
+from .answers import Answer, Answers
+from .batch import Batch
+from .constraints import Constraints
+from .decoding import Decoder
 from .lora import FusedLora
 from .request import Failure, Request, Reroute, Sampling
-from .sampling import choose_tokens, row_generator
-
-Answer = tuple[Request, Completion | Failure]
+from .row import Row
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Engine:
         self.lora = FusedLora(model, bank)
         self.end_tokens = _end_tokens(model, tokenizer)
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
 
     @torch.inference_mode()
     def generate(
@@ -44,38 +46,44 @@ class Engine:
         """Answer requests, in the order in which they finish.
 
         Longest prompts start first, so that prefills are of like lengths. A request that cannot be run yields a
-        `Failure`; an error of the model itself is raised. ``reroute`` may give each sentence of an answer a mixture
-        of its own; without it an answer keeps that of its request.
+        `Failure`; an error of the model itself is raised. ``sampling``: of requests without settings of their own.
+        ``reroute`` may give each sentence of an answer a mixture of its own; without it an answer keeps that of its
+        request.
         """
+        decoder = Decoder(
+            self.tokenizer, self.constraints, self.vocabulary, self.end_tokens, self.settings.seed, sampling
+        )
+        answers = Answers()
         runnable = []
         for request in requests:
-            problem = self._problem(request, sampling)
+            problem = self._problem(request, decoder)
             if problem:
                 yield request, problem
             else:
-                runnable.append(request)
+                runnable += answers.split(request, decoder.sampling_of(request).n)
         waiting = deque(sorted(runnable, key=lambda r: (-len(r.tokens), r.id)))
         batch: Batch | None = None
         while waiting or batch:
-            batch = self._admit(batch, waiting)
-            yield from self._advance(batch, sampling, reroute)
+            batch = self._admit(batch, waiting, decoder)
+            for row in self._advance(batch, decoder, reroute):
+                yield from answers.join(row.request, decoder.completion(row))
             batch = self._without_finished(batch)
 
-    def _problem(self, request: Request, sampling: Sampling) -> Failure | None:
-        vocabulary = self.model.config.get_text_config().vocab_size
+    def _problem(self, request: Request, decoder: Decoder) -> Failure | None:
+        sampling = decoder.sampling_of(request)
         if not request.tokens:
             return Failure("EmptyPrompt", "the prompt has no tokens")
-        if max(request.tokens) >= vocabulary or min(request.tokens) < 0:
-            return Failure("BadToken", f"a token id outside the model's vocabulary of {vocabulary}")
+        if max(request.tokens) >= self.vocabulary or min(request.tokens) < 0:
+            return Failure("BadToken", f"a token id outside the model's vocabulary of {self.vocabulary}")
         if len(request.tokens) + sampling.max_new_tokens > self.context:
             return Failure(
                 "PromptTooLong",
                 f"{len(request.tokens)} prompt tokens and {sampling.max_new_tokens} new ones exceed the"
                 f" context of {self.context}",
             )
-        return None
+        return decoder.problem(request)
 
-    def _admit(self, batch: Batch | None, waiting: deque[Request]) -> Batch:
+    def _admit(self, batch: Batch | None, waiting: deque[Request], decoder: Decoder) -> Batch:
         """Prefill as many waiting requests as there is room for, and join them to the batch."""
         room = self.settings.batch_size - (len(batch.rows) if batch else 0)
         # A prefill of few rows costs nearly as much as one of many: wait until a quarter of the batch is free.
@@ -85,8 +93,8 @@ class Engine:
         if not new:
             assert batch is not None
             return batch
-        rows = [Row(request, row_generator(self.settings.seed, request.id)) for request in new]
-        self._set_prompt_mixtures(new)
+        rows = [decoder.begin(Row(request)) for request in new]
+        self.set_prompt_mixtures(new)
         joined = Batch(self.model, rows)
         if batch:
             batch.join(joined)
@@ -94,7 +102,8 @@ class Engine:
         self.lora.set_mixtures(batch.mixtures)
         return batch
 
-    def _set_prompt_mixtures(self, requests: Sequence[Request]) -> None:
+    def set_prompt_mixtures(self, requests: Sequence[Request]) -> None:
+        """The mixtures of a prefill of these prompts, padded on the left."""
         if not any(_differs(request) for request in requests):
             self.lora.set_mixtures([request.mixture for request in requests])
             return
@@ -111,29 +120,16 @@ class Engine:
             taken.append(waiting.popleft())
         return taken
 
-    def _advance(self, batch: Batch, sampling: Sampling, reroute: Reroute | None) -> Iterator[Answer]:
-        """Choose the next token of each row; yield rows that end with it; run the next step on the others."""
-        finite = batch.logits.isfinite().all(1).tolist()
-        logits = self._allowed(batch, sampling).nan_to_num()
-        tokens = choose_tokens(logits, sampling, [row.generator for row in batch.rows])
-        for row, token, good in zip(batch.rows, tokens.tolist(), finite, strict=True):
-            if row.ended:
-                continue
-            if not good:
-                row.ended = "failed"
-                yield (
-                    row.request,
-                    Failure("NonFiniteLogits", "the model gave NaN or infinite logits for this record"),
-                )
-                continue
-            row.new_tokens.append(token)
-            row.ended = self._ended(row, sampling)
-            if row.ended:
-                yield row.request, self._completion(row, sampling)
-        if not all(row.ended for row in batch.rows):
+    def _advance(self, batch: Batch, decoder: Decoder, reroute: Reroute | None) -> list[Row]:
+        """Choose the next token of each row, and run the next step on those that go on; returns those that end."""
+        running = [row for row in batch.rows if not row.ended]
+        tokens = decoder.advance(batch.rows, batch.logits)
+        ended = [row for row in running if row.ended]
+        if len(ended) < len(running):
             if reroute:
                 self._reroute(batch, reroute)
             batch.step(tokens, self.context)
+        return ended
 
     def _reroute(self, batch: Batch, reroute: Reroute) -> None:
         """Give rows whose last token starts a sentence the mixture of that sentence."""
@@ -145,35 +141,6 @@ class Engine:
                 row.sentences.append((len(row.new_tokens) - 1, mixture))
         if changed:
             self.lora.set_mixtures(batch.mixtures)
-
-    def _allowed(self, batch: Batch, sampling: Sampling) -> torch.Tensor:
-        """Logits with the end tokens ruled out for rows that are still below ``min_new_tokens``."""
-        short = [i for i, row in enumerate(batch.rows) if len(row.new_tokens) < sampling.min_new_tokens]
-        if not short:
-            return batch.logits
-        logits = batch.logits.clone()
-        logits[torch.tensor(short).unsqueeze(1), torch.tensor(sorted(self.end_tokens))] = torch.finfo(logits.dtype).min
-        return logits
-
-    def _ended(self, row: Row, sampling: Sampling) -> str | None:
-        if row.new_tokens[-1] in self.end_tokens:
-            return "stop"
-        if sampling.stop and self._cut_at_stop(self._text(row.new_tokens), sampling)[1]:
-            return "stop"
-        return "length" if len(row.new_tokens) >= sampling.max_new_tokens else None
-
-    def _completion(self, row: Row, sampling: Sampling) -> Completion:
-        text, _ = self._cut_at_stop(self._text(row.new_tokens), sampling)
-        prompt = len(row.request.tokens)
-        sentences = tuple((prompt + place, mixture) for place, mixture in row.sentences[1:])
-        return Completion(text, str(row.ended), prompt, len(row.new_tokens), sentences)
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _cut_at_stop(self, text: str, sampling: Sampling) -> tuple[str, bool]:
-        places = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
-        return (text[: min(places)], True) if places else (text, False)
 
     def _without_finished(self, batch: Batch) -> Batch | None:
         """Take finished rows out, once they are an eighth of the batch: taking out copies the cache."""

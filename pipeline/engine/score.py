@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .batch import Batch, Row
+from .batch import Batch
 from .cache import RowCache
 from .engine import Engine
 from .request import Failure, Request
+from .row import Row
 
 # A position of a choice holds the logits of the whole vocabulary, which outweigh its keys and values by far.
 _LOGIT_SHARE = 8
@@ -35,7 +36,8 @@ def score_choices(
     Prompts of like length are prefilled together, each once; its keys and values are then repeated for its choices,
     which run in one forward, padded on the right. ``token_budget``: positions in the cache at a time, padding
     included (one choice at least); of the logits, an eighth of it. Prompts come back longest first; one that does
-    not fit the context comes back with a `Failure`. Mixtures hold for the whole text: requests must have no spans.
+    not fit the context comes back with a `Failure`. A choice has the mixture of its request, its prompt those of the
+    request's spans where it has some.
     """
     fitting = []
     for item in asked:
@@ -53,8 +55,6 @@ def score_choices(
 
 
 def _problem(item: Choices, context: int) -> Failure | None:
-    if item.request.spans:
-        raise ValueError(f"request {item.request.id}: choices are scored with one mixture, it has spans")
     if not item.request.tokens:
         return Failure("EmptyPrompt", "the prompt has no tokens")
     if not item.choices or not all(item.choices):
@@ -66,8 +66,8 @@ def _problem(item: Choices, context: int) -> Failure | None:
 
 
 def _score_group(engine: Engine, group: list[Choices], budget: int) -> Iterator[tuple[Choices, list[float] | Failure]]:
-    engine.lora.set_mixtures([item.request.mixture for item in group])
-    prompts = Batch(engine.model, [Row(item.request, torch.Generator()) for item in group])
+    engine.set_prompt_mixtures([item.request for item in group])
+    prompts = Batch(engine.model, [Row(item.request) for item in group])
     lines = [(place, choice) for place, item in enumerate(group) for choice in item.choices]
     sums: list[list[float]] = [[] for _ in group]
     for part in _parts(lines, prompts.mask.shape[1], budget):

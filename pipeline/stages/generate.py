@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 
 from ..adapters import AdapterBank
-from ..engine import Engine, Failure, Request, Reroute
-from ..models import load_model, load_tokenizer
+from ..engine import Engine, Failure, Request, Reroute, answer
+from ..models import PromptFormat, load_model, load_tokenizer
 from ..records import (
     COMPLETED,
     SENTENCE_MIXTURES,
@@ -18,10 +18,13 @@ from ..records import (
     DeadLetter,
     Mixture,
     joined,
+    logprob_rows,
+    output_rows,
     parse_spans,
     span_rows,
 )
 from ..routing import Router, SentenceRouter
+from .sampling import RecordSampling
 from .settings import JobSettings
 from .tables import with_columns, with_dead_letters
 
@@ -36,7 +39,10 @@ class GenerateRecords:
         bank = AdapterBank.load(settings.bank, settings.adapters)
         tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
         self.engine = Engine(loaded, tokenizer, bank, settings.engine)
-        self.sampling = settings.sampling
+        self.settings = settings.sampling
+        self.sampling = RecordSampling(settings.sampling)
+        self.encode = PromptFormat(tokenizer, model.prompt_format).encode_answer
+        self.asked = settings.asked
         self.reroute: Reroute | None = None
         if settings.sentences:
             router = Router.load(settings.router)
@@ -45,31 +51,35 @@ class GenerateRecords:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
 
-        Where sentences are routed, that of `records.SENTENCE_MIXTURES` too.
+        Those of `records.ASKED` too where the settings may ask for them, and where sentences are routed that of
+        `records.SENTENCE_MIXTURES`.
         """
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
         requests = self._requests(table.take(pa.array(alive, pa.int64())))
-        schema = joined(COMPLETED, SENTENCE_MIXTURES) if self.reroute else COMPLETED
+        schema = joined(COMPLETED, self.asked, *([SENTENCE_MIXTURES] if self.reroute else []))
         columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in schema}
         dead: dict[int, DeadLetter] = {}
-        for row, request, answer in zip(alive, requests, self._answers(requests), strict=True):
-            if isinstance(answer, Failure):
-                dead[row] = DeadLetter("generate", answer.error_type, answer.message)
+        for row, request, found in zip(alive, requests, self._answers(requests), strict=True):
+            if isinstance(found, Failure):
+                dead[row] = DeadLetter("generate", found.error_type, found.message)
                 continue
-            for name in COMPLETED.names:
-                columns[name][row] = getattr(answer, name)
-            if self.reroute:
-                columns["sentence_mixtures"][row] = span_rows(request.spans + answer.sentences)
+            for name, value in _values(request, found).items():
+                if name in columns:
+                    columns[name][row] = value
         return with_columns(with_dead_letters(table, dead), schema, columns)
 
     def _requests(self, table: pa.Table) -> list[Request]:
-        names = ["id", "tokens", "mixture", *(SENTENCES.names if self.reroute else [])]
-        rows = table.select(names).to_pylist()
-        if not self.reroute:
-            return [Request(r["id"], r["tokens"], Mixture.parse(r["mixture"])) for r in rows]
+        names = ["id", "tokens", "mixture", "sampling", *(SENTENCES.names if self.reroute else [])]
         return [
-            Request(r["id"], r["tokens"], Mixture.parse(r["mixture"]), parse_spans(r["spans"]), r["context"])
-            for r in rows
+            Request(
+                row["id"],
+                row["tokens"],
+                Mixture.parse(row["mixture"]),
+                parse_spans(row["spans"]) if self.reroute else (),
+                row["context"] if self.reroute else 0,
+                self.sampling(row["sampling"]),
+            )
+            for row in table.select(names).to_pylist()
         ]
 
     def _leave_if_device_is_lost(self) -> None:
@@ -88,8 +98,8 @@ class GenerateRecords:
         try:
             places = {id(request): place for place, request in enumerate(requests)}
             answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
-            for request, answer in self.engine.generate(requests, self.sampling, self.reroute):
-                answers[places[id(request)]] = answer
+            for request, found in answer(self.engine, requests, self.settings, self.encode, self.reroute):
+                answers[places[id(request)]] = found
             return answers
         except Exception as error:
             self._leave_if_device_is_lost()
@@ -98,3 +108,14 @@ class GenerateRecords:
                 return [Failure(type(error).__name__, message or "the engine failed on this record alone")]
             middle = len(requests) // 2
             return self._answers(requests[:middle]) + self._answers(requests[middle:])
+
+
+def _values(request: Request, completion: Completion) -> dict[str, Any]:
+    """Values of all columns that an answer may have."""
+    return {
+        **{name: getattr(completion, name) for name in COMPLETED.names},
+        "outputs": output_rows(completion.answers),
+        "logprobs": logprob_rows(completion.logprobs),
+        "choice_log_likelihoods": completion.choice_log_likelihoods,
+        "sentence_mixtures": span_rows(request.spans + completion.sentences),
+    }

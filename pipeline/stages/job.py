@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..records import DEAD
+from ..records import DEAD, SENTENCE_MIXTURES, joined
 from ..storage.commit import CommitLog
 from ..storage.lease import Lease
 from ..storage.plan import InputPlan
@@ -125,8 +125,8 @@ class GenerateJob:
     def _shape(self, prepared: Prepared) -> OutputShape:
         prints = prepared.fingerprints
         settings, passed = self.settings, prepared.plan.passed
-        sentences = settings.sentences is not None
-        return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], sentences)
+        more = joined(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.asked)
+        return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], more)
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
         total = self._committed(plan)

@@ -3,9 +3,13 @@
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
-from ..engine import load_bank
+import orjson
+
+from ..engine import load_bank, sampling_problem
+from ..engine.constraints import Constraints
 from ..errors import UserError
 from ..models import PromptFormat, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
@@ -15,7 +19,7 @@ from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
 from .settings import JobSettings
 
-_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex")
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
         _compare(before["guard"], guard, settings.output)
     plan = folder.load_plan() if before is not None and not new_run else None
     plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.log.root)
+    _check_columns(settings, plan)
     if before is None and folder.log.has_markers() and not new_run:
         raise UserError(
             f"run: {masked(settings.output)} holds commit markers but no {RUN}: what made them is not known;"
@@ -48,6 +53,12 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
         )
     _check_writable(settings.output, folder)
     return Prepared(plan, context, fingerprints, guard)
+
+
+def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
+    for key, name in (("sampling", settings.columns.sampling), ("choices", settings.columns.choices)):
+        if name is not None and name not in plan.passed.names:
+            raise UserError(f"input: no record has the column {name!r} (input.{key}_column)")
 
 
 def _earlier_run(output: str, folder: RunFolder) -> dict[str, Any] | None:
@@ -83,6 +94,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     bank = load_bank(settings.bank, settings.adapters, config, model.folder, model.trust_remote_code)
     router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
+    _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:
         raise UserError(
@@ -98,9 +110,24 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     return context, fingerprints
 
 
+def _check_sampling(settings: JobSettings, tokenizer: Any, vocabulary: int) -> None:
+    sampling, columns = settings.sampling, settings.columns
+    problem = sampling_problem(sampling)
+    outside = [token for token in sampling.stop_token_ids if token >= vocabulary]
+    if outside:
+        problem = f"stop_token_ids: {outside[0]} is not in the model's vocabulary of {vocabulary}"
+    if (sampling.constraint or sampling.choices or columns.sampling or columns.choices) and not tokenizer.eos_token:
+        problem = "choices, json_schema, regex and grammar need a tokenizer with an end-of-sequence token"
+    if sampling.constraint and not problem:
+        problem = Constraints(tokenizer, vocabulary, {tokenizer.eos_token_id}).problem(sampling.constraint)
+    if problem:
+        raise UserError(f"config: generation: {problem}")
+
+
 def versions() -> dict[str, str]:
     """Versions of what the output depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    installed = {name: version(name) for name in _PACKAGES if name != "llguidance" or find_spec(name)}
+    return {"python": platform.python_version()} | installed
 
 
 def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -109,7 +136,7 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "columns": asdict(settings.columns),
         "long_prompts": settings.long_prompts,
         "output.prompt": settings.keep_prompt,
-        "generation": asdict(settings.sampling) | {"stop": list(settings.sampling.stop)},
+        "generation": orjson.loads(orjson.dumps(asdict(settings.sampling))),
         "routing": asdict(settings.routing) | _granularity(settings),
         "seed": settings.engine.seed,
         "dtype": settings.model.dtype,

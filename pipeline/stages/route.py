@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from ..engine import Sampling
 from ..models import PromptFormat, load_tokenizer
 from ..models.prompt import PlacedTokens
 from ..records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
 from ..routing import Route, Router, SentenceRoute, route_sentences
 from ..routing.sentences import Sentences, cut_left, cut_right, of_prompt
+from .sampling import RecordSampling
 from .settings import JobSettings
 from .tables import prompts_of, with_columns, with_dead_letters
 
+_CHOICES = 4096  # lists of choices whose tokens are kept; most records share theirs with many
 DEAD_KEY = ""  # where the mixture of a dead letter would be: dead letters travel together
 
 
@@ -37,16 +40,20 @@ class RouteRecords:
         self.prompts = PromptFormat(load_tokenizer(model.folder, model.trust_remote_code), model.prompt_format)
         self.frame = cache(self.prompts.frame)
         self.router = Router.load(settings.router)
-        self.limit = context - settings.sampling.max_new_tokens
+        self.context = context
+        self.sampling = RecordSampling(settings.sampling)
+        self.encode_choices = lru_cache(_CHOICES)(self.prompts.encode_answer)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.ROUTED`; refused records become dead letters.
 
         Where sentences are routed, those of `records.SENTENCES` too.
         """
-        alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
-        encoded, refused = self.tokenise(prompts_of(table.take(pa.array(alive, pa.int64()))))
-        refused = {alive[place]: dead for place, dead in refused.items()}
+        limits, refused = self._limits(table)
+        alive = list(limits)
+        prompts = prompts_of(table.take(pa.array(alive, pa.int64())))
+        encoded, unfit = self.tokenise(prompts, list(limits.values()))
+        refused |= {alive[place]: dead for place, dead in unfit.items()}
         by_row = dict(zip(alive, encoded, strict=True))
         routed = {i: by_row[i] for i in alive if i not in refused}
         routes = self._route(list(routed.values()))
@@ -61,8 +68,26 @@ class RouteRecords:
         divided = [p.sentences for p in prompts]
         return route_sentences(self.router, policy, tokens, divided, self.settings.sentences.context_sentences)
 
-    def tokenise(self, prompts: list[Prompt]) -> tuple[list[Encoded], dict[int, DeadLetter]]:
-        """Token ids of each prompt, cut to the context where the settings say so; refused ones by their place."""
+    def _limits(self, table: pa.Table) -> tuple[dict[int, int], dict[int, DeadLetter]]:
+        """Prompt tokens that the context leaves room for, by the place of the record; and records of bad settings."""
+        limits: dict[int, int] = {}
+        refused: dict[int, DeadLetter] = {}
+        for place, (dead, text) in enumerate(
+            zip(table["dead_stage"].to_pylist(), table["sampling"].to_pylist(), strict=True)
+        ):
+            if dead is not None:
+                continue
+            try:
+                limits[place] = self.context - self._answer_room(self.sampling(text))
+            except ValueError as error:
+                refused[place] = DeadLetter("route", "BadSampling", str(error))
+        return limits, refused
+
+    def _answer_room(self, sampling: Sampling) -> int:
+        return max(map(len, self.encode_choices(sampling.choices)), default=sampling.max_new_tokens)
+
+    def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> tuple[list[Encoded], dict[int, DeadLetter]]:
+        """Token ids of each prompt, cut to its limit where the settings say so; refused ones by their place."""
         refused: dict[int, DeadLetter] = {}
         try:
             found = self._encode(prompts)
@@ -73,8 +98,8 @@ class RouteRecords:
                 continue
             if not encoded.tokens:
                 refused[place] = DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
-            elif len(encoded.tokens) > self.limit:
-                found[place] = self._shortened(encoded, prompts[place], place, refused)
+            elif len(encoded.tokens) > limits[place]:
+                found[place] = self._shortened(encoded, prompts[place], limits[place], place, refused)
         return found, refused
 
     def _encode(self, prompts: list[Prompt]) -> list[Encoded]:
@@ -96,21 +121,24 @@ class RouteRecords:
             refused[place] = DeadLetter("route", "ChatTemplateError", message)
             return Encoded([])
 
-    def _shortened(self, prompt: Encoded, given: Prompt, place: int, refused: dict[int, DeadLetter]) -> Encoded:
+    def _shortened(
+        self, prompt: Encoded, given: Prompt, limit: int, place: int, refused: dict[int, DeadLetter]
+    ) -> Encoded:
         ids, sentences = prompt.tokens, prompt.sentences
         head, tail = self.frame(isinstance(given, list))
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
-        if self.settings.long_prompts == "truncate_left":
-            left = cut_left(sentences, len(ids) - self.limit, len(head), shortest)
-            return Encoded(head + ids[len(head) - self.limit :], left)
-        if self.settings.long_prompts == "truncate_right":
-            kept = self.limit - len(tail)
+        policy = self.settings.long_prompts if limit > len(head) + len(tail) else "dead_letter"
+        if policy == "truncate_left":
+            left = cut_left(sentences, len(ids) - limit, len(head), shortest)
+            return Encoded(head + ids[len(head) - limit :], left)
+        if policy == "truncate_right":
+            kept = limit - len(tail)
             return Encoded(ids[:kept] + tail, cut_right(sentences, kept, shortest))
         refused[place] = DeadLetter(
             "route",
             "PromptTooLong",
-            f"{len(ids)} prompt tokens; the context leaves {self.limit} (generation.max_new_tokens is"
-            f" {self.settings.sampling.max_new_tokens}); input.long_prompts can cut it",
+            f"{len(ids)} prompt tokens; beside the answer's {self.context - limit} (generation.max_new_tokens) the"
+            f" context leaves {max(0, limit)}; input.long_prompts can cut it",
         )
         return prompt
 

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from ..engine import Sampling
 from ..engine.engine import EngineSettings
+from ..records import ASKED
 from ..routing import RoutingPolicy, SentenceSettings
 from ..storage.columns import Columns
 
@@ -58,3 +61,14 @@ class JobSettings:
     window_records: int = 1_000_000
     shard_records: int = 512
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
+
+    @property
+    def asked(self) -> pa.Schema:
+        """Those columns of `records.ASKED` that these settings, or those of a record, may ask for."""
+        own = self.columns.sampling is not None
+        wanted = {
+            "outputs": own or self.sampling.n > 1,
+            "logprobs": own or self.sampling.logprobs is not None,
+            "choice_log_likelihoods": own or self.columns.choices is not None or bool(self.sampling.choices),
+        }
+        return pa.schema([f for f in ASKED if wanted[f.name]])

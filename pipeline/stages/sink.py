@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Datasink
 
-from ..records import DATA, DEAD, PASSED, PROVENANCE, SENTENCE_MIXTURES, Mixture, Record, joined
+from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.shards import Shard, shard_prefix, tally
@@ -18,12 +18,14 @@ from .tables import prompts_of
 class OutputShape:
     """The schema of the data files: fixed columns, passed-through ones, provenance.
 
-    ``sentences``: with the mixtures of the sentences.
+    ``more``: further columns that the generate stage makes.
     """
 
-    def __init__(self, passed: pa.Schema, keep_prompt: bool, router: str, bank: str, sentences: bool = False) -> None:
+    def __init__(
+        self, passed: pa.Schema, keep_prompt: bool, router: str, bank: str, more: pa.Schema | None = None
+    ) -> None:
         extra = pa.schema([("prompt", pa.string())] if keep_prompt else [])
-        extra = joined(extra, SENTENCE_MIXTURES) if sentences else extra
+        extra = joined(extra, more or pa.schema([]))
         self.passed = _output_names(passed, {*DATA.names, *PROVENANCE.names, *extra.names})
         renamed = pa.schema([f.with_name(self.passed[f.name]) for f in passed])
         self.schema = joined(DATA, extra, renamed, PROVENANCE)

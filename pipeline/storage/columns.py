@@ -12,11 +12,17 @@ from .formats import Row
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that mean something; all others are passed through."""
+    """Names of the columns that mean something; all others are passed through.
+
+    ``sampling`` (settings of the record) and ``choices`` (the texts that it chooses from) are passed through too: they
+    say how the answer came about. None: there is no such column.
+    """
 
     id: str = "id"
     prompt: str = "prompt"
     messages: str = "messages"
+    sampling: str | None = None
+    choices: str | None = None
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
@@ -28,7 +34,10 @@ class Columns:
             return Record(number, content_hash(row.raw), raw=row.raw, dead=row.dead)
         values = row.values
         prompt, dead = self._prompt(values)
-        return Record(number, self.identity(row), prompt, self.passed(values), row_text(values) if dead else None, dead)
+        sampling, wrong = self._settings(values)
+        dead = dead or wrong
+        raw = row_text(values) if dead else None
+        return Record(number, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
 
     def identity(self, row: Row) -> str:
         """The id as the input gives it, else a hash of the whole row."""
@@ -60,6 +69,22 @@ class Columns:
             return messages, None
         return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
 
+    def _settings(self, values: dict[str, Any]) -> tuple[dict[str, Any] | None, DeadLetter | None]:
+        """What the record says of its sampling; names and values of settings are checked where they are used."""
+        sampling = _parsed(values.get(self.sampling)) if self.sampling else None
+        choices = _parsed(values.get(self.choices)) if self.choices else None
+        if sampling is not None and not isinstance(sampling, dict):
+            return None, _refused("BadSampling", f"column {self.sampling!r} is neither an object nor the JSON of one")
+        if choices is None or choices == []:
+            return sampling or None, None
+        if not isinstance(choices, list) or any(not isinstance(c, str) or not c for c in choices):
+            return None, _refused(
+                "BadChoices", f"column {self.choices!r} is neither a list of texts (none empty) nor the JSON of one"
+            )
+        if (sampling or {}).get("choices") is not None:
+            return None, _refused("BadChoices", f"columns {self.choices!r} and {self.sampling!r} both give choices")
+        return {**(sampling or {}), "choices": choices}, None
+
 
 def content_hash(values: Any) -> str:
     """Hex digest (128 bits) of a row's content, the same for any order of its columns."""
@@ -72,12 +97,27 @@ def row_text(values: Any) -> str:
     return orjson.dumps(values, default=_as_text, option=options).decode()
 
 
+def settings_text(values: dict[str, Any]) -> str:
+    """Settings as JSON, in their order: it is that of the properties that a JSON schema asks for."""
+    return orjson.dumps(values, default=_as_text, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
 def record_text(record: Record) -> str:
     """A record as JSON, or its line as far as it could be read: what a dead letter keeps of it."""
     if record.raw is not None:
         return record.raw
     prompt = {"prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
     return row_text({"id": record.id, **prompt, **record.passed})
+
+
+def _parsed(value: Any) -> Any:
+    """A value, or where it is text, as in CSV, the JSON in it; empty text is no value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value) if value.strip() else None
+    except orjson.JSONDecodeError:
+        return value
 
 
 def _as_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from itertools import islice
 import pyarrow as pa
 
 from ..records import PASSED, STAGED, DeadLetter, Record, joined
-from .columns import Columns, row_text
+from .columns import Columns, row_text, settings_text
 from .files import open_url
 from .formats import format_of
 from .plan import Split
@@ -45,6 +45,7 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
         [r.id for r in records],
         [r.prompt if isinstance(r.prompt, str) else None for r in records],
         [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
+        [None if r.sampling is None else settings_text(r.sampling) for r in records],
         [r.raw for r in records],
         *([getattr(r.dead, name, None) for r in records] for name in ("stage", "error_type", "message")),
     ]

@@ -11,12 +11,12 @@ from pipeline.engine.sampling import choose_tokens, row_generator
 
 def draws(logits: torch.Tensor, settings: Sampling, count: int) -> torch.Tensor:
     rows = logits.repeat(count, 1)
-    return choose_tokens(rows, settings, [row_generator(0, f"r{i}") for i in range(count)])
+    return choose_tokens(rows, [settings] * count, [row_generator(0, f"r{i}") for i in range(count)])
 
 
 def test_temperature_zero_takes_the_largest_logit() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, 1.0, 4.9]])
-    chosen = choose_tokens(logits, Sampling(), [row_generator(0, "a"), row_generator(0, "b")])
+    chosen = choose_tokens(logits, [Sampling()] * 2, [row_generator(0, "a"), row_generator(0, "b")])
     assert chosen.tolist() == [1, 0]
 
 

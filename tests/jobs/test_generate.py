@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import generate
+from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
 from tests import tiny
 
@@ -76,6 +77,20 @@ def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[st
         ({"router.path": "/nowhere"}, "router: cannot load /nowhere"),
         ({"model.prompt_format": "chat"}, "router: it was trained with prompt_format=raw"),
         ({"generation.max_new_tokens": "256"}, "leaves no room for a prompt"),
+        ({"generation.top_k": "-1"}, "config: generation.top_k"),
+        ({"generation.logprobs": "50"}, "config: generation.logprobs"),
+        ({"generation.n": "2"}, "config: generation: n=2 needs a temperature above 0"),
+        ({"generation.min_new_tokens": "5"}, "config: generation: min_new_tokens=5 is more than max_new_tokens=4"),
+        ({"generation.stop_token_ids": "[7,640]"}, "640 is not in the model's vocabulary of 640"),
+        ({"generation.choices": "[a,a]"}, "config: generation: choices: one is empty or given twice"),
+        ({"generation.regex": "'(a'"}, "config: generation: regex: "),
+        ({"generation.regex": "a", "generation.choices": "[a]"}, "choices do not go together with regex"),
+        ({"generation.regex": "a", "generation.grammar": "x"}, "regex and grammar do not go together"),
+        ({"generation.json_schema": "/nowhere.json"}, "config: generation.json_schema: cannot read /nowhere.json"),
+        ({"generation.json_schema": "{type: wrong}"}, "config: generation: json_schema: Invalid type: wrong"),
+        ({"generation.json_schema": "{uniqueItems: true}"}, "uniqueItems"),
+        ({"input.choices_column": "labels"}, "no record has the column 'labels' (input.choices_column)"),
+        ({"input.sampling_column": "own"}, "no record has the column 'own' (input.sampling_column)"),
     ],
     ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
 )
@@ -83,6 +98,24 @@ def test_user_errors_are_one_line_and_write_nothing(
     command: dict[str, str], changes: dict[str, str], message: str
 ) -> None:
     assert message in refusal(command | changes)
+
+
+def test_files_of_schemas_and_grammars_are_read(command: dict[str, str], tmp_path: Path) -> None:
+    def settings_of(**generation: str) -> Sampling:
+        parser = generate.argparse.ArgumentParser()
+        generate.add_arguments(parser)
+        changed = command | {f"generation.{key}": value for key, value in generation.items()}
+        return generate.read_settings(parser.parse_args(words(changed)))[1].sampling
+
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"properties": {"b": {}, "a": {}}}')
+    grammar.write_text('start: "a"')
+    expected = Constraint("json_schema", '{"properties": {"b": {}, "a": {}}}')
+    assert settings_of(json_schema=str(schema)).constraint == expected
+    assert settings_of(json_schema="{properties: {b: {}, a: {}}}").constraint == expected
+    assert settings_of(grammar=str(grammar)).constraint == Constraint("grammar", 'start: "a"')
+    schema.write_text("{")
+    assert "is not JSON" in refusal(command | {"generation.json_schema": str(schema)})
 
 
 def test_all_wrong_keys_are_named_at_once(command: dict[str, str]) -> None:

@@ -3,6 +3,7 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from pipeline.records import Record
 from pipeline.storage.columns import Columns, content_hash, record_text, row_text
 from pipeline.storage.formats import Row
 from pipeline.storage.formats.jsonl import parse_line
+from pipeline.storage.read import staged_table
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 json_values = st.recursive(
@@ -128,3 +130,54 @@ def test_record_text_is_the_line_or_the_values() -> None:
     assert record_text(Record(0, "a", raw="line")) == "line"
     assert orjson.loads(record_text(Record(0, "a", "p", {"x": 1}))) == {"id": "a", "prompt": "p", "x": 1}
     assert orjson.loads(record_text(Record(0, "a", MESSAGES))) == {"id": "a", "messages": MESSAGES}
+
+
+OWN = {"sampling": "own", "choices": "labels"}
+
+
+@pytest.mark.parametrize(
+    ("values", "sampling"),
+    [
+        ({}, None),
+        ({"own": None, "labels": None}, None),
+        ({"own": "", "labels": " "}, None),  # CSV
+        ({"own": {}, "labels": []}, None),
+        ({"own": {"temperature": 1, "top_p": None}}, {"temperature": 1, "top_p": None}),
+        ({"own": '{"temperature": 1}'}, {"temperature": 1}),
+        ({"labels": ["a", "b"]}, {"choices": ["a", "b"]}),
+        ({"labels": '["a"]', "own": {"choices": None, "n": 1}}, {"choices": ["a"], "n": 1}),
+    ],
+)
+def test_settings_of_a_record_are_read_and_passed_through(
+    values: dict[str, Any], sampling: dict[str, Any] | None
+) -> None:
+    made = record({"id": "a", "prompt": "p", **values}, **OWN)
+    assert (made.sampling, made.passed, made.dead) == (sampling, values, None)
+    assert record({"id": "a", "prompt": "p", **values}).sampling is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"own": [1]}, ("BadSampling", "column 'own' is neither an object nor the JSON of one")),
+        ({"own": "temperature=1"}, ("BadSampling", "column 'own' is neither an object nor the JSON of one")),
+        (
+            {"labels": "a"},
+            ("BadChoices", "column 'labels' is neither a list of texts (none empty) nor the JSON of one"),
+        ),
+        (
+            {"labels": ["a", ""]},
+            ("BadChoices", "column 'labels' is neither a list of texts (none empty) nor the JSON of one"),
+        ),
+        ({"labels": ["a"], "own": {"choices": ["b"]}}, ("BadChoices", "columns 'labels' and 'own' both give choices")),
+    ],
+)
+def test_settings_of_another_shape_are_dead_letters(values: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert error({"id": "a", "prompt": "p", **values}, **OWN) == expected
+
+
+def test_settings_keep_their_order_in_the_staged_table() -> None:
+    """A JSON schema's properties are generated in theirs."""
+    schema = {"properties": {"b": {}, "a": {}}}
+    table = staged_table([record({"id": "a", "prompt": "p", "own": {"json_schema": schema}}, **OWN)], pa.schema([]))
+    assert table["sampling"].to_pylist() == ['{"json_schema":{"properties":{"b":{},"a":{}}}}']

@@ -1,0 +1,24 @@
+"""The sampling settings of each record: those of the job, with what the record overrides."""
+
+from functools import lru_cache
+
+import orjson
+
+from ..engine import Sampling, overridden
+
+_KEPT = 4096  # parsed settings; most records share theirs with many
+
+
+class RecordSampling:
+    """Settings by the text of the column `sampling` of `records.STAGED`."""
+
+    def __init__(self, base: Sampling) -> None:
+        self._base = base
+        self._parsed = lru_cache(_KEPT)(self._parse)
+
+    def __call__(self, text: str | None) -> Sampling:
+        """Settings of a record; `ValueError` with one line where they are wrong."""
+        return self._base if text is None else self._parsed(text)
+
+    def _parse(self, text: str) -> Sampling:
+        return overridden(self._base, orjson.loads(text))
