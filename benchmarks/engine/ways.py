@@ -53,7 +53,7 @@ def by_generate(model: Any, rows: int, adapter_names: bool = False) -> Way:
 
 
 def by_continuous_batching(model: Any, rows: int) -> Way:
-    """Continuous batching of transformers, with the base model: it has no mixtures, and shares blocks by tokens alone."""
+    """Continuous batching of transformers, with the base model: it knows no mixtures."""
     settings = ContinuousBatchingConfig(max_requests_per_batch=rows, allow_block_sharing=False, max_memory_percent=0.2)
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
 
