@@ -3,5 +3,6 @@
 from .engine import Engine
 from .lora import FusedLora, base_shapes
 from .request import Failure, Request, Reroute, Sampling
+from .server import EngineServer
 
-__all__ = ["Engine", "Failure", "FusedLora", "Request", "Reroute", "Sampling", "base_shapes"]
+__all__ = ["Engine", "EngineServer", "Failure", "FusedLora", "Request", "Reroute", "Sampling", "base_shapes"]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from .prefixes import PrefixStore
 from .rows import Row
-from .slots import BLOCK, SlotCache
+from .slots import SlotCache
+
+_HEADROOM = 16  # new tokens that a slot should have room for, so that a row does not move at once
 
 Work = tuple[Row, int]
 """A row, and how many of its next tokens run."""
@@ -67,8 +69,9 @@ class Scheduler:
         work: list[Work] = []
         for row in self.running:
             left = row.total - row.done
-            count = 1 if left == 1 else min(left, budget)
-            budget -= count if left > 1 else 0
+            decodes = left == 1 and bool(row.new_tokens)
+            count = 1 if decodes else min(left, budget)
+            budget -= 0 if decodes else count
             if count:
                 work.append((row, count))
         while budget > 0 and len(self.running) < self.limits.rows and (admitted := self._admit()):
@@ -93,7 +96,7 @@ class Scheduler:
         row = self._next()
         if row is None:
             return None
-        headroom = min(BLOCK, row.budget)
+        headroom = min(_HEADROOM, row.budget)
         row.slot = self.cache.reserve(row.total + headroom) or self.cache.reserve(row.total)
         if row.slot is None:
             return None
@@ -124,7 +127,7 @@ class Scheduler:
     def _keep_room(self, row: Row) -> None:
         """Make sure that the row's slot holds its next tokens; preempt the youngest rows, or itself, if it must be."""
         assert row.slot is not None
-        headroom = min(BLOCK, row.budget)
+        headroom = min(_HEADROOM, row.budget)
         while (slot := self.cache.grow(row.slot, row.total, row.total + headroom)) is None:
             youngest = self.running[-1]
             self._preempt(youngest)
