@@ -58,7 +58,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         sampling=Sampling(**config.generation.model_dump()),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
+        engine=EngineSettings(seed=config.seed, **config.engine.model_dump(exclude={"actors", "threads"})),
         error_budget=config.errors.budget,
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,
