@@ -77,16 +77,18 @@ class PrefixStore:
         """Fill the slot of an admitted row as far as its prompt is kept, and note what it shall leave to others."""
         found = self._find(row)
         keys = self._keys.pop(row)
-        self._waiting.subtract(keys)
-        if found:
+        for key in keys:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+        if found and found[0].parts:  # what was ready before may have been dropped to make room for the row
             prefix, length = found
             assert row.slot is not None
             row.slot.fill(prefix.parts, length)
             row.done = length
             self.saved_tokens += length
             self._kept.move_to_end(prefix)
-        shared = next((n for n in range(len(keys), 0, -1) if self._waiting[keys[n - 1]] > 0), 0)
-        self._waiting += Counter()  # drops keys that nobody waits with
+        shared = next((n for n in range(len(keys), 0, -1) if keys[n - 1] in self._waiting), 0)
         if shared < _SHORTEST or shared * BLOCK <= row.done or not self._make_room(shared * BLOCK):
             return
         prefix = Prefix(keys[:shared])
