@@ -87,9 +87,13 @@ class Scheduler:
             row.done += count
             self.prefixes.advanced(row)
 
-    def finish(self, row: Row) -> None:
-        """Take a row that ended out of the batch."""
-        self._leave(row)
+    def leave(self, row: Row) -> None:
+        """Take a row out of the batch; its slot is free."""
+        assert row.slot is not None
+        self.running.remove(row)
+        self.cache.release(row.slot)
+        row.slot, row.done = None, 0
+        self.prefixes.left(row)
 
     def _admit(self) -> Row | None:
         """Give a slot to the row whose turn it is."""
@@ -136,15 +140,8 @@ class Scheduler:
         row.slot = slot
 
     def _preempt(self, row: Row) -> None:
-        self._leave(row)
+        self.leave(row)
         self.preemptions += 1
         insort(self._preempted, row, key=lambda r: r.seniority)
         if self.limits.reuse_prefixes:
             self.prefixes.wait(row)
-
-    def _leave(self, row: Row) -> None:
-        assert row.slot is not None
-        self.running.remove(row)
-        self.cache.release(row.slot)
-        row.slot, row.done = None, 0
-        self.prefixes.left(row)

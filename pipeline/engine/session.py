@@ -68,7 +68,7 @@ class Session:
         ended = []
         for row in rows:
             if row.ended is not None:
-                self.scheduler.finish(row)
+                self.scheduler.leave(row)
                 ended.append((row, self.decoder.completion(row)))
             elif self.reroute:
                 mixture = self.reroute(row.request, row.new_tokens, row.sentences)
