@@ -43,6 +43,9 @@ class EngineConfig(Strict):
 
     batch_size: PositiveInt
     prefill_tokens: PositiveInt
+    kv_tokens: NonNegativeInt
+    look_ahead: NonNegativeInt
+    reuse_prefixes: bool
     actors: NonNegativeInt
     threads: NonNegativeInt
 

@@ -68,7 +68,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         sampling=sampling_of(config.generation),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
+        engine=EngineSettings(seed=config.seed, **config.engine.model_dump(exclude={"actors", "threads"})),
         error_budget=config.errors.budget,
         error_max=config.errors.max,
         window_records=config.window.records,

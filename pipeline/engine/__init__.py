@@ -6,10 +6,12 @@ from .engine import Engine
 from .lora import FusedLora, base_shapes
 from .overrides import overridden, sampling_problem, schema_text
 from .request import Constraint, Failure, Request, Reroute, Sampling
+from .server import EngineServer
 
 __all__ = [
     "Constraint",
     "Engine",
+    "EngineServer",
     "Failure",
     "FusedLora",
     "Request",

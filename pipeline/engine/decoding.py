@@ -75,8 +75,10 @@ class Decoder:
 
         Rows that had ended before stay as they are, and get any token.
         """
-        finite = logits.isfinite().all(1).tolist()
-        logits = logits if all(finite) else logits.nan_to_num()
+        finite = logits.sum(1).isfinite().tolist()  # one reading of all logits, where `isfinite` needs four
+        if not all(finite):
+            finite = logits.isfinite().all(1).tolist()
+            logits = logits.nan_to_num()
         tokens = self._choose(rows, logits)
         self._note_logprobs(rows, logits, tokens)
         for row, token, good in zip(rows, tokens.tolist(), finite, strict=True):

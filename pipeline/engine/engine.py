@@ -1,6 +1,7 @@
-"""The decode loop: rows join as others leave, each with its own mixture, and completions come as they finish."""
+"""The engine: a model with fused adapters and packed attention, and what every run of requests shares."""
 
-from collections import deque
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,157 +9,146 @@ from typing import Any
 import torch
 
 from ..adapters import AdapterBank
-from .answers import Answer, Answers
-from .batch import Batch
+from ..records import Mixture
+from .answers import Answer
+from .attention import PackedAttention
 from .constraints import Constraints
-from .decoding import Decoder
 from .lora import FusedLora
+from .packed import PackedStep, Segment
 from .request import Failure, Request, Reroute, Sampling
-from .row import Row
+from .session import Session
+from .slots import LayerShape
+
+_CHANGING_ROPE = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens, padding included, of one prefill."""
+    """How fast answers come, and in how much memory; ``seed`` alone decides what they are.
+
+    ``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens of one pass. ``kv_tokens``: positions of the KV
+    cache, 0: as the device's memory allows. ``look_ahead``: requests that are read ahead, 0: four times the rows.
+    ``reuse_prefixes``: what prompts of one mixture have in common runs once.
+    """
 
     batch_size: int = 32
-    prefill_tokens: int = 8192
+    prefill_tokens: int = 2048
     seed: int = 0
+    kv_tokens: int = 0
+    look_ahead: int = 0
+    reuse_prefixes: bool = True
+
+    @property
+    def most_waiting(self) -> int:
+        """Requests that wait at most."""
+        return self.look_ahead or 4 * self.batch_size
 
 
 class Engine:
-    """Generates with one base model and a bank of adapters; every request names its own mixture."""
+    """Generates with one base model and a bank of adapters; every request names its own mixture.
+
+    `UserError` for a model whose attention is not supported.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, bank: AdapterBank, settings: EngineSettings) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
+        self.attention = PackedAttention(model)
         self.lora = FusedLora(model, bank)
         self.end_tokens = _end_tokens(model, tokenizer)
-        self.context = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+        self.context = _context(model.config)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
+        self._lock = threading.Lock()
+        self.kv_tokens = settings.kv_tokens or _kv_tokens(self.attention.shapes, model.device)
+        self._mixtures: tuple[list[Mixture], list[int]] | None = None
 
-    @torch.inference_mode()
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, reroute: Reroute | None = None
     ) -> Iterator[Answer]:
-        """Answer requests, in the order in which they finish.
+        """Answer requests, in the order in which they finish; few are read ahead (``look_ahead``).
 
-        Longest prompts start first, so that prefills are of like lengths. A request that cannot be run yields a
-        `Failure`; an error of the model itself is raised. ``sampling``: of requests without settings of their own.
-        ``reroute`` may give each sentence of an answer a mixture of its own; without it an answer keeps that of its
-        request.
+        A request that cannot be run yields a `Failure`; an error of the model itself is raised. ``sampling``: of
+        requests without settings of their own. ``reroute`` may give each sentence of an answer a mixture of its own;
+        without it an answer keeps that of its request.
         """
-        decoder = Decoder(
-            self.tokenizer, self.constraints, self.vocabulary, self.end_tokens, self.settings.seed, sampling
-        )
-        answers = Answers()
-        runnable = []
-        for request in requests:
-            problem = self._problem(request, decoder)
-            if problem:
-                yield request, problem
-            else:
-                runnable += answers.split(request, decoder.sampling_of(request).n)
-        waiting = deque(sorted(runnable, key=lambda r: (-len(r.tokens), r.id)))
-        batch: Batch | None = None
-        while waiting or batch:
-            batch = self._admit(batch, waiting, decoder)
-            for row in self._advance(batch, decoder, reroute):
-                yield from answers.join(row.request, decoder.completion(row))
-            batch = self._without_finished(batch)
+        session = Session(self, sampling, reroute)
+        source = iter(requests)
+        more = True
+        while more or session.is_busy:
+            while more and session.has_room:
+                request = next(source, None)
+                if request is None:
+                    more = False
+                elif problem := session.add(request):
+                    yield request, problem
+            yield from session.step()
 
-    def _problem(self, request: Request, decoder: Decoder) -> Failure | None:
-        sampling = decoder.sampling_of(request)
+    def problem(self, request: Request, sampling: Sampling) -> Failure | None:
+        """Why the prompt of a request cannot be run."""
         if not request.tokens:
             return Failure("EmptyPrompt", "the prompt has no tokens")
         if max(request.tokens) >= self.vocabulary or min(request.tokens) < 0:
             return Failure("BadToken", f"a token id outside the model's vocabulary of {self.vocabulary}")
-        if len(request.tokens) + sampling.max_new_tokens > self.context:
+        needed = len(request.tokens) + sampling.max_new_tokens
+        if needed > self.context:
             return Failure(
                 "PromptTooLong",
                 f"{len(request.tokens)} prompt tokens and {sampling.max_new_tokens} new ones exceed the"
                 f" context of {self.context}",
             )
-        return decoder.problem(request)
+        if needed > self.kv_tokens:
+            return Failure("KvBudget", f"{needed} tokens exceed the KV cache of {self.kv_tokens}: raise kv_tokens")
+        return None
 
-    def _admit(self, batch: Batch | None, waiting: deque[Request], decoder: Decoder) -> Batch:
-        """Prefill as many waiting requests as there is room for, and join them to the batch."""
-        room = self.settings.batch_size - (len(batch.rows) if batch else 0)
-        # A prefill of few rows costs nearly as much as one of many: wait until a quarter of the batch is free.
-        if batch and room < max(1, min(len(waiting), self.settings.batch_size // 4)):
-            return batch
-        new = self._take(waiting, room)
-        if not new:
-            assert batch is not None
-            return batch
-        rows = [decoder.begin(Row(request)) for request in new]
-        self.set_prompt_mixtures(new)
-        joined = Batch(self.model, rows)
-        if batch:
-            batch.join(joined)
-        batch = batch or joined
-        self.lora.set_mixtures(batch.mixtures)
-        return batch
+    def forward(self, segments: Sequence[Segment]) -> tuple[list[Segment], torch.Tensor]:
+        """One pass over tokens of many rows: the segments in packed order, and logits [kept tokens x vocab].
 
-    def set_prompt_mixtures(self, requests: Sequence[Request]) -> None:
-        """The mixtures of a prefill of these prompts, padded on the left."""
-        if not any(_differs(request) for request in requests):
-            self.lora.set_mixtures([request.mixture for request in requests])
-            return
-        longest = max(len(request.tokens) for request in requests)
-        spans = [(longest - len(r.tokens), r.spans or ((0, r.mixture),)) for r in requests]
-        self.lora.set_spans(spans, longest)
+        May be called from several threads; passes run one after another.
+        """
+        packed = PackedStep(segments, self.attention.layers, self.model.device)
+        with self._lock:
+            self._set_mixtures(packed.segments)
+            logits = self.attention.run(packed, packed.ids, packed.positions, packed.kept)
+        packed.finish()
+        return packed.segments, logits
 
-    def _take(self, waiting: deque[Request], room: int) -> list[Request]:
-        taken: list[Request] = []
-        while waiting and len(taken) < room:
-            longest = max(len(waiting[0].tokens), len(taken[0].tokens) if taken else 0)
-            if taken and longest * (len(taken) + 1) > self.settings.prefill_tokens:
-                break
-            taken.append(waiting.popleft())
-        return taken
-
-    def _advance(self, batch: Batch, decoder: Decoder, reroute: Reroute | None) -> list[Row]:
-        """Choose the next token of each row, and run the next step on those that go on; returns those that end."""
-        running = [row for row in batch.rows if not row.ended]
-        tokens = decoder.advance(batch.rows, batch.logits)
-        ended = [row for row in running if row.ended]
-        if len(ended) < len(running):
-            if reroute:
-                self._reroute(batch, reroute)
-            batch.step(tokens, self.context)
-        return ended
-
-    def _reroute(self, batch: Batch, reroute: Reroute) -> None:
-        """Give rows whose last token starts a sentence the mixture of that sentence."""
-        changed = False
-        for row in batch.rows:
-            mixture = None if row.ended else reroute(row.request, row.new_tokens, row.sentences)
-            if mixture is not None:
-                changed |= mixture != row.mixture
-                row.sentences.append((len(row.new_tokens) - 1, mixture))
-        if changed:
-            self.lora.set_mixtures(batch.mixtures)
-
-    def _without_finished(self, batch: Batch) -> Batch | None:
-        """Take finished rows out, once they are an eighth of the batch: taking out copies the cache."""
-        finished = sum(row.ended is not None for row in batch.rows)
-        if finished == len(batch.rows):
-            return None
-        if finished and finished * 8 >= len(batch.rows):
-            batch.keep_unfinished()
-            self.lora.set_mixtures(batch.mixtures)
-        return batch
-
-
-def _differs(request: Request) -> bool:
-    """Whether some token of the prompt has another mixture than its answer."""
-    return any(mixture != request.mixture for _, mixture in request.spans)
+    def _set_mixtures(self, segments: Sequence[Segment]) -> None:
+        """Give every packed token its mixture, where they are not those of the last pass, as in most of decoding."""
+        numbers: dict[Mixture, int] = {}
+        places: list[int] = []
+        for segment in segments:
+            ends = [*(start for start, _ in segment.spans[1:]), len(segment.tokens)]
+            for (start, mixture), end in zip(segment.spans, ends, strict=True):
+                places += [numbers.setdefault(mixture, len(numbers))] * (end - start)
+        if self._mixtures != (list(numbers), places):
+            self.lora.set_tokens(list(numbers), torch.tensor(places, device=self.model.device))
+            self._mixtures = (list(numbers), places)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = set(configured if isinstance(configured, list) else [configured])
     return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}
+
+
+def _context(config: Any) -> int:
+    """Positions of the model. Some kinds of RoPE change all positions with the longest text: it must not get there."""
+    text = config.get_text_config()
+    context = int(getattr(text, "max_position_embeddings", 0) or 2**31)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for kind in kinds:
+        if kind.get("rope_type") in _CHANGING_ROPE:
+            context = min(context, int(kind.get("original_max_position_embeddings") or context))
+    return context
+
+
+def _kv_tokens(shapes: Sequence[LayerShape], device: torch.device) -> int:
+    """Positions that fit: in four fifths of a GPU's free memory, or a quarter of the machine's."""
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0] * 4 // 5
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return max(1, int(memory // sum(shape.bytes for shape in shapes)))

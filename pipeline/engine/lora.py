@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters import AdapterBank, BaseShapes, StackedModule
 from ..errors import UserError
-from ..records import Mixture, Spans
+from ..records import Mixture
 
 Spread = Callable[[torch.Tensor], torch.Tensor]
 """From rank weights of mixtures [mixtures x R] to those of rows and tokens [rows x (1 or tokens) x R]."""
@@ -30,8 +30,8 @@ class FusedLora:
     """Adds ``((x A^T) * w) B^T`` to the output of every module that the bank's adapters change.
 
     A [R x in] and B [out x R] stack the adapters that the batch uses, and ``w`` [rows x 1 x R] holds each row's mixture
-    weight times the adapter's scale, zero for adapters of other rows. Where the sentences of a prompt have mixtures of
-    their own, ``w`` is [rows x tokens x R]. The base weights are never touched.
+    weight times the adapter's scale, zero for adapters of other rows; for tokens of many rows laid end to end, ``w`` is
+    [1 x tokens x R]. The base weights are never touched.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank) -> None:
@@ -49,20 +49,9 @@ class FusedLora:
         """Mixtures of the rows of the next forward passes, in order: one for all tokens of a row."""
         self._set(mixtures, lambda weights: weights.unsqueeze(1))
 
-    def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
-        """Mixtures of the tokens of the next forward pass, of rows padded on the left to ``length``.
-
-        Each row is its padding (tokens before its first own one) and spans that count from there.
-        """
-        mixtures = [mixture for _, spans in rows for _, mixture in spans]
-        numbers = iter(range(len(mixtures)))
-        places = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
-        for row, (padding, spans) in enumerate(rows):
-            for start, _ in spans:
-                # Padding gets the row's own mixture: another's might overflow in it, and NaN passes through masks.
-                places[row, padding + start if start else 0 :] = next(numbers)
-        places = places.to(self._device)
-        self._set(mixtures, lambda weights: weights[places])
+    def set_tokens(self, mixtures: Sequence[Mixture], places: torch.Tensor) -> None:
+        """Mixtures of packed tokens [1 x tokens] of the next forward passes: ``places`` [tokens] in ``mixtures``."""
+        self._set(mixtures, lambda weights: weights[places].unsqueeze(0))
 
     def _set(self, mixtures: Sequence[Mixture], spread: Spread) -> None:
         used = {name for mixture in mixtures for name in mixture.adapters}

@@ -1,22 +1,22 @@
 """How likely a model finds each of some given answers: sums of log probabilities after one shared prefill."""
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
-from .batch import Batch
-from .cache import RowCache
 from .engine import Engine
+from .packed import Segment
 from .request import Failure, Request
-from .row import Row
+from .slots import Slot, SlotCache
+from .spans import prompt_spans
 
 # A position of a choice holds the logits of the whole vocabulary, which outweigh its keys and values by far.
 _LOGIT_SHARE = 8
 
-Line = tuple[int, Sequence[int]]
-"""One choice: the place of its prompt in the group, and its token ids."""
+Line = tuple[int, int, Sequence[int]]
+"""One choice: the place of its prompt in the group, its number there, and its token ids."""
 
 
 @dataclass(frozen=True)
@@ -27,112 +27,154 @@ class Choices:
     choices: Sequence[Sequence[int]]
 
 
+@dataclass
+class _Prompt:
+    """A prompt in its slot, and the sums of its choices."""
+
+    item: Choices
+    slot: Slot
+    sums: list[float] = field(init=False)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.item.request.tokens)
+
+
 @torch.inference_mode()
 def score_choices(
     engine: Engine, asked: Iterable[Choices], token_budget: int = 8192
 ) -> Iterator[tuple[Choices, list[float] | Failure]]:
     """Sum of log probabilities, fp32 log-softmax, of the tokens of each choice given its prompt.
 
-    Prompts of like length are prefilled together, each once; its keys and values are then repeated for its choices,
-    which run in one forward, padded on the right. ``token_budget``: positions in the cache at a time, padding
-    included (one choice at least); of the logits, an eighth of it. Prompts come back longest first; one that does
-    not fit the context comes back with a `Failure`. A choice has the mixture of its request, its prompt those of the
-    request's spans where it has some.
+    Prompts run together, each once. Its choices then follow it in its slot, one after another, and each token sees
+    the prompt and its own choice alone (tree attention, SpecInfer, arXiv 2305.09781): nothing is copied or padded.
+    ``token_budget``: tokens of prompts that run together (one prompt at least); of choices, for the sake of their
+    logits, an eighth of it. Prompts come back longest first; one that does not fit the context comes back with a
+    `Failure`. A choice has the mixture of its request, its prompt those of the request's spans where it has some.
     """
     fitting = []
     for item in asked:
-        problem = _problem(item, engine.context)
+        problem = _problem(item, engine)
         if problem:
             yield item, problem
         else:
             fitting.append(item)
     fitting.sort(key=lambda item: (-len(item.request.tokens), item.request.id))
-    while fitting:
-        longest = len(fitting[0].request.tokens)
-        taken = max(1, token_budget // longest)
-        yield from _score_group(engine, fitting[:taken], token_budget)
-        del fitting[:taken]
+    cache = SlotCache(engine.attention.shapes, engine.model.device, engine.kv_tokens)
+    start = 0
+    while start < len(fitting):
+        group = _place(cache, fitting[start:], token_budget)
+        yield from _score_group(engine, group, token_budget)
+        start += len(group)
+        for prompt in group:
+            cache.release(prompt.slot)
 
 
-def _problem(item: Choices, context: int) -> Failure | None:
+def _problem(item: Choices, engine: Engine) -> Failure | None:
     if not item.request.tokens:
         return Failure("EmptyPrompt", "the prompt has no tokens")
     if not item.choices or not all(item.choices):
         return Failure("EmptyChoice", "there are no choices, or one without tokens")
     needed = len(item.request.tokens) + max(map(len, item.choices))
-    if needed > context:
-        return Failure("PromptTooLong", f"prompt and longest choice have {needed} tokens, the context {context}")
+    if needed > engine.context:
+        return Failure("PromptTooLong", f"prompt and longest choice have {needed} tokens, the context {engine.context}")
+    if needed > engine.kv_tokens:
+        return Failure("KvBudget", f"{needed} tokens exceed the KV cache of {engine.kv_tokens}: raise kv_tokens")
     return None
 
 
-def _score_group(engine: Engine, group: list[Choices], budget: int) -> Iterator[tuple[Choices, list[float] | Failure]]:
-    engine.set_prompt_mixtures([item.request for item in group])
-    prompts = Batch(engine.model, [Row(item.request) for item in group])
-    lines = [(place, choice) for place, item in enumerate(group) for choice in item.choices]
-    sums: list[list[float]] = [[] for _ in group]
-    for part in _parts(lines, prompts.mask.shape[1], budget):
-        engine.lora.set_mixtures([group[place].request.mixture for place, _ in part])
-        for (place, _), total in zip(part, _log_probabilities(engine, prompts, part), strict=True):
-            sums[place].append(total)
-    for item, totals in zip(group, sums, strict=True):
-        finite = torch.tensor(totals).isfinite().all()
-        yield item, totals if finite else Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
+def _place(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Prompt]:
+    """The first prompts, as many as fit the budget and the cache, in slots that hold their choices too."""
+    group: list[_Prompt] = []
+    left = budget
+    for item in items:
+        length, longest = len(item.request.tokens), max(map(len, item.choices))
+        left -= length
+        if group and left < 0:
+            break
+        most = max(longest, min(sum(map(len, item.choices)), budget // _LOGIT_SHARE))
+        slot = cache.reserve(length + most) or cache.reserve(length + longest)
+        if slot is None:
+            break
+        group.append(_Prompt(item, slot))
+    assert group  # an empty cache holds any prompt that `_problem` lets through
+    return group
 
 
-def _parts(lines: list[Line], prompt_length: int, budget: int) -> Iterator[list[Line]]:
-    """Lines that run together: within the budget of cache positions and within that of logits."""
+def _score_group(engine: Engine, group: list[_Prompt], budget: int) -> Iterator[tuple[Choices, list[float] | Failure]]:
+    _prefill(engine, group)
+    lines = [(place, number, c) for place, p in enumerate(group) for number, c in enumerate(p.item.choices)]
+    for part in _parts(group, lines, budget // _LOGIT_SHARE):
+        _add_tails(engine, group, part)
+    for prompt in group:
+        finite = torch.tensor(prompt.sums).isfinite().all()
+        failure = Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
+        yield prompt.item, prompt.sums if finite else failure
+
+
+def _prefill(engine: Engine, group: list[_Prompt]) -> None:
+    """Run the prompts, and start the sum of each choice with its first token."""
+    segments = {}
+    for prompt in group:
+        request = prompt.item.request
+        segments[Segment(prompt.slot, request.tokens, 0, prompt_spans(request), kept=(prompt.length - 1,))] = prompt
+    packed, logits = engine.forward([*segments])
+    for segment, following in zip(packed, logits.float().log_softmax(1), strict=True):
+        prompt = segments[segment]
+        prompt.sums = [float(following[tokens[0]]) for tokens in prompt.item.choices]
+
+
+def _parts(group: Sequence[_Prompt], lines: Iterable[Line], most: int) -> Iterator[list[Line]]:
+    """Choices of two tokens or more that run together: of at most ``most`` tokens, and as their slots have room."""
     part: list[Line] = []
-    longest = 0
+    room: dict[int, int] = {}
     for line in lines:
-        rows, length = len(part) + 1, max(longest, len(line[1]))
-        if part and (rows * (prompt_length + length) > budget or rows * length > budget // _LOGIT_SHARE):
+        place, _, tokens = line
+        length = len(tokens) - 1
+        if not length:
+            continue
+        free = group[place].slot.lane.capacity - group[place].length
+        if part and (sum(len(t) - 1 for _, _, t in part) + length > most or room.get(place, free) < length):
             yield part
-            part, length = [], len(line[1])
+            part, room = [], {}
+        room[place] = room.get(place, free) - length
         part.append(line)
-        longest = length
-    yield part
+    if part:
+        yield part
 
 
-def _log_probabilities(engine: Engine, prompts: Batch, part: list[Line]) -> list[float]:
-    """Log probability of each line: its first token by the prompt's logits, the others by a forward over the line."""
-    device = prompts.mask.device
-    places = torch.tensor([place for place, _ in part], device=device)
-    first = torch.tensor([tokens[0] for _, tokens in part], device=device)
-    total = prompts.logits[places].log_softmax(1).gather(1, first.unsqueeze(1)).squeeze(1)
-    if max(len(tokens) for _, tokens in part) == 1:
-        return [float(x) for x in total.tolist()]
-    logits = _forward(engine, prompts, places, [tokens[:-1] for _, tokens in part])
-    for row, (_, tokens) in enumerate(part):
-        following = torch.tensor(tokens[1:], dtype=torch.long, device=device).unsqueeze(1)
-        # Row by row: an fp32 copy of all logits would double the memory of the largest tensor here.
-        total[row] += logits[row, : len(following)].float().log_softmax(1).gather(1, following).sum()
-    return [float(x) for x in total.tolist()]
+def _add_tails(engine: Engine, group: Sequence[_Prompt], part: Sequence[Line]) -> None:
+    """Add the log probabilities of all tokens but the first: those of each choice by a pass over all but its last."""
+    tails: dict[int, list[tuple[int, Sequence[int]]]] = {}
+    for place, number, tokens in part:
+        tails.setdefault(place, []).append((number, tokens))
+    segments = {_branches(group[place], [tokens[:-1] for _, tokens in own]): place for place, own in tails.items()}
+    packed, logits = engine.forward([*segments])
+    start = 0
+    for segment in packed:
+        place = segments[segment]
+        for number, tokens in tails[place]:
+            following = torch.tensor(tokens[1:], device=logits.device).unsqueeze(1)
+            # Choice by choice: an fp32 copy of all logits would double the memory of the largest tensor here.
+            own = logits[start : start + len(following)].float().log_softmax(1)
+            group[place].sums[number] += float(own.gather(1, following).sum())
+            start += len(following)
 
 
-def _forward(engine: Engine, prompts: Batch, places: torch.Tensor, rows: list[Sequence[int]]) -> torch.Tensor:
-    """Logits [rows x longest x vocab] of token rows, each after the prompt at its place; padded on the right."""
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=places.device)
-    own = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long, device=places.device)
-        own[row, : len(tokens)] = 1
-    before = prompts.mask[places]
-    positions = before.sum(1, keepdim=True) + torch.arange(longest, device=places.device)
-    output = engine.model(
-        input_ids=ids,
-        attention_mask=torch.cat([before, own], dim=1),
-        position_ids=positions.clamp(max=engine.context - 1),  # padding must not run past the position table
-        past_key_values=_repeated(prompts.cache, places),
-        use_cache=True,
+def _branches(prompt: _Prompt, branches: Sequence[Sequence[int]]) -> Segment:
+    """Token rows that each go on from the prompt, one after another in its slot."""
+    lengths = [len(branch) for branch in branches]
+    tokens = [token for branch in branches for token in branch]
+    sees = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+    for length, end in zip(lengths, accumulate(lengths), strict=True):
+        sees[end - length : end, end - length : end] = torch.ones(length, length, dtype=torch.bool).tril()
+    return Segment(
+        prompt.slot,
+        tokens,
+        prompt.length,
+        ((0, prompt.item.request.mixture),),
+        kept=range(len(tokens)),
+        positions=[prompt.length + place for length in lengths for place in range(length)],
+        sees=sees,
     )
-    logits: torch.Tensor = output.logits
-    return logits
-
-
-def _repeated(cache: RowCache, places: torch.Tensor) -> RowCache:
-    """A cache of its own with the rows at ``places``, which may repeat; the given one stays as it is."""
-    repeated = copy.copy(cache)
-    repeated.layers = [copy.copy(layer) for layer in cache.layers]
-    repeated.keep(places, 0)
-    return repeated

@@ -1,6 +1,7 @@
 """The decode loop against transformers and PEFT, and against itself in other batches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_the_end_token_and_stop_strings_end_an_answer(make_engine: Any) -> None:
     [(_, held)] = engine.generate([request], Sampling(max_new_tokens=12, min_new_tokens=5))
     assert isinstance(held, Completion)
     assert held.completion_tokens == 6
+
+
+def test_a_stop_string_ends_a_long_answer_wherever_it_comes(make_engine: Any) -> None:
+    engine = make_engine(8)
+    request = make_requests(8, engine.tokenizer)[5]
+    engine.end_tokens = set()
+    long = Sampling(max_new_tokens=80, temperature=0.9)
+    free = outputs(engine, [request], long)[request.id]
+    words = {free[place : place + 2] for place in range(0, len(free), 9)}
+    stops = [stop for stop in words if "\ufffd" not in stop]  # parts of characters: random tokens are often that
+    assert max(free.index(stop) for stop in stops) > len(free) // 2
+    for stop in stops:
+        [(_, cut)] = engine.generate([request], replace(long, stop=(stop,)))
+        assert isinstance(cut, Completion)
+        assert cut.output == free.split(stop)[0]
 
 
 def test_requests_that_cannot_run_fail_alone(make_engine: Any) -> None:

@@ -75,10 +75,10 @@ def test_each_prompt_runs_once_and_rows_stay_within_the_budget(parts: tuple[Engi
     )
     items = [Choices(Request(str(i), [5] * 10, Mixture.of({"red": 1.0})), [[7, 8, 0]] * 3) for i in range(4)]
     list(score_choices(engine, items, token_budget=8192))
-    assert shapes == [(4, 10), (12, 2)]
+    assert shapes == [(1, 40), (1, 24)]
     shapes.clear()
     list(score_choices(engine, items, token_budget=40))
-    assert shapes == [(4, 10), *[(1, 2)] * 12]
+    assert shapes == [(1, 40), *[(1, 4)] * 6]
     watch.remove()
 
 

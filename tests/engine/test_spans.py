@@ -15,9 +15,11 @@ from torch.nn.functional import linear
 from transformers import DynamicCache
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, Failure, FusedLora, Request, Sampling
-from pipeline.engine.batch import Batch, Row
+from pipeline.engine import Engine, Failure, Request, Sampling
 from pipeline.engine.engine import EngineSettings
+from pipeline.engine.packed import Segment
+from pipeline.engine.slots import SlotCache
+from pipeline.engine.spans import prompt_spans
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
 from tests import tiny
@@ -85,25 +87,29 @@ def draw_request(data: st.DataObject, number: int) -> Request:
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_logits_and_cache_equal_those_of_weights_merged_for_each_token(
-    parts: tuple[Any, AdapterBank], data: st.DataObject
+    parts: tuple[Any, AdapterBank], tiny_model: Path, data: st.DataObject
 ) -> None:
     model, bank = parts
     requests = [draw_request(data, i) for i in range(data.draw(st.integers(1, 4)))]
-    spans: list[Spans] = [r.spans or ((0, r.mixture),) for r in requests]
-    longest = max(len(r.tokens) for r in requests)
-    fused = FusedLora(model, bank)
-    fused.set_spans([(longest - len(r.tokens), s) for r, s in zip(requests, spans, strict=True)], longest)
-    with torch.no_grad():
-        batch = Batch(model, [Row(r, torch.Generator()) for r in requests])
-    fused.detach()
-    for row, (request, mixtures) in enumerate(zip(requests, spans, strict=True)):
-        logits, cache = reference(model, bank, request.tokens, mixtures)
-        assert (batch.logits[row] - logits[-1]).abs().max() < 1e-4
-        assert batch.logits[row].argmax() == logits[-1].argmax()
-        for ours, theirs in zip(batch.cache.layers, cache.layers, strict=True):
-            length = len(request.tokens)
-            assert (ours.keys[row, :, -length:] - theirs.keys[0]).abs().max() < 1e-4
-            assert (ours.values[row, :, -length:] - theirs.values[0]).abs().max() < 1e-4
+    engine = Engine(model, load_tokenizer(str(tiny_model)), bank, EngineSettings())
+    cache = SlotCache(engine.attention.shapes, model.device, 1024)
+    segments = {}
+    for request in requests:
+        slot = cache.reserve(len(request.tokens))
+        assert slot is not None
+        last = (len(request.tokens) - 1,)
+        segments[Segment(slot, request.tokens, 0, prompt_spans(request), kept=last)] = request
+    with torch.inference_mode():
+        packed, found = engine.forward([*segments])
+    engine.lora.detach()
+    for segment, row in zip(packed, found, strict=True):
+        request = segments[segment]
+        logits, theirs = reference(model, bank, request.tokens, prompt_spans(request))
+        assert (row - logits[-1]).abs().max() < 1e-4
+        assert row.argmax() == logits[-1].argmax()
+        for (keys, values), layer in zip(segment.slot.views(len(request.tokens)), theirs.layers, strict=True):
+            assert (keys - layer.keys[0]).abs().max() < 1e-4
+            assert (values - layer.values[0]).abs().max() < 1e-4
 
 
 class Scripted:
@@ -188,13 +194,20 @@ def test_sentences_do_not_make_an_answer_depend_on_its_batch(
 
 
 def test_prompts_of_one_mixture_pay_nothing_for_sentences(engines: Callable[..., Engine]) -> None:
+    """Their tokens share one row of weights each prompt, which is set once and then again only as rows end."""
     engine = engines(15)
     requests = make_requests(engine.tokenizer)
-    with patch.object(engine.lora, "set_spans", wraps=engine.lora.set_spans) as weights_by_token:
-        list(engine.generate([r for r in requests if len({m for _, m in r.spans}) < 2], GREEDY))
-        assert not weights_by_token.called
+    same = [r for r in requests if len({m for _, m in r.spans}) < 2]
+    without = [Request(r.id, r.tokens, r.mixture) for r in same]
+    with patch.object(engine.lora, "set_tokens", wraps=engine.lora.set_tokens) as weights:
+        list(engine.generate(same, GREEDY))
+        given = [call.args[0] for call in weights.call_args_list]
+        weights.reset_mock()
+        list(engine.generate(without, GREEDY))
+        assert [call.args[0] for call in weights.call_args_list] == given
+        weights.reset_mock()
         list(engine.generate(requests, GREEDY))
-        assert weights_by_token.called
+        assert {A, B} <= set(weights.call_args_list[0].args[0])
 
 
 def test_an_overflow_in_one_prompt_stays_there(parts: tuple[Any, AdapterBank], tiny_model: Path) -> None:
