@@ -1,7 +1,7 @@
-"""The adapter bank: PEFT adapters read, checked and stacked without building PEFT modules."""
+"""The adapter bank: PEFT adapters read and checked without building PEFT modules."""
 
 from .bank import AdapterBank, BaseShapes
 from .config import AdapterConfig
-from .stack import StackedModule
+from .weights import ModuleWeights
 
-__all__ = ["AdapterBank", "AdapterConfig", "BaseShapes", "StackedModule"]
+__all__ = ["AdapterBank", "AdapterConfig", "BaseShapes", "ModuleWeights"]

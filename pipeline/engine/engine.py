@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from ..adapters import AdapterBank
 from ..records import Completion
 from .batch import Batch, Row
-from .lora import FusedLora
+from .lora import FusedLora, LoraSettings
 from .request import Failure, Request, Reroute, Sampling
 from .sampling import choose_tokens, row_generator
 
@@ -24,6 +24,7 @@ class EngineSettings:
     batch_size: int = 32
     prefill_tokens: int = 8192
     seed: int = 0
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 class Engine:
@@ -33,7 +34,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
-        self.lora = FusedLora(model, bank)
+        self.lora = FusedLora(model, bank, settings.lora)
         self.end_tokens = _end_tokens(model, tokenizer)
         self.context = int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
 
