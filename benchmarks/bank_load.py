@@ -72,7 +72,7 @@ def _load_bank(bank: str, model: Any) -> None:
     loaded = AdapterBank.load(bank)
     loaded.check_values()
     loaded.check_base(base_shapes(model), "demo")
-    loaded.stacked(loaded.names, torch.bfloat16, "cpu")
+    FusedLora(model, loaded).detach()
 
 
 def _load_peft(model: Any, bank: str, names: list[str]) -> None:

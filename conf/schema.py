@@ -18,6 +18,7 @@ class ModelSettings(Strict):
 
     path: str
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    quantization: Literal["none", "8bit", "4bit"]
     prompt_format: Literal["raw", "chat"]
     trust_remote_code: bool
 
@@ -40,6 +41,8 @@ class EngineConfig(Strict):
 
     batch_size: PositiveInt
     prefill_tokens: PositiveInt
+    lora_mode: Literal["auto", "union", "gather", "merged"]
+    adapter_slots: NonNegativeInt
     actors: NonNegativeInt
     threads: NonNegativeInt
 

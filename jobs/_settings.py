@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from conf import load_settings
 from conf.schema import GenerateConfig, RoutingSettings
-from pipeline.engine import Sampling
+from pipeline.engine import LoraSettings, Sampling
 from pipeline.engine.engine import EngineSettings
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
@@ -48,7 +48,9 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
     return JobSettings(
         input=input_url,
         output=output_url,
-        model=ModelRef(resolve_model(model.path), model.dtype, model.prompt_format, model.trust_remote_code),
+        model=ModelRef(
+            resolve_model(model.path), model.dtype, model.prompt_format, model.trust_remote_code, model.quantization
+        ),
         bank=config.bank.path,
         adapters=None if adapters is None else tuple(adapters),
         router=config.router.path,
@@ -58,7 +60,12 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         sampling=Sampling(**config.generation.model_dump()),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=EngineSettings(config.engine.batch_size, config.engine.prefill_tokens, config.seed),
+        engine=EngineSettings(
+            config.engine.batch_size,
+            config.engine.prefill_tokens,
+            config.seed,
+            LoraSettings(config.engine.lora_mode, config.engine.adapter_slots),
+        ),
         error_budget=config.errors.budget,
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,

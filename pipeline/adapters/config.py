@@ -25,7 +25,7 @@ _HARMLESS = {
         "lora_dropout",
     ),
     *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config", "ensure_weight_tying"),
+    *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config"),
 }
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 # Initialisations that change the base weights: the adapter then fits no unchanged base model.

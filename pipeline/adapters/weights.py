@@ -1,7 +1,8 @@
 """The tensors of one adapter, by module, checked."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from .config import AdapterConfig
 # PEFT's names. Those of embeddings have no `.weight`; `base_layer` is its copy of an adapted embedding's own weight.
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
-    r"|lora_embedding_B|lora_magnitude_vector|base_layer\.weight)"
+    r"|lora_embedding_B|lora_magnitude_vector|base_layer\.weight|base_layer\.bias)"
 )
 _PARTS = {
     **{"lora_A.weight": "A", "lora_embedding_A": "A"},
     **{"lora_B.weight": "B", "lora_embedding_B": "B"},
-    **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude", "base_layer.weight": "base"},
+    **{"base_layer.weight": "base.weight", "base_layer.bias": "base.bias"},
+    **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
 }
 
 
@@ -27,8 +29,8 @@ class ModuleWeights:
     """What one adapter does to one module: ``y += scale * (B A x + bias)``, or that under DoRA.
 
     ``A`` [r x in], ``B`` [out x r], ``bias`` [out] (`lora_bias`), ``magnitude`` [out] (DoRA, arXiv 2402.09353).
-    ``embedding``: the module looks rows up, so ``in`` counts the vocabulary. ``base``: a copy of the embedding that
-    PEFT saved with the adapter; it must equal that of the base model.
+    ``embedding``: the module looks rows up, so ``in`` counts the vocabulary. ``base``: copies of the layer's own
+    ``weight`` and ``bias`` that PEFT saved with it (of embeddings and heads); they must equal the base model's.
     """
 
     A: torch.Tensor
@@ -37,7 +39,7 @@ class ModuleWeights:
     bias: torch.Tensor | None = None
     magnitude: torch.Tensor | None = None
     embedding: bool = False
-    base: torch.Tensor | None = None
+    base: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -63,18 +65,22 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
         raise UserError(f"bank: adapter {folder.name!r} has {what}; save it as adapter_model.safetensors ({folder})")
     modules: dict[str, dict[str, torch.Tensor]] = {}
     embeddings = set()
+    unset = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
     try:
         with safe_open(str(path), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle, not a dict
+            for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
-                if match is None:
+                if match is None or match["part"] in unset:
                     raise _bad(folder, f"unknown tensor {key!r}")
-                modules.setdefault(match["module"], {})[_PARTS[match["part"]]] = tensors.get_tensor(key)
+                parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
+                if part in parts:
+                    raise _bad(folder, f"unknown tensor {key!r} beside the one that is there")
+                parts[part] = tensors.get_tensor(key)
                 if match["part"].startswith("lora_embedding"):
                     embeddings.add(match["module"])
     except SafetensorError as error:
         raise _bad(folder, f"{path.name} is not a safetensors file: {error}") from None
-    adapted = {module: parts for module, parts in modules.items() if set(parts) != {"base"}}
+    adapted = {module: parts for module, parts in modules.items() if not set(parts) <= {"base.weight", "base.bias"}}
     if not adapted:
         raise _bad(folder, "no LoRA tensors")
     for module in set(modules) - set(adapted):
@@ -95,15 +101,14 @@ def _checked(
     rank = config.rank(module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise _bad(folder, f"{module} has shapes A {list(a.shape)}, B {list(b.shape)}, the config says rank {rank}")
-    for part, key, on in (("bias", "lora_bias", config.bias), ("magnitude", "use_dora", config.dora)):
-        if (part in parts) != (on and not (part == "bias" and embedding)):
-            has = "a" if part in parts else "no"
-            raise _bad(folder, f"{module} has {has} {part} vector, the config says {key}={str(on).lower()}")
+    needed = {"magnitude": config.dora, "bias": config.bias and not embedding}
+    for part, on in needed.items():
+        if on and part not in parts:
+            raise _bad(folder, f"{module} has no {part} vector, which the config announces")
         if part in parts and parts[part].shape != b.shape[:1]:
             raise _bad(folder, f"{module} has {part} {list(parts[part].shape)} beside B {list(b.shape)}")
-    return ModuleWeights(
-        a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding, parts.get("base")
-    )
+    base = {key.removeprefix("base."): tensor for key, tensor in parts.items() if key.startswith("base.")}
+    return ModuleWeights(a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding, base)
 
 
 def _bad(folder: Path, what: str) -> UserError:

@@ -8,7 +8,15 @@ import torch
 from ..adapters import AdapterBank
 from ..engine import Engine
 from ..engine.engine import EngineSettings
-from ..models import PromptFormat, check_weights, load_config, load_model, load_tokenizer
+from ..models import (
+    PromptFormat,
+    Quantization,
+    check_quantization,
+    check_weights,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from ..models.fingerprint import model_fingerprint
 from ..models.prompt import Mode
 from ..routing import Router
@@ -25,6 +33,7 @@ class SetupSettings:
     dtype: str = "auto"
     prompt_format: Mode = "raw"
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
     adapters: Sequence[str] | None = None
     device: str = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -44,6 +53,7 @@ def load_setup(settings: SetupSettings) -> Setup:
     """Load all of it; `UserError` for the first thing that is wrong, before the model's weights are read."""
     config = load_config(settings.model, settings.trust_remote_code)
     check_weights(settings.model)
+    check_quantization(settings.quantization)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     prompts = PromptFormat(tokenizer, settings.prompt_format)
     bank = AdapterBank.load(settings.bank, settings.adapters)
@@ -52,11 +62,12 @@ def load_setup(settings: SetupSettings) -> Setup:
     router.check_bank(bank.names, settings.bank)
     router.check_prompts(tokenizer_fingerprint(tokenizer.get_vocab()), settings.prompt_format)
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code)
+    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code, settings.quantization)
     identity = {
         "model": model_fingerprint(settings.model, config),
         "bank": bank.fingerprint,
         "dtype": str(model.dtype),
+        "quantization": settings.quantization,
         "device": device,
         "prompt_format": settings.prompt_format,
     }

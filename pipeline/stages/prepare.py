@@ -8,7 +8,7 @@ from typing import Any
 from ..adapters import AdapterBank
 from ..engine import base_shapes
 from ..errors import UserError
-from ..models import PromptFormat, check_weights, load_config, load_skeleton, load_tokenizer
+from ..models import PromptFormat, check_quantization, check_weights, load_config, load_skeleton, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..routing.router import tokenizer_fingerprint
@@ -75,6 +75,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
     check_weights(model.folder)
+    check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
     if settings.sentences and not tokenizer.is_fast:
@@ -121,6 +122,7 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "routing": asdict(settings.routing) | _granularity(settings),
         "seed": settings.engine.seed,
         "dtype": settings.model.dtype,
+        "quantization": settings.model.quantization,
         "prompt_format": settings.model.prompt_format,
         "window.records": settings.window_records,
     }

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..engine import Sampling
 from ..engine.engine import EngineSettings
+from ..models import Quantization
 from ..routing import RoutingPolicy, SentenceSettings
 from ..storage.columns import Columns
 
@@ -17,6 +18,7 @@ class ModelRef:
     dtype: str = "auto"
     prompt_format: Literal["raw", "chat"] = "raw"
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ class Gather(Form):
         self._order = order.flatten().to(device)
         self._valid = None if valid.all() else valid.flatten().nonzero().flatten().to(device)
         self._to = self._order if self._valid is None else self._order[self._valid]
-        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(device)).view(panel.slots, length, 1, 1, -1)
+        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(device)).view(
+            panel.slots, length, 1, 1, weights.shape[1]
+        )
 
     def _inners(self, inputs: InputSet, x: torch.Tensor) -> list[torch.Tensor]:
         width, modules = inputs.kind

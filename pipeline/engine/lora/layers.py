@@ -39,14 +39,15 @@ def _problem(module: nn.Module, weights: ModuleWeights) -> str | None:
     weight = plain_weight(module)
     if weights.magnitude is not None and weight is None:
         return "is quantised: DoRA needs the norms of unquantised weights (model.quantization=none)"
-    if weights.base is not None and (weight is None or not _same(weights.base, weight)):
+    own = {"weight": weight, "bias": getattr(module, "bias", None)}
+    if not all(_same(saved, own[part]) for part, saved in weights.base.items()):
         return "was changed or enlarged in training: only embeddings of the base model itself are computed exactly"
     return None
 
 
-def _same(saved: torch.Tensor, weight: torch.Tensor) -> bool:
+def _same(saved: torch.Tensor, weight: torch.Tensor | None) -> bool:
     """Whether a saved copy is the base model's weight, loaded in the same type or in another."""
-    if saved.shape != weight.shape:
+    if weight is None or saved.shape != weight.shape:
         return False
     here = saved.to(weight.device)
     return torch.equal(here.to(weight.dtype), weight) or torch.equal(here, weight.to(saved.dtype))
