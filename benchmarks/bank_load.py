@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
-from pipeline.engine import base_shapes
+from pipeline.engine import FusedLora
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_model, resolve_model
 
@@ -38,7 +38,7 @@ def main() -> None:
     folder = resolve_model(config.model.path)
     model = load_model(folder, "bf16")
     with tempfile.TemporaryDirectory() as bank:
-        names = _make_bank(Path(bank), folder, args.adapters)
+        names = make_bank(Path(bank), folder, args.adapters)
         ours, peft = [], []
         for _ in range(args.repeats):
             ours.append(_timed(lambda: _load_bank(bank, model)))
@@ -57,7 +57,8 @@ def main() -> None:
     print(f"{args.peft} adapters through PEFT: {statistics.median(peft):.2f} s")
 
 
-def _make_bank(bank: Path, folder: str, count: int) -> list[str]:
+def make_bank(bank: Path, folder: str, count: int) -> list[str]:
+    """Adapters of the demo's shape with random weights, saved by PEFT; returns their names."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -68,11 +69,10 @@ def _make_bank(bank: Path, folder: str, count: int) -> list[str]:
 
 
 def _load_bank(bank: str, model: Any) -> None:
-    """Load, check and stack: all that comes before the first token."""
+    """Load, check and attach: all that comes before the first token."""
     loaded = AdapterBank.load(bank)
     loaded.check_values()
-    loaded.check_base(base_shapes(model), "demo")
-    loaded.stacked(loaded.names, torch.bfloat16, "cpu")
+    FusedLora(model, loaded).detach()
 
 
 def _load_peft(model: Any, bank: str, names: list[str]) -> None:

@@ -21,6 +21,7 @@ class ModelSettings(Strict):
 
     path: str
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    quantization: Literal["none", "8bit", "4bit"]
     prompt_format: Literal["raw", "chat"]
     trust_remote_code: bool
 
@@ -46,6 +47,8 @@ class EngineConfig(Strict):
     kv_tokens: NonNegativeInt
     look_ahead: NonNegativeInt
     reuse_prefixes: bool
+    lora_mode: Literal["auto", "union", "gather", "merged"]
+    adapter_slots: NonNegativeInt
     actors: NonNegativeInt
     threads: NonNegativeInt
 

@@ -6,8 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from conf import load_settings
-from conf.schema import GenerateConfig, GenerationSettings, RoutingSettings
-from pipeline.engine import Constraint, Sampling, schema_text
+from conf.schema import EngineConfig, GenerateConfig, GenerationSettings, RoutingSettings
+from pipeline.engine import Constraint, LoraSettings, Sampling, schema_text
 from pipeline.engine.engine import EngineSettings
 from pipeline.errors import UserError
 from pipeline.models import resolve_model
@@ -52,7 +52,9 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
     return JobSettings(
         input=input_url,
         output=output_url,
-        model=ModelRef(resolve_model(model.path), model.dtype, model.prompt_format, model.trust_remote_code),
+        model=ModelRef(
+            resolve_model(model.path), model.dtype, model.prompt_format, model.trust_remote_code, model.quantization
+        ),
         bank=config.bank.path,
         adapters=None if adapters is None else tuple(adapters),
         router=config.router.path,
@@ -68,7 +70,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         sampling=sampling_of(config.generation),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=EngineSettings(seed=config.seed, **config.engine.model_dump(exclude={"actors", "threads"})),
+        engine=_engine(config.engine, config.seed),
         error_budget=config.errors.budget,
         error_max=config.errors.max,
         window_records=config.window.records,
@@ -108,6 +110,11 @@ def _file(key: str, url: str) -> str:
         return bytes(fs.cat_file(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config: generation.{key}: cannot read {masked(url)}: {one_line(error)}") from None
+
+
+def _engine(config: EngineConfig, seed: int) -> EngineSettings:
+    own = config.model_dump(exclude={"actors", "threads", "lora_mode", "adapter_slots"})
+    return EngineSettings(seed=seed, lora=LoraSettings(config.lora_mode, config.adapter_slots), **own)
 
 
 def _sentences(routing: RoutingSettings) -> SentenceSettings | None:

@@ -146,6 +146,7 @@ def _setup_settings(config: EvaluateConfig) -> SetupSettings:
         dtype=model.dtype,
         prompt_format=model.prompt_format,
         trust_remote_code=model.trust_remote_code,
+        quantization=model.quantization,
         adapters=config.bank.adapters,
         device=config.device,
         engine=EngineSettings(engine.batch_size, engine.prefill_tokens),

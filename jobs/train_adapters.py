@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     """Run the command; see the module's docstring."""
     args = _parse(argv)
     config = load_settings("train_adapters", args.overrides, TrainAdaptersConfig)
+    if config.model.quantization != "none":
+        raise UserError("config: adapters are trained on unquantised weights; set model.quantization=none")
     rows = rows_by_task(args.data, args.tasks, ["task", "prompt", "answer"])
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -91,7 +91,8 @@ def make_bank(folder: Path, model: Path) -> Path:
     """Eight adapters: ranks 2 to 9, other target modules, rank-stabilised scales, a rank pattern."""
     shapes = base_shapes(AutoModelForCausalLM.from_pretrained(model))
     attention = {n: s for n, s in shapes.items() if n.rsplit(".", 1)[-1] in ("q_proj", "v_proj", "c_attn")}
-    everything = {n: s for n, s in shapes.items() if "lm_head" not in n}
+    ends = ("lm_head", "embed_tokens", "wte", "wpe")
+    everything = {n: s for n, s in shapes.items() if not n.endswith(ends)}
     for number, name in enumerate(ADAPTERS):
         targets = everything if number % 3 == 0 else attention
         extra: dict[str, Any] = {"use_rslora": True} if number == 2 else {}

@@ -1,8 +1,8 @@
-"""The adapter bank: PEFT adapters read, checked and stacked without building PEFT modules."""
+"""The adapter bank: PEFT adapters read and checked without building PEFT modules."""
 
 from .bank import AdapterBank, BaseShapes
 from .config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, is_adapter_name
-from .stack import StackedModule
+from .weights import ModuleWeights
 
 __all__ = [
     "CONFIG_FILE",
@@ -10,6 +10,6 @@ __all__ = [
     "AdapterBank",
     "AdapterConfig",
     "BaseShapes",
-    "StackedModule",
+    "ModuleWeights",
     "is_adapter_name",
 ]

@@ -10,8 +10,11 @@ from typing import Any
 from ..errors import UserError
 
 # Keys that inference uses, and keys that leave the maths of the saved tensors as it is. Any other key, today's or a
-# later PEFT's, may change it (DoRA, modules_to_save, layer_replication, ...), so it must be unset.
-_USED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "peft_type", "init_lora_weights"}
+# later PEFT's, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
+_USED = {
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
+    *("peft_type", "init_lora_weights"),
+}
 _HARMLESS = {
     *(
         "target_modules",
@@ -22,7 +25,7 @@ _HARMLESS = {
         "lora_dropout",
     ),
     *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config", "ensure_weight_tying"),
+    *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config"),
 }
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
 # Initialisations that change the base weights: the adapter then fits no unchanged base model.
@@ -39,13 +42,18 @@ def is_adapter_name(name: object) -> bool:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Rank and scale of each module of one adapter (PEFT's `LoraConfig`, as far as inference needs it)."""
+    """Rank and scale of each module of one adapter (PEFT's `LoraConfig`, as far as inference needs it).
+
+    ``dora``: weight-decomposed (arXiv 2402.09353). ``bias``: lora_B has a bias, scaled as B A x is.
+    """
 
     r: int
     alpha: float
     rslora: bool
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
+    dora: bool = False
+    bias: bool = False
 
     def rank(self, module: str) -> int:
         """Rank at a module; `rank_pattern` overrules `r`."""
@@ -74,6 +82,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             rslora=bool(values.get("use_rslora")),
             rank_pattern={str(k): int(v) for k, v in (values.get("rank_pattern") or {}).items()},
             alpha_pattern={str(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()},
+            dora=bool(values.get("use_dora")),
+            bias=bool(values.get("lora_bias")),
         )
         patterns = [*config.rank_pattern, *config.alpha_pattern]
         for pattern in patterns:
@@ -90,6 +100,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None:
     others = sorted(set(values) - _USED - _HARMLESS)
     refused = [f"{key}={values[key]!r}" for key in others if values[key] not in _UNSET]
+    if values.get("use_dora") and values.get("lora_bias"):
+        refused.append("use_dora with lora_bias (PEFT counts the bias into the norm)")
     if values.get("peft_type") != "LORA":
         refused.append(f"peft_type={values.get('peft_type')!r}")
     if values.get("init_lora_weights") not in _NEUTRAL_INITS:
@@ -97,7 +109,7 @@ def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None
     if refused:
         raise UserError(
             f"bank: adapter {name!r} uses {', '.join(refused)}, which the fused operator does not compute exactly;"
-            f" retrain or convert it as plain LoRA ({folder})"
+            f" retrain or convert it as LoRA without that ({folder})"
         )
 
 

@@ -1,7 +1,8 @@
 """The tensors of one adapter, by module, checked."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,51 +11,104 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from .config import WEIGHTS_FILE, AdapterConfig
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# PEFT's names. Those of embeddings have no `.weight`; `base_layer` is its copy of an adapted embedding's own weight.
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
+    r"|lora_embedding_B|lora_magnitude_vector|base_layer\.weight|base_layer\.bias)"
+)
+_PARTS = {
+    **{"lora_A.weight": "A", "lora_embedding_A": "A"},
+    **{"lora_B.weight": "B", "lora_embedding_B": "B"},
+    **{"base_layer.weight": "base.weight", "base_layer.bias": "base.bias"},
+    **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
+}
 
 
 @dataclass(frozen=True)
 class ModuleWeights:
-    """``A`` [r x in], ``B`` [out x r] and the scale of one module: the update is ``scale * B A x``."""
+    """What one adapter does to one module: ``y += scale * (B A x + bias)``, or that under DoRA.
+
+    ``A`` [r x in], ``B`` [out x r], ``bias`` [out] (`lora_bias`), ``magnitude`` [out] (DoRA, arXiv 2402.09353).
+    ``embedding``: the module looks rows up, so ``in`` counts the vocabulary. ``base``: copies of the layer's own
+    ``weight`` and ``bias`` that PEFT saved with it (of embeddings and heads); they must equal the base model's.
+    """
 
     A: torch.Tensor
     B: torch.Tensor
     scale: float
+    bias: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
+    embedding: bool = False
+    base: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """Rank r."""
+        return self.A.shape[0]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that there are, by name; without ``base``, which is not the adapter's."""
+        named = {"A": self.A, "B": self.B, "bias": self.bias, "magnitude": self.magnitude}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights]:
-    """Tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or values."""
+    """Tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or values.
+
+    Tensors are mapped into memory, not read: their pages come from the disk with the first use.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         pickled = [p.name for p in folder.glob("adapter_model.*")]
         what = f"only {', '.join(pickled)}: pickle is refused, since it can run code" if pickled else "no weights"
         raise UserError(f"bank: adapter {folder.name!r} has {what}; save it as adapter_model.safetensors ({folder})")
-    sides: dict[str, dict[str, torch.Tensor]] = {}
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    embeddings = set()
+    unset = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
     try:
         with safe_open(str(path), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle, not a dict
+            for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
-                if match is None:
+                if match is None or match["part"] in unset:
                     raise _bad(folder, f"unknown tensor {key!r}")
-                sides.setdefault(match["module"], {})[match["side"]] = tensors.get_tensor(key)
+                parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
+                if part in parts:
+                    raise _bad(folder, f"unknown tensor {key!r} beside the one that is there")
+                parts[part] = tensors.get_tensor(key)
+                if match["part"].startswith("lora_embedding"):
+                    embeddings.add(match["module"])
     except SafetensorError as error:
         raise _bad(folder, f"{path.name} is not a safetensors file: {error}") from None
-    if not sides:
+    adapted = {module: parts for module, parts in modules.items() if not set(parts) <= {"base.weight", "base.bias"}}
+    if not adapted:
         raise _bad(folder, "no LoRA tensors")
-    return {module: _checked(module, pair, config, folder) for module, pair in sides.items()}
+    for module in set(modules) - set(adapted):
+        raise _bad(folder, f"it carries a weight of {module}, which it does not adapt")
+    return {module: _checked(module, parts, module in embeddings, config, folder) for module, parts in adapted.items()}
 
 
-def _checked(module: str, pair: dict[str, torch.Tensor], config: AdapterConfig, folder: Path) -> ModuleWeights:
-    if set(pair) != {"A", "B"}:
-        raise _bad(folder, f"{module} lacks lora_{'B' if 'A' in pair else 'A'}")
-    a, b = pair["A"], pair["B"]
+def _checked(
+    module: str, parts: dict[str, torch.Tensor], embedding: bool, config: AdapterConfig, folder: Path
+) -> ModuleWeights:
+    for side in "AB":
+        if side not in parts:
+            raise _bad(folder, f"{module} lacks lora_{side}")
+    for tensor in parts.values():
+        if not tensor.is_floating_point():
+            raise _bad(folder, f"{module} holds {tensor.dtype} values")
+    a, b = parts["A"], parts["B"]
     rank = config.rank(module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise _bad(folder, f"{module} has shapes A {list(a.shape)}, B {list(b.shape)}, the config says rank {rank}")
-    for tensor in (a, b):
-        if not tensor.is_floating_point():
-            raise _bad(folder, f"{module} holds {tensor.dtype} values")
-    return ModuleWeights(a, b, config.scale(module))
+    needed = {"magnitude": config.dora, "bias": config.bias and not embedding}
+    for part, on in needed.items():
+        if on and part not in parts:
+            raise _bad(folder, f"{module} has no {part} vector, which the config announces")
+        if part in parts and parts[part].shape != b.shape[:1]:
+            raise _bad(folder, f"{module} has {part} {list(parts[part].shape)} beside B {list(b.shape)}")
+    base = {key.removeprefix("base."): tensor for key, tensor in parts.items() if key.startswith("base.")}
+    return ModuleWeights(a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding, base)
 
 
 def _bad(folder: Path, what: str) -> UserError:

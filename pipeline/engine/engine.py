@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..records import Mixture
 from .answers import Answer
 from .attention import PackedAttention
 from .constraints import Constraints
-from .lora import FusedLora
+from .lora import FusedLora, LoraSettings
 from .packed import PackedStep, Segment
 from .request import Failure, Request, Reroute, Sampling
 from .session import Session
@@ -37,6 +37,7 @@ class EngineSettings:
     kv_tokens: int = 0
     look_ahead: int = 0
     reuse_prefixes: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
     def most_waiting(self) -> int:
@@ -55,14 +56,14 @@ class Engine:
         self.tokenizer = tokenizer
         self.settings = settings
         self.attention = PackedAttention(model)
-        self.lora = FusedLora(model, bank)
+        self.lora = FusedLora(model, bank, settings.lora)
         self.end_tokens = _end_tokens(model, tokenizer)
         self.context = _context(model.config)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
         self._lock = threading.Lock()
         self.kv_tokens = settings.kv_tokens or _kv_tokens(self.attention.shapes, model.device)
-        self._mixtures: tuple[list[Mixture], list[int]] | None = None
+        self._mixtures: tuple[list[Mixture], list[int], list[int]] | None = None
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, reroute: Reroute | None = None
@@ -102,29 +103,31 @@ class Engine:
             return Failure("KvBudget", f"{needed} tokens exceed the KV cache of {self.kv_tokens}: raise kv_tokens")
         return None
 
-    def forward(self, segments: Sequence[Segment]) -> tuple[list[Segment], torch.Tensor]:
+    def forward(self, segments: Sequence[Segment], expected_tokens: int = 0) -> tuple[list[Segment], torch.Tensor]:
         """One pass over tokens of many rows: the segments in packed order, and logits [kept tokens x vocab].
 
-        May be called from several threads; passes run one after another.
+        ``expected_tokens``: how many will run with the same single mixture, as far as is known; 0 where there are
+        several. May be called from several threads; passes run one after another.
         """
         packed = PackedStep(segments, self.attention.layers, self.model.device)
         with self._lock:
-            self._set_mixtures(packed.segments)
+            self._set_mixtures(packed, expected_tokens)
             logits = self.attention.run(packed, packed.ids, packed.positions, packed.kept)
         packed.finish()
         return packed.segments, logits
 
-    def _set_mixtures(self, segments: Sequence[Segment]) -> None:
+    def _set_mixtures(self, packed: PackedStep, expected_tokens: int) -> None:
         """Give every packed token its mixture, where they are not those of the last pass, as in most of decoding."""
         numbers: dict[Mixture, int] = {}
         places: list[int] = []
-        for segment in segments:
+        for segment in packed.segments:
             ends = [*(start for start, _ in segment.spans[1:]), len(segment.tokens)]
             for (start, mixture), end in zip(segment.spans, ends, strict=True):
                 places += [numbers.setdefault(mixture, len(numbers))] * (end - start)
-        if self._mixtures != (list(numbers), places):
-            self.lora.set_tokens(list(numbers), torch.tensor(places, device=self.model.device))
-            self._mixtures = (list(numbers), places)
+        batch = (list(numbers), places, packed.kept.tolist())
+        if self._mixtures != batch:
+            self.lora.set_tokens(list(numbers), torch.tensor(places), packed.kept, expected_tokens)
+            self._mixtures = batch
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

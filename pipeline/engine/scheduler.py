@@ -81,6 +81,13 @@ class Scheduler:
         self.cache.compact()
         return work
 
+    def tokens_of_one_mixture(self) -> int:
+        """Tokens that the rows may still run, if all of them, those that wait too, have one mixture; else 0."""
+        rows = [*self.running, *self._preempted, *self._waiting]
+        if not rows or any(row.request.spans or row.mixture != rows[0].mixture for row in rows):
+            return 0
+        return sum(row.total - row.done + row.budget for row in rows)
+
     def ran(self, work: Iterable[Work]) -> None:
         """Note that a pass ran."""
         for row, count in work:

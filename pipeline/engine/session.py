@@ -60,7 +60,7 @@ class Session:
             return []
         work = self.scheduler.plan()
         segments = {_segment(row, count): row for row, count in work}
-        packed, logits = self.engine.forward([*segments])
+        packed, logits = self.engine.forward([*segments], self.scheduler.tokens_of_one_mixture())
         self.scheduler.ran(work)
         rows = [segments[segment] for segment in packed if segment.kept]
         if rows:

@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 
 from ..engine import Engine, load_bank
 from ..engine.engine import EngineSettings
-from ..models import PromptFormat, check_weights, load_config, load_model, load_tokenizer, pick_device
+from ..models import (
+    PromptFormat,
+    Quantization,
+    check_quantization,
+    check_weights,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 from ..models.fingerprint import model_fingerprint
 from ..models.prompt import Mode
 from ..routing import Router
@@ -21,6 +30,7 @@ class SetupSettings:
     dtype: str = "auto"
     prompt_format: Mode = "raw"
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
     adapters: Sequence[str] | None = None
     device: str = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -40,16 +50,18 @@ def load_setup(settings: SetupSettings) -> Setup:
     """Load all of it; `UserError` for the first thing that is wrong, before the model's weights are read."""
     config = load_config(settings.model, settings.trust_remote_code)
     check_weights(settings.model)
+    check_quantization(settings.quantization)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     prompts = PromptFormat(tokenizer, settings.prompt_format)
     bank = load_bank(settings.bank, settings.adapters, config, settings.model, settings.trust_remote_code)
     router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), settings.prompt_format)
     device = pick_device(settings.device)
-    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code)
+    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code, settings.quantization)
     identity = {
         "model": model_fingerprint(settings.model, config),
         "bank": bank.fingerprint,
         "dtype": str(model.dtype),
+        "quantization": settings.quantization,
         "device": device,
         "prompt_format": settings.prompt_format,
     }

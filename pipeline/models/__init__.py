@@ -2,10 +2,13 @@
 
 from .load import check_weights, load_config, load_model, load_skeleton, load_tokenizer, pick_device
 from .prompt import PromptFormat
+from .quantization import Quantization, check_quantization
 from .resolve import resolve_model
 
 __all__ = [
     "PromptFormat",
+    "Quantization",
+    "check_quantization",
     "check_weights",
     "load_config",
     "load_model",

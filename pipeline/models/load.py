@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import UserError
+from .quantization import Quantization, quantization_options
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,15 +55,28 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     return _loading(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
-def load_model(folder: str, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
-    """Load a causal language model for inference: in ``eval`` mode, no gradients, on ``device``, safetensors only."""
+def load_model(
+    folder: str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    quantization: Quantization = "none",
+) -> Any:
+    """Load a causal language model for inference: in ``eval`` mode, no gradients, on ``device``, safetensors only.
+
+    ``quantization``: its linear layers but the head in 8 or 4 bits; ``dtype`` is then that of the activations.
+    """
+    picked = pick_dtype(dtype, device)
+    options = quantization_options(quantization, picked, device)
     model = _loading(
         folder,
         lambda: AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype, device), use_safetensors=True, trust_remote_code=trust_remote_code
+            folder, dtype=picked, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         ),
     )
-    return model.to(device).eval().requires_grad_(False)
+    if not options:  # quantised models are loaded in place, and bitsandbytes lets nobody move them
+        model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:

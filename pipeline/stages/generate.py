@@ -35,7 +35,7 @@ class GenerateRecords:
     def __init__(self, settings: JobSettings, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         model = settings.model
-        loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code)
+        loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code, model.quantization)
         bank = AdapterBank.load(settings.bank, settings.adapters)
         tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
         self.engine = Engine(loaded, tokenizer, bank, settings.engine)

@@ -11,7 +11,7 @@ import orjson
 from ..engine import load_bank, sampling_problem
 from ..engine.constraints import Constraints
 from ..errors import UserError
-from ..models import PromptFormat, check_weights, load_config, load_tokenizer
+from ..models import PromptFormat, check_quantization, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..storage.files import list_input, masked, one_line
@@ -84,6 +84,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
     check_weights(model.folder)
+    check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
     if settings.sentences and not tokenizer.is_fast:
@@ -140,6 +141,7 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "routing": asdict(settings.routing) | _granularity(settings),
         "seed": settings.engine.seed,
         "dtype": settings.model.dtype,
+        "quantization": settings.model.quantization,
         "prompt_format": settings.model.prompt_format,
         "window.records": settings.window_records,
     }

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from ..engine import Sampling
 from ..engine.engine import EngineSettings
+from ..models import Quantization
 from ..records import ASKED
 from ..routing import RoutingPolicy, SentenceSettings
 from ..storage.columns import Columns
@@ -20,6 +21,7 @@ class ModelRef:
     dtype: str = "auto"
     prompt_format: Literal["raw", "chat"] = "raw"
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)

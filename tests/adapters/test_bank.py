@@ -87,50 +87,6 @@ def test_a_bank_of_another_base_model_is_refused(folder: Path, shapes: BaseShape
         AdapterBank.load(folder).check_base(shapes, "tiny")
 
 
-def test_adapters_of_several_ranks_are_stacked_in_the_order_asked_for(folder: Path) -> None:
-    bank = AdapterBank.load(folder)
-    stacked = bank.stacked(["med", "art", "legal"], torch.float32, "cpu")
-    assert set(stacked) == {Q, V}
-    assert (stacked[Q].A.shape, stacked[Q].B.shape) == ((6, 8), (8, 6))
-    assert (stacked[V].A.shape, stacked[V].B.shape) == ((9, 8), (6, 9))
-    assert stacked[Q].slot.tolist() == [0] * 2 + [2] * 4
-    assert stacked[V].slot.tolist() == [0] * 2 + [1] * 3 + [2] * 4
-    assert stacked[Q].scale.tolist() == [0.5] * 2 + [2.0] * 4
-    assert stacked[V].scale.tolist() == pytest.approx([0.5] * 2 + [9 / 3**0.5] * 3 + [2.0] * 4)
-
-
-@pytest.mark.parametrize("module", [Q, V])
-def test_a_stack_computes_what_its_adapters_do_one_by_one(folder: Path, module: str) -> None:
-    bank, names = AdapterBank.load(folder), ["legal", "art", "med"]
-    stack = bank.stacked(names, torch.float32, "cpu")[module]
-    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    weights = torch.tensor([0.5, 0.25, 0.25])
-    together = ((x @ stack.A.T) * (stack.scale * weights[stack.slot])) @ stack.B.T
-    apart = torch.zeros_like(together)
-    for name, weight in zip(names, weights, strict=True):
-        if module in bank.adapters[name].modules:
-            one = bank.adapters[name].modules[module]
-            apart += weight * one.scale * (x @ one.A.T @ one.B.T)
-    torch.testing.assert_close(together, apart)
-
-
-def test_modules_that_no_adapter_of_a_stack_changes_or_that_are_not_kept_are_left_out(folder: Path) -> None:
-    bank = AdapterBank.load(folder)
-    assert set(bank.stacked(["art"], torch.float32, "cpu")) == {V}
-    assert set(bank.stacked(["legal"], torch.float32, "cpu", keep=lambda module: module == Q)) == {Q}
-
-
-def test_a_stack_has_the_type_asked_for_but_scales_stay_exact(folder: Path) -> None:
-    stack = AdapterBank.load(folder).stacked(["art", "med"], torch.bfloat16, "cpu")[V]
-    assert (stack.A.dtype, stack.B.dtype, stack.scale.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
-
-
-def test_equal_layouts_mean_equal_slots_ranks_and_scales(folder: Path) -> None:
-    stacked = AdapterBank.load(folder).stacked(["legal", "med"], torch.float32, "cpu")
-    assert stacked[Q].layout == stacked[V].layout
-    assert stacked[Q].layout != AdapterBank.load(folder).stacked(["med", "legal"], torch.float32, "cpu")[Q].layout
-
-
 def fingerprint(folder: Path) -> str:
     return AdapterBank.load(folder).fingerprint
 
@@ -159,6 +115,16 @@ def test_the_fingerprint_changes_with_a_scale(folder: Path, config: dict[str, ob
     before = fingerprint(folder)
     make_adapter(folder / "legal", make_tensors(4, seed=1), **{"lora_alpha": 8, **config})
     assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(("key", "part"), [("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias")])
+def test_the_fingerprint_changes_with_magnitudes_and_biases(folder: Path, key: str, part: str) -> None:
+    prints = {fingerprint(folder)}
+    for value in (1.0, 2.0):
+        vectors = {f"base_model.model.{m}.{part}": torch.full((out,), value) for m, (_, out) in SHAPES.items()}
+        make_adapter(folder / "legal", {**make_tensors(4, seed=1), **vectors}, lora_alpha=8, **{key: True})
+        prints.add(fingerprint(folder))
+    assert len(prints) == 3
 
 
 def test_the_fingerprint_changes_with_a_name_and_with_the_set_of_adapters(folder: Path) -> None:

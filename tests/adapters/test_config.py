@@ -56,11 +56,10 @@ def test_patterns_match_as_in_peft(patterns: list[str]) -> None:
 
 
 REFUSED = {
-    "use_dora": True,
     "modules_to_save": ["lm_head"],
     "layer_replication": [[0, 4], [2, 5]],
-    "lora_bias": True,
     "bias": "all",
+    "ensure_weight_tying": True,
     "target_parameters": ["mlp.experts"],
     "trainable_token_indices": [1, 2],
     "alora_invocation_tokens": [1],
@@ -91,6 +90,13 @@ def test_other_methods_than_lora_are_refused(tmp_path: Path, value: object) -> N
 def test_all_that_is_refused_is_named_at_once(tmp_path: Path) -> None:
     with user_error("use_dora", "lora_bias", "init_lora_weights"):
         read(tmp_path, use_dora=True, lora_bias=True, init_lora_weights="olora")
+
+
+def test_dora_and_the_bias_of_lora_b_are_read(tmp_path: Path) -> None:
+    assert [(c.dora, c.bias) for c in (read(tmp_path, use_dora=True), read(tmp_path, lora_bias=True))] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 HARMLESS = {

@@ -115,6 +115,34 @@ def test_an_unknown_tensor_is_refused_by_name(tmp_path: Path, name: str) -> None
         read(make_adapter(tmp_path / "legal", {**make_tensors(), name: torch.zeros(4, 8)}))
 
 
+VECTORS = [("use_dora", "lora_magnitude_vector", "magnitude"), ("lora_bias", "lora_B.bias", "bias")]
+
+
+@pytest.mark.parametrize(("key", "part", "name"), VECTORS)
+def test_vectors_that_the_config_announces_are_read_and_must_be_there(
+    tmp_path: Path, key: str, part: str, name: str
+) -> None:
+    vectors = {f"base_model.model.{m}.{part}": torch.arange(out).float() for m, (_, out) in SHAPES.items()}
+    found = read(make_adapter(tmp_path / "legal", {**make_tensors(), **vectors}, **{key: True}))
+    assert {m: getattr(w, name).tolist() for m, w in found.items()} == {m: [*range(o)] for m, (_, o) in SHAPES.items()}
+    vectors.pop(f"base_model.model.{V}.{part}")
+    with user_error("'legal'", V, f"no {name} vector"):
+        read(make_adapter(tmp_path / "legal", {**make_tensors(), **vectors}, **{key: True}))
+    vectors[f"base_model.model.{V}.{part}"] = torch.zeros(7)
+    with user_error("'legal'", V, f"{name} [7]"):
+        read(make_adapter(tmp_path / "legal", {**make_tensors(), **vectors}, **{key: True}))
+
+
+def test_an_embedding_is_read_with_the_copy_of_its_base(tmp_path: Path) -> None:
+    name, copied = "base_model.model.model.embed_tokens", torch.ones(20, 8)
+    tensors = {f"{name}.lora_embedding_A": torch.zeros(4, 20), f"{name}.lora_embedding_B": torch.zeros(8, 4)}
+    found = read(make_adapter(tmp_path / "legal", {**tensors, f"{name}.base_layer.weight": copied}))
+    assert found["model.embed_tokens"].embedding
+    assert torch.equal(found["model.embed_tokens"].base["weight"], copied)
+    with user_error("'legal'", "lm_head", "does not adapt"):
+        read(make_adapter(tmp_path / "legal", {**tensors, "base_model.model.lm_head.base_layer.weight": copied}))
+
+
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_damaged_file_is_refused(tmp_path: Path, cut: int) -> None:
     path = make_adapter(tmp_path / "legal") / "adapter_model.safetensors"

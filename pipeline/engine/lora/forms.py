@@ -1,0 +1,170 @@
+"""The two unmerged forms of the operator: one stack for all rows, or each row's own adapters gathered."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn.functional import linear
+
+from .batch import Assignment
+from .extras import Extras
+from .layout import Group, InputSet, Site
+from .panel import Panel
+
+SINGLE = 64  # tokens of one combination from which on it is multiplied alone: padded to it, others would waste more
+
+
+class Form:
+    """What is added to the modules of one group while a batch runs.
+
+    Weights ``w`` [units x ranks] hold mixture weight times the adapter's scale. They stay fp32 until they meet the
+    activations: rounded to bf16 alone they would lose 8 bits.
+    """
+
+    def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
+        self.group, self.panel, self.weights, self.extras = group, panel, weights, extras
+        self._dtype = next(iter(panel.A.values())).dtype
+        self._last: tuple[torch.Tensor, InputSet] | None = None
+        self._inner: list[torch.Tensor] = []
+
+    def add(self, site: Site, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The output with the group's adapters; ``x`` [... x in] or token ids, units in order."""
+        if output.dtype is not self._dtype or not output.is_contiguous():
+            output = output.to(self._dtype, memory_format=torch.contiguous_format)
+        extra = None if self.extras is None else self.extras.of(site, output)
+        # Modules that share an input share a product with A. Compared by identity: siblings of some other model
+        # may be called on tensors of their own.
+        if self._last is None or self._last[0] is not x or self._last[1] is not site.inputs:
+            self._inner = self._inners(site.inputs, x)
+            self._last = (x, site.inputs)
+        self._outer(site, output)
+        return output if extra is None else output.add_(extra)
+
+    def _inners(self, inputs: InputSet, x: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def _outer(self, site: Site, output: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def select(self, units: torch.Tensor) -> "Form":
+        """The same for some of the units."""
+        raise NotImplementedError
+
+    def _weighted(self, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x A^T times w. In fp16 ranks of other units' adapters may overflow, and infinity times 0 is no number."""
+        if self._dtype is torch.float16:
+            inner = torch.where(weights != 0, inner, 0)
+        return (inner * weights).to(self._dtype)
+
+
+class Union(Form):
+    """``((x A^T) * w) B^T`` with all adapters of the batch in A and B, w zero for those of other units."""
+
+    def _inners(self, inputs: InputSet, x: torch.Tensor) -> list[torch.Tensor]:
+        width, modules = inputs.kind
+        a = self.panel.A[inputs.kind][inputs.place, 0].view(-1, width)
+        inner = a.index_select(1, x.flatten()).T if self.group.embedding else linear(x.reshape(-1, width), a)
+        units, ranks = self.weights.shape
+        shaped = inner.reshape(units, -1, modules, ranks)
+        return [self._weighted(shaped, self.weights.view(units, 1, 1, ranks)).view(-1, modules, ranks)]
+
+    def _outer(self, site: Site, output: torch.Tensor) -> None:
+        out, place = site.out
+        output.view(-1, out).addmm_(self._inner[0][:, site.number], self.panel.B[out][place, 0])
+
+    def select(self, units: torch.Tensor) -> Form:
+        """The same for some of the units."""
+        weights = self.weights[units.to(self.weights.device)]
+        return Union(self.group, self.panel, weights, self.extras and self.extras.select(units))
+
+
+class Gather(Form):
+    """Each combination of adapters multiplied with its own units only: batched, many-token ones one by one.
+
+    ``slots`` [units], on the host: where in the panel each unit's combination lies; -1: the base model alone.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        panel: Panel,
+        weights: torch.Tensor,
+        extras: Extras | None,
+        slots: torch.Tensor,
+        single: int,
+    ) -> None:
+        super().__init__(group, panel, weights, extras)
+        self._slots, self._single = slots, single
+        device = weights.device
+        members = [(slots == slot).nonzero().flatten() for slot in range(panel.slots)]
+        self._alone = [(slot, _contiguous(m, device)) for slot, m in enumerate(members) if len(m) >= single]
+        small = [m if len(m) < single else m[:0] for m in members]
+        length = max(map(len, small))
+        order = torch.zeros(panel.slots, length, dtype=torch.long)
+        valid = torch.zeros(panel.slots, length, dtype=torch.bool)
+        for slot, units in enumerate(small):
+            order[slot, : len(units)], valid[slot, : len(units)] = units, True
+        self._length = length
+        self._in_order = bool(valid.all()) and torch.equal(order.flatten(), torch.arange(len(slots)))
+        self._order = order.flatten().to(device)
+        self._valid = None if valid.all() else valid.flatten().nonzero().flatten().to(device)
+        self._to = self._order if self._valid is None else self._order[self._valid]
+        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(device)).view(
+            panel.slots, length, 1, 1, weights.shape[1]
+        )
+
+    def _inners(self, inputs: InputSet, x: torch.Tensor) -> list[torch.Tensor]:
+        width, modules = inputs.kind
+        a = self.panel.A[inputs.kind][inputs.place].view(self.panel.slots, -1, width)
+        units, ranks = self.weights.shape
+        x = x.reshape(units, -1, width)
+        inners = []
+        for slot, chosen in self._alone:
+            weights = self.weights[chosen].view(-1, 1, 1, ranks)
+            shaped = linear(x[chosen].reshape(-1, width), a[slot]).view(len(weights), -1, modules, ranks)
+            inners.append(self._weighted(shaped, weights).view(-1, modules, ranks))
+        if self._length:
+            x = (x if self._in_order else x[self._order]).view(self.panel.slots, -1, width)
+            shaped = torch.bmm(x, a.transpose(1, 2)).view(self.panel.slots, self._length, -1, modules, ranks)
+            inners.append(self._weighted(shaped, self._small_weights).view(self.panel.slots, -1, modules, ranks))
+        return inners
+
+    def _outer(self, site: Site, output: torch.Tensor) -> None:
+        out, place = site.out
+        b = self.panel.B[out][place]
+        by_unit = output.view(len(self.weights), -1, out)
+        for (slot, chosen), inner in zip(self._alone, self._inner, strict=False):
+            if isinstance(chosen, slice):
+                by_unit[chosen].view(-1, out).addmm_(inner[:, site.number], b[slot])
+            else:
+                delta = inner[:, site.number] @ b[slot]
+                by_unit.index_add_(0, chosen, delta.view(len(chosen), -1, out))
+        if not self._length:
+            return
+        inner = self._inner[-1][:, :, site.number]
+        if self._in_order:
+            output.view(self.panel.slots, -1, out).baddbmm_(inner, b)
+            return
+        delta = torch.bmm(inner, b).view(len(self._order), -1, out)
+        by_unit.index_add_(0, self._to, delta if self._valid is None else delta[self._valid])
+
+    def select(self, units: torch.Tensor) -> Form:
+        """The same for some of the units."""
+        extras = self.extras and self.extras.select(units)
+        weights = self.weights[units.to(self.weights.device)]
+        return Gather(self.group, self.panel, weights, extras, self._slots[units.cpu()], self._single)
+
+
+def _contiguous(units: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+    """Rising numbers as a slice where none is left out: a view in place of a copy."""
+    first, last = int(units[0]), int(units[-1])
+    return slice(first, last + 1) if last - first + 1 == len(units) else units.to(device)
+
+
+def rank_weights(group: Group, batch: Assignment, ranks: int, starts: Sequence[Mapping[str, int]]) -> torch.Tensor:
+    """Weights [units x ranks], on the host; ``starts``: for each mixture, where its adapters' ranks begin."""
+    matrix = torch.zeros(len(batch.mixtures), ranks)
+    for row, (mixture, start) in enumerate(zip(batch.mixtures, starts, strict=True)):
+        for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
+            if name in start:
+                matrix[row, start[name] : start[name] + group.ranks[name]] = weight * group.scales[name]
+    return matrix[batch.places]

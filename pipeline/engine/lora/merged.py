@@ -1,0 +1,135 @@
+"""Weights merged with one mixture, and restored by copying: at base speed, never drifting."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...adapters import AdapterBank, ModuleWeights
+from ...errors import UserError
+from ...records import Mixture
+from . import dora
+from .layers import matrix, plain_weight
+
+
+class GoldenWeights:
+    """The base weights of adapted modules: the parameters themselves, or host copies while those are merged.
+
+    Merged weights are ``round(W + sum w_i s_i B_i A_i)``, summed in fp32 and rounded once to the parameter's type. In
+    bf16 they differ from the unmerged operator, which rounds ``W x`` and the update apart: an update smaller than
+    1/256 of a weight is lost in it. (PEFT rounds each adapter's update and each sum.) Restoring copies the golden
+    weights back; PEFT's `unmerge` subtracts, and bf16 weights come back other than they were.
+    """
+
+    def __init__(self, model: nn.Module, bank: AdapterBank) -> None:
+        self._modules: dict[str, Any] = {n: module for n, module in model.named_modules() if n in bank.modules}
+        self._bank = bank
+        self._golden: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._gains: dict[tuple[str, str], torch.Tensor] = {}
+        self.mixture: Mixture | None = None
+        shared = _shared(model.modules())
+        self._reasons = {name: why for name in bank.modules if (why := self._reason(name, shared))}
+
+    def can_merge(self, mixture: Mixture) -> bool:
+        """Whether every module that the mixture changes has weights of its own that can be overwritten."""
+        return self._reasons.keys().isdisjoint(self._changed(mixture))
+
+    def check(self) -> None:
+        """`UserError` that names the first module of the bank whose weights cannot be merged."""
+        for name, reason in sorted(self._reasons.items()):
+            raise UserError(f"config: engine.lora_mode=merged cannot merge {name}, which {reason}; use auto")
+
+    def gain(self, adapter: str, module: str) -> torch.Tensor:
+        """DoRA's gain [out], from the base weight, computed once."""
+        if (adapter, module) not in self._gains:
+            weights = self._bank.adapters[adapter].modules[module]
+            self._gains[adapter, module] = dora.gain(self._modules[module], self._weight(module), weights)
+        return self._gains[adapter, module]
+
+    def merge(self, mixture: Mixture) -> None:
+        """Put the mixture's weights in place of those that are there."""
+        if mixture == self.mixture:
+            return
+        changed = set(self._changed(mixture))
+        if self.mixture is not None:
+            self._restore(set(self._changed(self.mixture)) - changed)
+        for name in sorted(changed):
+            self._merge_module(name, mixture)
+        self.mixture = mixture
+
+    def restore(self) -> None:
+        """Put the base weights back, bit for bit."""
+        if self.mixture is not None:
+            self._restore(self._changed(self.mixture))
+            self.mixture = None
+
+    def _changed(self, mixture: Mixture) -> list[str]:
+        return [name for adapter in mixture.adapters for name in self._bank.adapters[adapter].modules]
+
+    def _weight(self, name: str) -> torch.Tensor:
+        if self.mixture is not None and name in self._golden:
+            return self._golden[name][0]
+        weight = plain_weight(self._modules[name])
+        assert weight is not None, "check_layers lets no quantised layer come here"
+        return weight
+
+    def _merge_module(self, name: str, mixture: Mixture) -> None:
+        module = self._modules[name]
+        if name not in self._golden:
+            self._golden[name] = _host_copy(module.weight), None if module.bias is None else _host_copy(module.bias)
+        weight, bias = self._golden[name]
+        base = matrix(module, weight.to(module.weight.device)).float()
+        update, shift = torch.zeros_like(base), torch.zeros(base.shape[0], device=base.device)
+        for adapter, share in zip(mixture.adapters, mixture.weights, strict=True):
+            part = self._bank.adapters[adapter].modules.get(name)
+            if part is not None:
+                update += share * self._update(base, adapter, name, part)
+                if part.bias is not None:
+                    shift += share * part.scale * part.bias.to(base.device).float()
+        matrix(module, module.weight.data).copy_(base + update)
+        if bias is not None:
+            module.bias.data.copy_(bias.to(base.device).float() + shift)
+
+    def _update(self, base: torch.Tensor, adapter: str, name: str, part: ModuleWeights) -> torch.Tensor:
+        a, b = part.A.to(base.device).float(), part.B.to(base.device).float()
+        update = part.scale * (b @ a)
+        if part.magnitude is None:
+            return update
+        return self.gain(adapter, name).to(base.device).unsqueeze(1) * (base + update) - base
+
+    def _restore(self, names: Iterable[str]) -> None:
+        for name in names:
+            weight, bias = self._golden[name]
+            self._modules[name].weight.data.copy_(weight)
+            if bias is not None:
+                self._modules[name].bias.data.copy_(bias)
+
+    def _reason(self, name: str, shared: set[int]) -> str | None:
+        module = self._modules[name]
+        if isinstance(module, nn.Embedding):
+            return "is an embedding"
+        weight = plain_weight(module)
+        if weight is None:
+            return "is quantised"
+        if weight.data_ptr() in shared:
+            return "shares its weight with another layer"
+        biased = any(name in a.modules and a.modules[name].bias is not None for a in self._bank.adapters.values())
+        return "has no bias to merge lora_bias into" if biased and module.bias is None else None
+
+
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory, pinned where the tensor is on a GPU."""
+    copied = tensor.detach().to("cpu", copy=True)
+    return copied.pin_memory() if tensor.is_cuda else copied
+
+
+def _shared(modules: Iterable[nn.Module]) -> set[int]:
+    """Addresses of weights that several layers hold, as tied heads do."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            address = parameter.data_ptr()
+            (twice if address in seen else seen).add(address)
+    return twice

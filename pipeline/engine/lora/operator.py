@@ -1,0 +1,245 @@
+"""The fused operator on a model: hooks, and for each batch the form that they compute in."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ...adapters import AdapterBank
+from ...errors import UserError
+from ...records import Mixture, Spans
+from . import cost
+from .batch import Assignment
+from .extras import Extras, extras_of
+from .forms import SINGLE, Form, Gather, Union, rank_weights
+from .layers import base_shapes, check_layers, compute_dtype
+from .layout import Group, Site, group_modules, sites
+from .merged import GoldenWeights
+from .panel import GatherPanel, Panel, UnionPanel
+from .residency import Packed, Residency
+from .settings import LoraSettings
+
+
+class FusedLora:
+    """Adds ``sum w_i s_i B_i A_i x`` to the output of every module that the bank's adapters change.
+
+    Each row of a batch, or each token, has its own mixture of weights w_i. Every batch is computed in the cheapest of
+    three forms (`LoraSettings.mode`): the *union* of its adapters, stacked as A [R x in] and B [out x R], with
+    ``((x A^T) * w) B^T``; each row's own adapters *gathered*; or, where all rows have one mixture, *merged* into the
+    weights, which are put back bit for bit after. But for that form the base weights are never touched.
+    """
+
+    def __init__(self, model: nn.Module, bank: AdapterBank, settings: LoraSettings | None = None) -> None:
+        bank.check_base(base_shapes(model), getattr(model.config, "name_or_path", "") or type(model).__name__)
+        check_layers(model, bank)
+        self.bank = bank
+        self.settings = settings or LoraSettings()
+        self._device, self._dtype = _one_device(model), compute_dtype(model)
+        modules = {name: module for name, module in model.named_modules() if name in bank.modules}
+        self.golden = GoldenWeights(model, bank)
+        if self.settings.mode == "merged":
+            self.golden.check()
+        self._groups = group_modules(model, bank)
+        self.residency = Residency(
+            bank, self._groups, self._dtype, self._device, self.settings.adapter_slots, self.golden.gain
+        )
+        self._unions = [UnionPanel(group, self._dtype, self._device) for group in self._groups]
+        self._gathers = [GatherPanel(group, self._dtype, self._device) for group in self._groups]
+        self._costs = _costs(self._device, self._dtype)
+        self._sites = [sites(group, modules) for group in self._groups]
+        self._forms: list[Form | None] = [None] * len(self._groups)
+        self._selected: dict[int, list[Form | None]] = {}
+        self._batch = Assignment([], torch.zeros(0, dtype=torch.long))
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def forms(self) -> list[str]:
+        """Forms of the batch: ``merged``, or one for each group of modules; none where the base model runs alone."""
+        if self.golden.mixture is not None:
+            return ["merged"]
+        return [type(form).__name__.lower() for form in self._forms if form is not None]
+
+    def set_mixtures(self, mixtures: Sequence[Mixture], expected_tokens: int = 0) -> None:
+        """Mixtures of the rows of the next forward passes, in order: one for all tokens of a row.
+
+        ``expected_tokens``: how many tokens of all rows will run so, as far as is known: what merging has to pay for.
+        """
+        self._set(Assignment(mixtures, torch.arange(len(mixtures))), expected_tokens)
+
+    def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
+        """Mixtures of the tokens of the next forward pass, of rows padded on the left to ``length``.
+
+        Each row is its padding (tokens before its first own one) and spans that count from there.
+        """
+        mixtures = [mixture for _, spans in rows for _, mixture in spans]
+        numbers = iter(range(len(mixtures)))
+        places = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
+        for row, (padding, spans) in enumerate(rows):
+            for start, _ in spans:
+                # Padding gets the row's own mixture: another's might overflow in it, and NaN passes through masks.
+                places[row, padding + start if start else 0 :] = next(numbers)
+        self._set(Assignment(mixtures, places.flatten(), by_token=True, rows=len(rows)))
+
+    def set_tokens(
+        self,
+        mixtures: Sequence[Mixture],
+        places: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        expected_tokens: int = 0,
+    ) -> None:
+        """Mixtures of the tokens of the next forward pass, which has them in one row [1 x T].
+
+        ``places`` [T]: number of each token's mixture. ``kept``: numbers of the tokens that the head sees, where the
+        model is given them as ``logits_to_keep``; only adapters of the head need them.
+        """
+        self._set(Assignment(mixtures, places.cpu(), by_token=True, kept=kept), expected_tokens)
+
+    def detach(self) -> None:
+        """Remove the hooks and put merged weights back: the model is as it was."""
+        self._use_hooks(False)
+        self.golden.restore()
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """`UserError` for adapters that the bank does not have."""
+        unknown = [name for name in names if name not in self.bank.adapters]
+        if unknown:
+            raise UserError(f"engine: no adapter {', '.join(unknown)} in the bank {self.bank.folder}")
+
+    def _set(self, batch: Assignment, expected_tokens: int = 0) -> None:
+        self.check_names(batch.used)
+        self._batch, self._selected = batch, {}
+        if self._can_merge(batch) and self._pays_to_merge(batch, expected_tokens):
+            self._use_hooks(False)
+            self._forms = [None] * len(self._groups)
+            self.golden.merge(batch.mixtures[0])
+            return
+        self.golden.restore()
+        packed = self.residency.use(batch.used)
+        self._forms = [
+            self._form(number, batch, {name: p for name, parts in packed.items() if (p := parts[number]) is not None})
+            for number in range(len(self._groups))
+        ]
+        self._use_hooks(any(form is not None for form in self._forms))
+
+    def _can_merge(self, batch: Assignment) -> bool:
+        if self.settings.mode not in ("auto", "merged") or not batch.used:
+            return False
+        return len(set(batch.mixtures)) == 1 and self.golden.can_merge(batch.mixtures[0])
+
+    def _pays_to_merge(self, batch: Assignment, expected_tokens: int) -> bool:
+        if self.settings.mode == "merged" or self.golden.mixture == batch.mixtures[0]:
+            return True
+        if not expected_tokens:
+            return False
+        itemsize = self._dtype.itemsize
+        step = merging = 0.0
+        for group in self._groups:
+            ranks = sum(group.ranks.get(name, 0) for name in batch.used)
+            if ranks:
+                load = cost.Load([batch.units], batch.units, ranks, ranks, True)
+                step += cost.union_cost(load, group, self._costs, itemsize)
+                merging += cost.merge_cost(group, ranks, self._costs)
+        return step * expected_tokens / batch.units > merging
+
+    def _form(self, number: int, batch: Assignment, packed: dict[str, Packed]) -> Form | None:
+        """What the modules of a group compute for a batch; None where no adapter of it changes them."""
+        group = self._groups[number]
+        if not packed:
+            return None
+        extras = extras_of(group, batch, packed)
+        combinations = batch.combinations(group)
+        counts = batch.counts(combinations)
+        single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
+        if counts and not group.embedding and self._gathers_pay(group, batch, counts, single):
+            panel = self._gathers[number].update(list(counts), packed)
+            return self._gather(number, batch, panel, combinations, extras, single)
+        panel = self._unions[number].update(packed)
+        starts = {name: place.start for name, place in self._unions[number].places.items() if name in packed}
+        weights = rank_weights(group, batch, panel.ranks, [starts] * len(batch.mixtures))
+        return Union(group, panel, weights.to(self._device), extras)
+
+    def _gathers_pay(self, group: Group, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
+        if self.settings.mode in ("union", "gather"):
+            return self.settings.mode == "gather"
+        ranks = {names: sum(group.ranks[name] for name in names) for names in counts}
+        union = sum(group.ranks[name] for name in {name for names in counts for name in names})
+        every_row = sum(counts.values()) == batch.units and set(counts.values()) == {1}
+        load = cost.Load(list(counts.values()), batch.units, union, max(ranks.values()), every_row)
+        itemsize = self._dtype.itemsize
+        return cost.gather_cost(load, group, self._costs, itemsize, single) < cost.union_cost(
+            load, group, self._costs, itemsize
+        )
+
+    def _gather(
+        self,
+        number: int,
+        batch: Assignment,
+        panel: Panel,
+        combinations: list[tuple[str, ...]],
+        extras: Extras | None,
+        single: int,
+    ) -> Form:
+        group, slots = self._groups[number], self._gathers[number].slots
+        starts = []
+        for names in combinations:
+            begins, start = {}, 0
+            for name in names if names in slots else ():
+                begins[name] = start
+                start += group.ranks[name]
+            starts.append(begins)
+        weights = rank_weights(group, batch, panel.ranks, starts)
+        of_mixture = torch.tensor([slots.get(names, -1) for names in combinations])
+        return Gather(group, panel, weights.to(self._device), extras, of_mixture[batch.places], single)
+
+    def _use_hooks(self, wanted: bool) -> None:
+        """Hooks cost two microseconds each even where they do nothing: none while the base or merged weights run."""
+        if wanted and not self._hooks:
+            self._hooks = [
+                site.module.register_forward_hook(self._hook(number, site))
+                for number, sites in enumerate(self._sites)
+                for site in sites
+            ]
+        if not wanted:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+
+    def _hook(self, number: int, site: Site) -> Any:
+        width = 1 if self._groups[number].embedding else site.inputs.kind[0]
+
+        def add_mixture(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            form = self._forms[number]
+            if form is None:
+                return output
+            x, batch = args[0], self._batch
+            tokens = x.numel() // width
+            if tokens != batch.units and (batch.by_token or tokens % batch.units):
+                form = self._for_some(number, tokens)
+            added = form.add(site, x if width == 1 else x.to(self._dtype), output)
+            return added if added.dtype is output.dtype else added.to(output.dtype)
+
+        return add_mixture
+
+    def _for_some(self, number: int, tokens: int) -> Form:
+        """The form of a group for a layer that sees only some of the tokens."""
+        if tokens not in self._selected:
+            chosen = self._batch.selection(tokens)
+            self._selected[tokens] = [form and form.select(chosen) for form in self._forms]
+        form = self._selected[tokens][number]
+        assert form is not None
+        return form
+
+
+def _one_device(model: nn.Module) -> torch.device:
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise UserError(f"engine: the model is spread over {', '.join(map(str, devices))}; load it on one device")
+    return devices.pop()
+
+
+def _costs(device: torch.device, dtype: torch.dtype) -> cost.Costs:
+    if device.type == "cuda":
+        return cost.CUDA
+    return cost.CPU_FULL if dtype is torch.float32 else cost.CPU_HALF

@@ -1,0 +1,136 @@
+"""Buffers of stacked adapters that a batch multiplies with: only what is new in a batch is written."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .layout import Group
+from .residency import Packed
+
+_ROUND = 16  # ranks: capacities are multiples of it, so that small changes of a batch fit
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an adapter's ranks lie: those from ``start`` of a slot."""
+
+    slot: int
+    start: int
+    rank: int
+
+
+class Panel:
+    """For one group: ``slots`` stacks of ``ranks`` ranks each, zero where nothing lies.
+
+    ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by out features: [modules x slots x ranks x
+    out]. The union of a batch's adapters is one slot; for gathered adapters each slot is one combination of them.
+    """
+
+    def __init__(self, group: Group, slots: int, ranks: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.slots, self.ranks = slots, ranks
+        counts: dict[tuple[int, int], int] = {}
+        for inputs in group.sets:
+            counts[inputs.kind] = counts.get(inputs.kind, 0) + 1
+        outs: dict[int, int] = {}
+        for out, _ in group.outs.values():
+            outs[out] = outs.get(out, 0) + 1
+        self.A = {
+            (width, modules): torch.zeros(count, slots, modules, ranks, width, dtype=dtype, device=device)
+            for (width, modules), count in counts.items()
+        }
+        self.B = {out: torch.zeros(count, slots, ranks, out, dtype=dtype, device=device) for out, count in outs.items()}
+
+    def write(self, place: Place, packed: Packed) -> None:
+        """Put an adapter at its place."""
+        ranks = slice(place.start, place.start + place.rank)
+        for kind, a in packed.A.items():
+            self.A[kind][:, place.slot, :, ranks] = a
+        for out, b in packed.B.items():
+            self.B[out][:, place.slot, ranks] = b
+
+    def clear(self, slot: int, start: int = 0) -> None:
+        """Zero a slot from a rank on: what lay there may not fit what is there now."""
+        for a in self.A.values():
+            a[:, slot, :, start:] = 0
+        for b in self.B.values():
+            b[:, slot, start:] = 0
+
+
+class UnionPanel:
+    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them."""
+
+    def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
+        self._group, self._dtype, self._device = group, dtype, device
+        self.panel: Panel | None = None
+        self.places: dict[str, Place] = {}
+
+    def update(self, adapters: Mapping[str, Packed]) -> Panel:
+        """Bring in the adapters of a batch."""
+        needed = sum(self._group.ranks[name] for name in adapters)
+        if self.panel is None or needed > self.panel.ranks or self.panel.ranks > 2 * needed + _ROUND:
+            return self._rebuild(adapters, needed)
+        self.places = {name: place for name, place in self.places.items() if name in adapters}
+        for name, packed in adapters.items():
+            if name in self.places:
+                continue
+            start = self._gap(self._group.ranks[name])
+            if start is None:
+                return self._rebuild(adapters, needed)
+            self.places[name] = Place(0, start, self._group.ranks[name])
+            self.panel.write(self.places[name], packed)
+        return self.panel
+
+    def _gap(self, rank: int) -> int | None:
+        """First run of ``rank`` free ranks."""
+        assert self.panel is not None
+        start = 0
+        for place in sorted(self.places.values(), key=lambda p: p.start):
+            if place.start - start >= rank:
+                return start
+            start = place.start + place.rank
+        return start if self.panel.ranks - start >= rank else None
+
+    def _rebuild(self, adapters: Mapping[str, Packed], needed: int) -> Panel:
+        self.panel = Panel(self._group, 1, -(-needed // _ROUND) * _ROUND, self._dtype, self._device)
+        self.places = {}
+        start = 0
+        for name, packed in adapters.items():
+            self.places[name] = Place(0, start, self._group.ranks[name])
+            self.panel.write(self.places[name], packed)
+            start += self._group.ranks[name]
+        return self.panel
+
+
+class GatherPanel:
+    """A slot for each combination of adapters in the batch; equal combinations share it, whatever their weights."""
+
+    def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
+        self._group, self._dtype, self._device = group, dtype, device
+        self.panel: Panel | None = None
+        self.slots: dict[Hashable, int] = {}
+
+    def update(self, combinations: Sequence[tuple[str, ...]], adapters: Mapping[str, Packed]) -> Panel:
+        """Bring in the combinations of a batch, each of adapters that the group knows."""
+        ranks = max(sum(self._group.ranks[name] for name in names) for names in combinations)
+        count = len(combinations)
+        panel = self.panel
+        if panel is None or not count <= panel.slots <= 2 * count + 2 or not ranks <= panel.ranks <= 2 * ranks:
+            panel = self.panel = Panel(self._group, count, ranks, self._dtype, self._device)
+            self.slots = {}
+        kept = set(combinations)
+        self.slots = {names: slot for names, slot in self.slots.items() if names in kept}
+        free = iter(sorted(set(range(panel.slots)) - set(self.slots.values())))
+        for names in combinations:
+            if names not in self.slots:
+                self.slots[names] = next(free)
+                self._write(panel, names, adapters)
+        return panel
+
+    def _write(self, panel: Panel, names: tuple[str, ...], adapters: Mapping[str, Packed]) -> None:
+        start = 0
+        for name in names:
+            rank = self._group.ranks[name]
+            panel.write(Place(self.slots[names], start, rank), adapters[name])
+            start += rank
+        panel.clear(self.slots[names], start)

@@ -1,0 +1,136 @@
+"""Adapters packed as the operator's buffers want them; on the device up to a budget, the rest in host memory."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ...adapters import AdapterBank
+from ...errors import UserError
+from .layout import Group
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One adapter's share of one group, in the activations' type.
+
+    ``A`` by `InputSet.kind`: [sets x modules x r x in]. ``B`` by out features: [modules x r x out], its columns times
+    DoRA's gain. By module: ``shift`` [out] (`lora_bias`) and ``gain`` [out] (DoRA's, less 1), both fp32.
+    """
+
+    A: dict[tuple[int, int], torch.Tensor]
+    B: dict[int, torch.Tensor]
+    shift: dict[str, torch.Tensor]
+    gain: dict[str, torch.Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value overflowed in the activations' type."""
+        return all(bool(t.isfinite().all()) for t in (*self.A.values(), *self.B.values()))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packed":
+        """The same with all tensors changed."""
+        return Packed(
+            {k: change(t) for k, t in self.A.items()},
+            {k: change(t) for k, t in self.B.items()},
+            {k: change(t) for k, t in self.shift.items()},
+            {k: change(t) for k, t in self.gain.items()},
+        )
+
+
+@dataclass
+class ResidencyCounts:
+    """What became of the lookups: found on the device, brought in, put out; adapters now on the device and at most."""
+
+    hits: int = 0
+    loads: int = 0
+    evictions: int = 0
+    resident: int = 0
+    peak: int = 0
+
+
+class Residency:
+    """Packed adapters by name: least recently used first out, never one that the batch in hand uses.
+
+    ``gains`` gives DoRA's gain [out] of (adapter, module). On CUDA packed copies stay in pinned host memory when their
+    device copy is dropped; elsewhere they are packed again from the bank's memory-mapped files.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        groups: list[Group],
+        dtype: torch.dtype,
+        device: torch.device,
+        slots: int,
+        gains: Callable[[str, str], torch.Tensor],
+    ) -> None:
+        self.counts = ResidencyCounts()
+        self._bank, self._groups, self._gains = bank, groups, gains
+        self._dtype, self._device, self._slots = dtype, device, slots
+        self._resident: OrderedDict[str, list[Packed | None]] = OrderedDict()
+        self._pinned: dict[str, list[Packed | None]] = {}
+
+    def use(self, names: Iterable[str]) -> dict[str, list[Packed | None]]:
+        """The adapters of a batch, packed on the device: for each group one, or None where it has no share in it."""
+        used: dict[str, list[Packed | None]] = {}
+        for name in names:
+            if name in self._resident:
+                self.counts.hits += 1
+                self._resident.move_to_end(name)
+            else:
+                self.counts.loads += 1
+                self._make_room(used)
+                self._resident[name] = self._load(name)
+            used[name] = self._resident[name]
+        self._make_room(used, adding=0)
+        self.counts.resident = len(self._resident)
+        self.counts.peak = max(self.counts.peak, len(self._resident))
+        return used
+
+    def _make_room(self, used: Iterable[str], adding: int = 1) -> None:
+        if not self._slots:
+            return
+        for name in list(self._resident):
+            if len(self._resident) + adding <= self._slots:
+                return
+            if name not in used:
+                self.counts.evictions += 1
+                del self._resident[name]
+
+    def _load(self, name: str) -> list[Packed | None]:
+        if self._device.type != "cuda":
+            return self._pack(name)
+        if name not in self._pinned:
+            self._pinned[name] = [p and p.map(torch.Tensor.pin_memory) for p in self._pack(name)]
+        return [p and p.map(lambda t: t.to(self._device, non_blocking=True)) for p in self._pinned[name]]
+
+    def _pack(self, name: str) -> list[Packed | None]:
+        packed = [self._pack_group(name, group) if name in group.ranks else None for group in self._groups]
+        if self._dtype is torch.float16 and not all(one.finite for one in packed if one is not None):
+            raise UserError(f"engine: adapter {name!r} has weights beyond fp16; use model.dtype=bf16 or fp32")
+        return packed
+
+    def _pack_group(self, name: str, group: Group) -> Packed:
+        modules = self._bank.adapters[name].modules
+        a: dict[tuple[int, int], list[torch.Tensor]] = {}
+        for inputs in group.sets:
+            a.setdefault(inputs.kind, []).append(torch.stack([modules[n].A.to(self._dtype) for n in inputs.names]))
+        b: dict[int, list[torch.Tensor]] = {}
+        shift, gain = {}, {}
+        for module, (out, _) in group.outs.items():
+            weights = modules[module]
+            columns = weights.B.T
+            if name in group.dora:
+                grown = self._gains(name, module)
+                gain[module], columns = grown - 1, columns.float() * grown
+            if weights.bias is not None:
+                shift[module] = weights.bias.float()
+            b.setdefault(out, []).append(columns.to(self._dtype))
+        return Packed(
+            {kind: torch.stack(parts) for kind, parts in a.items()},
+            {out: torch.stack(parts) for out, parts in b.items()},
+            shift,
+            gain,
+        )

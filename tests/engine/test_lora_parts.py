@@ -1,0 +1,188 @@
+"""Parts of the fused operator: adapters that come and go on the device, stacks, groups, and the choice of a form."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.adapters import AdapterBank
+from pipeline.engine import FusedLora, LoraSettings
+from pipeline.engine.lora import cost
+from pipeline.engine.lora.layout import Group, InputSet, group_modules
+from pipeline.engine.lora.panel import GatherPanel, Panel, Place, UnionPanel
+from pipeline.engine.lora.residency import Packed, Residency
+from pipeline.models import load_model
+from pipeline.records import Mixture
+from tests import tiny
+
+CPU = torch.device("cpu")
+ONE = Group({}, {}, (InputSet(("q",), (576, 1), 0),), {"q": (576, 0)}, frozenset(), frozenset(), embedding=False)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, AdapterBank]:
+    folder = tiny.make_model(tmp_path_factory.mktemp("model"))
+    bank = AdapterBank.load(tiny.make_bank(tmp_path_factory.mktemp("bank"), folder))
+    return load_model(str(folder), "fp32"), bank
+
+
+def residency(bank: AdapterBank, groups: list[Group], slots: int) -> Residency:
+    return Residency(bank, groups, torch.float32, CPU, slots, lambda adapter, module: torch.ones(1))
+
+
+names = st.lists(st.sampled_from(tiny.ADAPTERS), min_size=1, max_size=5, unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches=st.lists(names, max_size=8), slots=st.integers(0, 6))
+def test_the_least_recently_used_adapters_leave_and_none_that_is_used(
+    parts: tuple[Any, AdapterBank], batches: list[list[str]], slots: int
+) -> None:
+    model, bank = parts
+    held = residency(bank, group_modules(model, bank), slots)
+    expected: OrderedDict[str, None] = OrderedDict()
+    loads = 0
+    for batch in batches:
+        assert set(held.use(batch)) == set(batch)
+        for name in batch:
+            if name not in expected:
+                loads += 1
+                room(expected, slots - 1, set(batch[: batch.index(name)]), slots)
+            expected[name] = None
+            expected.move_to_end(name)
+        room(expected, slots, set(batch), slots)
+        assert held.counts.resident == len(expected) <= max(slots, len(batch)) or not slots
+        assert held.counts.loads == loads
+    assert held.counts.evictions == loads - len(expected)
+
+
+def room(held: OrderedDict[str, None], size: int, used: set[str], slots: int) -> None:
+    for name in [name for name in held if name not in used]:
+        if slots and len(held) > size:
+            del held[name]
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches=st.lists(names, min_size=1, max_size=8))
+def test_a_union_holds_each_adapter_of_the_batch_once_whatever_came_before(
+    parts: tuple[Any, AdapterBank], batches: list[list[str]]
+) -> None:
+    model, bank = parts
+    groups = group_modules(model, bank)
+    held = residency(bank, groups, 0)
+    unions = [UnionPanel(group, torch.float32, CPU) for group in groups]
+    for batch in batches:
+        packed = held.use(batch)
+        for number, (group, union) in enumerate(zip(groups, unions, strict=True)):
+            own = {name: p for name in batch if (p := packed[name][number]) is not None}
+            if not own:
+                continue
+            panel = union.update(own)
+            rows = [r for p in union.places.values() for r in range(p.start, p.start + p.rank)]
+            assert len(rows) == len(set(rows)) == sum(group.ranks[name] for name in own)
+            assert set(union.places) == set(own)
+            assert panel.ranks <= 2 * len(rows) + 16
+            for name, place in union.places.items():
+                assert_holds(panel, group, bank, name, place)
+
+
+def test_a_gathered_slot_holds_its_combination_and_zeros(parts: tuple[Any, AdapterBank]) -> None:
+    model, bank = parts
+    groups = group_modules(model, bank)
+    group = max(groups, key=lambda g: len(g.ranks))
+    packed: dict[str, Packed] = {}
+    for name, shares in residency(bank, groups, 0).use(list(group.ranks)).items():
+        share = shares[groups.index(group)]
+        assert share is not None
+        packed[name] = share
+    gather = GatherPanel(group, torch.float32, CPU)
+    a, b, c, d = list(group.ranks)[:4]
+    gather.update([(c, d), (a,)], packed)
+    slot = gather.slots[c, d]
+    panel = gather.update([(b,), (c, d)], packed)
+    assert gather.slots[c, d] == slot
+    for combination, place in gather.slots.items():
+        start = 0
+        for name in combination:
+            assert_holds(panel, group, bank, name, Place(place, start, group.ranks[name]))
+            start += group.ranks[name]
+        assert not any(x[:, place, :, start:].any() for x in panel.A.values())
+        assert not any(x[:, place, start:].any() for x in panel.B.values())
+
+
+def assert_holds(panel: Panel, group: Group, bank: AdapterBank, name: str, place: Place) -> None:
+    ranks = slice(place.start, place.start + place.rank)
+    for inputs in group.sets:
+        for number, module in enumerate(inputs.names):
+            weights, (out, at) = bank.adapters[name].modules[module], group.outs[module]
+            assert torch.equal(panel.A[inputs.kind][inputs.place, place.slot, number, ranks], weights.A)
+            assert torch.equal(panel.B[out][at, place.slot, ranks], weights.B.T)
+
+
+def test_groups_have_one_set_of_ranks_and_scales_and_siblings_share_an_input(parts: tuple[Any, AdapterBank]) -> None:
+    model, bank = parts
+    groups = group_modules(model, bank)
+    assert sorted(name for group in groups for name in group.names) == bank.modules
+    for group in groups:
+        for module in group.names:
+            members = {n: a.modules[module] for n, a in bank.adapters.items() if module in a.modules}
+            assert {n: w.rank for n, w in members.items()} == group.ranks
+            assert {n: w.scale for n, w in members.items()} == group.scales
+    shared = {inputs.names for group in groups for inputs in group.sets if len(inputs.names) > 1}
+    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in {tuple(sorted(s)) for s in shared}
+
+
+def test_siblings_that_read_different_tensors_do_not_share_a_product(parts: tuple[Any, AdapterBank]) -> None:
+    model, bank = parts
+    gate, up = (model.get_submodule(f"model.layers.0.mlp.{n}_proj") for n in ("gate", "up"))
+    x, y = torch.randn(2, 1, 3, 48, generator=torch.Generator().manual_seed(0)).unbind(0)
+    fused = FusedLora(model, bank)
+    fused.set_mixtures([Mixture.of({"red": 1.0})])
+    with torch.no_grad():
+        expected = up(y)
+        gate(x)
+        assert torch.equal(up(y), expected)
+        gate(x)
+        assert not torch.equal(up(x), expected)
+    fused.detach()
+
+
+def test_the_form_follows_the_batch(tmp_path: Path) -> None:
+    """A few adapters: stacked. A hundred in prompts of one each: gathered, whatever the machine is doing."""
+    folder = tiny.make_model(tmp_path / "model")
+    names = [f"a{n:03d}" for n in range(96)]
+    for seed, name in enumerate(names):
+        tiny.make_adapter(tmp_path / "bank" / name, {"model.layers.0.self_attn.q_proj": (48, 48)}, 8, seed)
+    fused = FusedLora(load_model(str(folder), "fp32"), AdapterBank.load(tmp_path / "bank"))
+    mixtures = [Mixture.of({name: 1.0}) for name in names]
+    fused.set_mixtures(mixtures[:2])
+    assert fused.forms == ["union"]
+    fused.set_tokens(mixtures, torch.arange(96).repeat_interleave(128))
+    assert fused.forms == ["gather"]
+    fused.detach()
+
+
+@given(
+    counts=st.lists(st.integers(1, 500), min_size=1, max_size=64),
+    rank=st.integers(1, 64),
+    costs=st.sampled_from([cost.CPU_HALF, cost.CPU_FULL, cost.CUDA]),
+)
+def test_costs_grow_with_the_batch(counts: list[int], rank: int, costs: cost.Costs) -> None:
+    small = cost.Load(counts, sum(counts), rank * len(counts), rank, True)
+    large = cost.Load([*counts, 9], sum(counts) + 9, rank * (len(counts) + 1), rank, True)
+    assert cost.union_cost(small, ONE, costs, 2) < cost.union_cost(large, ONE, costs, 2)
+    assert cost.gather_cost(small, ONE, costs, 2, 64) < cost.gather_cost(large, ONE, costs, 2, 64)
+
+
+def test_more_adapters_than_slots_are_brought_in_for_their_batch(parts: tuple[Any, AdapterBank]) -> None:
+    model, bank = parts
+    fused = FusedLora(model, bank, LoraSettings(adapter_slots=2))
+    fused.set_mixtures([Mixture.of({name: 1.0}) for name in tiny.ADAPTERS[:5]])
+    assert fused.residency.counts.resident == 5
+    fused.set_mixtures([Mixture.of({"red": 1.0})])
+    assert (fused.residency.counts.resident, fused.residency.counts.peak) == (2, 5)
+    fused.detach()
