@@ -15,6 +15,7 @@ import orjson
 import torch
 from peft import PeftModel
 
+from benchmarks.bank_load import make_bank
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
@@ -24,7 +25,6 @@ from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Mixture
 
-from .banks import make_bank
 from .measure import Case, interleaved, steps, summary
 from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
 from .workloads import Workload, even, mixtures, skewed, workload
@@ -50,7 +50,7 @@ class Bench:
         """A bank of ``count`` adapters."""
         folder = self.folder / f"bank-{count}"
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        return folder, names or make_bank(folder, self.model(), count)
+        return folder, names or make_bank(folder, self.model_folder, count)
 
     def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None) -> Engine:
         """An engine with a model of its own."""
@@ -103,7 +103,7 @@ def all_active(bench: Bench) -> dict[str, Any]:
     figures = {}
     for count in (8, 26):
         bank, names = bench.bank(count)
-        engine, asked = bench.engine(bank, 8), even(8, 64, 17)
+        engine, asked = bench.engine(bank, 8), even(8, 64, 9)
         peft = bench.peft(bank, names)
         peft.base_model.set_adapter(names)
         mixed = asked.with_mixtures([Mixture.of(dict.fromkeys(names, 1 / count))])
@@ -113,32 +113,35 @@ def all_active(bench: Bench) -> dict[str, Any]:
             "peft_all_active": (by_generate(peft, 8), asked),
             "released_code": (by_released_code(peft), asked),
         }
-        figures[f"bank={count}"] = summary(cases, interleaved(cases, max(1, bench.args.repeats // 2)), "base")
+        figures[f"bank={count}"] = summary(cases, interleaved(cases, bench.args.repeats), "base")
     return figures
 
 
-def lengths(bench: Bench) -> dict[str, Any]:
-    """64 requests of skewed lengths; 32 with long prompts and few new tokens; 128 rows at a time."""
+def skewed_lengths(bench: Bench) -> dict[str, Any]:
+    """64 requests of skewed lengths, 32 rows at a time."""
+    return _whole(bench, skewed(64), 32)
+
+
+def prefill(bench: Bench) -> dict[str, Any]:
+    """32 long prompts and few new tokens."""
+    return _whole(bench, even(32, 384, 4), 32)
+
+
+def large(bench: Bench) -> dict[str, Any]:
+    """128 requests of skewed lengths, 128 rows at a time."""
+    return _whole(bench, skewed(128), 128)
+
+
+def _whole(bench: Bench, asked: Workload, rows: int) -> dict[str, Any]:
     bank, names = bench.bank(26)
-    peft = bench.peft(bank, names[:1])
-    base = bench.model()
-    figures = {}
-    asked: dict[str, tuple[int, Workload]] = {
-        "skewed": (32, skewed(64)),
-        "prefill": (32, even(32, 384, 4)),
-        "rows=128": (128, skewed(128)),
+    engine = bench.engine(bank, rows)
+    cases: dict[str, Case] = {
+        "fused": (by_engine(engine), asked.with_mixtures(mixtures(names, 2, 16))),
+        "base": (by_engine(engine), asked),
+        "peft_generate": (by_generate(bench.peft(bank, names[:1]), 32), asked),
+        "transformers_continuous_batching": (by_continuous_batching(bench.model(), rows), asked),
     }
-    for name, (rows, work) in asked.items():
-        engine = bench.engine(bank, rows)
-        mixed = work.with_mixtures(mixtures(names, 2, 16))
-        cases: dict[str, Case] = {
-            "fused": (by_engine(engine), mixed),
-            "base": (by_engine(engine), work),
-            "peft_generate": (by_generate(peft, 32), work),
-            "transformers_continuous_batching": (by_continuous_batching(base, rows), work),
-        }
-        figures[name] = summary(cases, interleaved(cases, max(2, bench.args.repeats // 2)), "fused")
-    return figures
+    return summary(cases, interleaved(cases, bench.args.repeats), "fused")
 
 
 def real(bench: Bench) -> dict[str, Any]:
@@ -172,7 +175,9 @@ def thousand(bench: Bench) -> dict[str, Any]:
 CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode": decode,
     "all-active": all_active,
-    "lengths": lengths,
+    "skewed": skewed_lengths,
+    "prefill": prefill,
+    "large": large,
     "real": real,
     "thousand": thousand,
 }

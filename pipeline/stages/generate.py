@@ -8,7 +8,8 @@ import pyarrow as pa
 import torch
 
 from ..adapters import AdapterBank
-from ..engine import Engine, Failure, Request, Reroute, answer
+from ..engine import Engine, EngineServer, Failure, Request, Reroute
+from ..engine.choices import choose
 from ..models import PromptFormat, load_model, load_tokenizer
 from ..records import (
     COMPLETED,
@@ -30,7 +31,7 @@ from .tables import with_columns, with_dead_letters
 
 
 class GenerateRecords:
-    """Actor of the generate stage: one engine, loaded once."""
+    """Actor of the generate stage: one engine, loaded once, that several batches may use at the same time."""
 
     def __init__(self, settings: JobSettings, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -47,6 +48,7 @@ class GenerateRecords:
         if settings.sentences:
             router = Router.load(settings.router)
             self.reroute = SentenceRouter(router, settings.routing, settings.sentences, tokenizer)
+        self.server = EngineServer(self.engine, settings.sampling, self.reroute, self._leave_if_device_is_lost)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
@@ -82,7 +84,7 @@ class GenerateRecords:
             for row in table.select(names).to_pylist()
         ]
 
-    def _leave_if_device_is_lost(self) -> None:
+    def _leave_if_device_is_lost(self, error: Exception) -> None:
         """After a device-side assert every CUDA call of this process fails: end it, so that Ray starts it again."""
         if self.engine.model.device.type != "cuda":
             return
@@ -92,22 +94,29 @@ class GenerateRecords:
             os._exit(1)
 
     def _answers(self, requests: Sequence[Request]) -> list[Completion | Failure]:
-        """An answer for each request. Where the engine raises, halves are tried, down to the request that breaks it."""
+        """An answer for each request: choices are scored here, all else goes through the server."""
+        scored = [bool((request.sampling or self.settings).choices) for request in requests]
+        chosen = iter(self._chosen([r for r, choices in zip(requests, scored, strict=True) if choices]))
+        generated = iter(self.server.answer([r for r, choices in zip(requests, scored, strict=True) if not choices]))
+        return [next(chosen if choices else generated) for choices in scored]
+
+    def _chosen(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+        """Answers by choices. Where the engine raises, halves are tried, down to the request that breaks it."""
         if not requests:
             return []
         try:
             places = {id(request): place for place, request in enumerate(requests)}
             answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
-            for request, found in answer(self.engine, requests, self.settings, self.encode, self.reroute):
+            for request, found in choose(self.engine, requests, self.settings, self.encode):
                 answers[places[id(request)]] = found
             return answers
         except Exception as error:
-            self._leave_if_device_is_lost()
+            self._leave_if_device_is_lost(error)
             if len(requests) == 1:
                 message = str(error).splitlines()[0] if str(error) else ""
                 return [Failure(type(error).__name__, message or "the engine failed on this record alone")]
             middle = len(requests) // 2
-            return self._answers(requests[:middle]) + self._answers(requests[middle:])
+            return self._chosen(requests[:middle]) + self._chosen(requests[middle:])
 
 
 def _values(request: Request, completion: Completion) -> dict[str, Any]:

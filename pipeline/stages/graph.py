@@ -19,6 +19,9 @@ from .sink import CommitSink, OutputShape
 # Batches of the route stage: one tokenizer call each.
 _ROUTE_ROWS = 512
 
+# Batches in one generating actor: while the last rows of one end, those of the next fill the engine.
+_BATCHES_AT_ONCE = 2
+
 
 @dataclass(frozen=True)
 class WindowRun:
@@ -48,7 +51,11 @@ class WindowRun:
             batch_size=shard_records,
             num_cpus=self.pools.generate_cpus,
             num_gpus=self.pools.gpus or None,
-            compute=ActorPoolStrategy(size=self.pools.generate_actors),
+            compute=ActorPoolStrategy(
+                size=self.pools.generate_actors,
+                max_concurrent_calls_per_actor=_BATCHES_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
             max_restarts=-1,
             max_task_retries=1,
         )
