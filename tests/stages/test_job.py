@@ -17,35 +17,24 @@ from pipeline.engine.engine import EngineSettings
 from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report
-from pipeline.routing import RoutingPolicy
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, ModelRef, Pools
+from pipeline.stages.settings import JobSettings, Pools
 from pipeline.stages.stopping import StoppedError
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.read import staged_table
 from pipeline.storage.shards import WindowFiles
 from tests import tiny
+from tests.stages import tiny_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture
 def job_settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
-    return JobSettings(
-        input=str(tmp_path / "in"),
-        output=str(tmp_path / "out"),
-        model=ModelRef(str(tiny_model), "fp32", "raw"),
-        bank=str(tiny_bank),
-        router=str(tiny_router),
-        sampling=Sampling(max_new_tokens=8),
-        # The gate takes prompts between two classes for strange ones; here they must be blended.
-        routing=RoutingPolicy(gate=False),
-        error_budget=1.0,
-        shard_records=16,
-    )
+    return tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router)
 
 
 def good_rows(count: int) -> list[dict[str, Any]]:

@@ -7,27 +7,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.engine import Sampling
 from pipeline.records import DeadLetter, Prompt, Record
 from pipeline.routing import RoutingPolicy
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, ModelRef
+from pipeline.stages.settings import JobSettings
 from pipeline.storage.read import staged_table
 from tests import tiny
+from tests.stages import tiny_job
 
 
 @pytest.fixture
-def route_settings(tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
-    return JobSettings(
-        input="",
-        output="",
-        model=ModelRef(str(tiny_model), "fp32", "raw"),
-        bank=str(tiny_bank),
-        router=str(tiny_router),
-        sampling=Sampling(max_new_tokens=8),
-        routing=RoutingPolicy(gate=False),
-    )
+def route_settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
+    return tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router)
 
 
 def route(settings: JobSettings, *prompts: Prompt, dead: DeadLetter | None = None) -> list[dict[str, Any]]:

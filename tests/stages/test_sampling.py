@@ -13,15 +13,16 @@ import pytest
 from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
 from pipeline.records import Record
-from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing import SentenceSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, ModelRef, Pools
+from pipeline.stages.settings import JobSettings, Pools
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.columns import Columns
 from pipeline.storage.read import staged_table
 from tests import tiny
+from tests.stages import tiny_job
 
 SCHEMA = {
     "type": "object",
@@ -33,18 +34,9 @@ SCHEMA = {
 
 @pytest.fixture
 def job_settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
-    return JobSettings(
-        input=str(tmp_path / "in"),
-        output=str(tmp_path / "out"),
-        model=ModelRef(str(tiny_model), "fp32", "raw"),
-        bank=str(tiny_bank),
-        router=str(tiny_router),
-        columns=Columns(sampling="own", choices="labels"),
-        sampling=Sampling(max_new_tokens=64, constraint=Constraint("json_schema", json.dumps(SCHEMA))),
-        routing=RoutingPolicy(gate=False),
-        error_budget=1.0,
-        shard_records=16,
-    )
+    sampling = Sampling(max_new_tokens=64, constraint=Constraint("json_schema", json.dumps(SCHEMA)))
+    columns = Columns(sampling="own", choices="labels")
+    return tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router, columns=columns, sampling=sampling)
 
 
 def rows_without_ray(settings: JobSettings, records: list[Record]) -> list[dict[str, Any]]:

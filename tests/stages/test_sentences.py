@@ -20,10 +20,11 @@ from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, ModelRef, Pools
+from pipeline.stages.settings import JobSettings, Pools
 from pipeline.storage import read_run
 from pipeline.storage.read import staged_table
 from tests import tiny
+from tests.stages import tiny_job
 
 SENTENCES = SentenceSettings(min_sentence_tokens=4)
 TASKS = [(tiny.ADAPTERS[i % 8], tiny.ADAPTERS[(i + 3) % 8]) for i in range(16)]
@@ -43,18 +44,9 @@ def talking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, talking_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
-    return JobSettings(
-        input=str(tmp_path / "in.jsonl"),
-        output=str(tmp_path / "out"),
-        model=ModelRef(str(talking_model), "fp32", "raw"),
-        bank=str(tiny_bank),
-        router=str(tiny_router),
-        sampling=Sampling(max_new_tokens=40, temperature=1.0),
-        routing=RoutingPolicy(gate=False),
-        sentences=SENTENCES,
-        error_budget=1.0,
-        shard_records=8,
-    )
+    sampling = Sampling(max_new_tokens=40, temperature=1.0)
+    changes = {"input": str(tmp_path / "in.jsonl"), "sampling": sampling, "sentences": SENTENCES, "shard_records": 8}
+    return tiny_job(tmp_path, talking_model, tiny_bank, tiny_router, **changes)
 
 
 def two_tasks(first: str, second: str, seed: int = 0) -> str:
