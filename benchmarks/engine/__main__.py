@@ -25,11 +25,17 @@ from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Mixture
 
-from .measure import Case, interleaved, steps, summary
-from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
+from .measure import Case, interleaved, steps, stepwise, summary
+from .ways import Way, by_continuous_batching, by_engine, by_generate, by_released_code
 from .workloads import Workload, even, mixtures, skewed, workload
 
 NEW = 33  # tokens of a decode measurement: 32 steps after the first
+# Rows, adapters in the bank, adapters in a mixture.
+SHAPES = [
+    (8, 26, 2), (32, 26, 2), (8, 100, 2), (32, 100, 2),
+    (1, 26, 2), (128, 26, 2), (8, 1, 1), (8, 8, 2), (8, 1000, 2), (8, 26, 1), (8, 26, 4),
+]  # fmt: skip
+BESIDE_OTHERS = [(8, 26), (32, 26), (8, 100), (32, 100)]  # where PEFT and transformers are measured too
 
 
 class Bench:
@@ -66,36 +72,39 @@ class Bench:
 
 
 def decode(bench: Bench) -> dict[str, Any]:
-    """Milliseconds of a decode step: rows 1, 8, 32; banks of 8, 26, 100; mixtures of 1, 2, 4 adapters."""
+    """Milliseconds of a decode step, one of rows, size of the bank and adapters in a mixture varied at a time."""
     figures = {}
-    for rows, count, adapters in [
-        (1, 26, 2),
-        (8, 26, 1),
-        (8, 26, 2),
-        (8, 26, 4),
-        (8, 100, 2),
-        (32, 26, 2),
-        (32, 100, 2),
-    ]:
+    for rows, count, adapters in SHAPES:
         bank, names = bench.bank(count)
-        engine = bench.engine(bank, rows)
-        distinct = mixtures(names, adapters, rows)
-        peft = bench.peft(bank, names[: min(count, 26)])
-        ways = {
-            "base": (by_engine(engine), [Mixture()]),
-            "fused": (by_engine(engine), distinct),
-            "merged": (by_engine(bench.engine(bank, rows, LoraSettings(mode="merged"))), distinct[:1]),
-            "peft_one_adapter": (by_generate(peft, rows), [Mixture()]),
-            "peft_adapter_names": (by_generate(peft, rows, True), mixtures(names[:26], 1, rows)),
-            "transformers_base": (by_generate(bench.model(), rows), [Mixture()]),
-        }
-        cases: dict[str, Case] = {}
-        for name, (way, mixed) in ways.items():
-            cases[name] = (way, even(rows, 64, NEW).with_mixtures(mixed))
-            cases[f"{name}, 1"] = (way, even(rows, 64, 1).with_mixtures(mixed))
+        mixed = mixtures(names, adapters, rows)
+        ways = _step_ways(bench, bank, rows, mixed)
+        if (rows, count) in BESIDE_OTHERS:
+            ways |= _others(bench, bank, rows, names[:26])
+        cases = stepwise({name: (way, even(rows, 64, NEW), given) for name, (way, given) in ways.items()})
         seconds = interleaved(cases, bench.args.repeats)
         figures[f"rows={rows} bank={count} mixed={adapters}"] = steps(seconds, NEW, "base") | {"seconds": seconds}
     return figures
+
+
+def _step_ways(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dict[str, tuple[Way, list[Mixture]]]:
+    """Base, mixtures and one mixture merged, the first two by one engine."""
+    engine = bench.engine(bank, rows)
+    merged = bench.engine(bank, rows, LoraSettings(mode="merged"))
+    return {
+        "base": (by_engine(engine), [Mixture()]),
+        "fused": (by_engine(engine), mixed),
+        "merged": (by_engine(merged), mixed[:1]),
+    }
+
+
+def _others(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[str, tuple[Way, list[Mixture]]]:
+    """PEFT with at most 26 adapters, and plain transformers."""
+    peft = bench.peft(bank, names)
+    return {
+        "peft_one_adapter": (by_generate(peft, rows), [Mixture()]),
+        "peft_adapter_names": (by_generate(peft, rows, True), mixtures(names, 1, rows)),
+        "transformers_base": (by_generate(bench.model(), rows), [Mixture()]),
+    }
 
 
 def all_active(bench: Bench) -> dict[str, Any]:
@@ -164,10 +173,10 @@ def thousand(bench: Bench) -> dict[str, Any]:
     bank, names = bench.bank(1000)
     engine = bench.engine(bank, 32, LoraSettings(adapter_slots=32))
     mixed = mixtures(names, 1, 32)
-    cases: dict[str, Case] = {}
-    for name, given in (("base", [Mixture()]), ("fused", mixed)):
-        cases[name] = (by_engine(engine), even(32, 64, NEW).with_mixtures(given))
-        cases[f"{name}, 1"] = (by_engine(engine), even(32, 64, 1).with_mixtures(given))
+    ways = {
+        name: (by_engine(engine), even(32, 64, NEW), given) for name, given in (("base", [Mixture()]), ("fused", mixed))
+    }
+    cases = stepwise(ways)
     seconds = interleaved(cases, bench.args.repeats)
     return steps(seconds, NEW, "base") | {"seconds": seconds}
 

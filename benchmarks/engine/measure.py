@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pipeline.records import Mixture
 
 from .ways import Way
 from .workloads import Workload
@@ -34,6 +36,15 @@ def summary(cases: Mapping[str, Case], seconds: Mapping[str, list[float]], over:
             "seconds": seconds[name],
         }
     return figures
+
+
+def stepwise(ways: Mapping[str, tuple[Way, Workload, Sequence[Mixture]]]) -> dict[str, Case]:
+    """Each way with its mixtures twice, as asked and with one new token (``name, 1``): what `steps` reads."""
+    cases = {}
+    for name, (way, asked, mixtures) in ways.items():
+        cases[name] = (way, asked.with_mixtures(mixtures))
+        cases[f"{name}, 1"] = (way, asked.with_new_tokens(1).with_mixtures(mixtures))
+    return cases
 
 
 def steps(seconds: Mapping[str, list[float]], new_tokens: int, over: str) -> dict[str, Any]:
