@@ -47,6 +47,7 @@ class EngineConfig(Strict):
     kv_tokens: NonNegativeInt
     look_ahead: NonNegativeInt
     reuse_prefixes: bool
+    cuda_graphs: bool
     lora_mode: Literal["auto", "union", "gather", "merged"]
     adapter_slots: NonNegativeInt
     actors: NonNegativeInt

@@ -13,6 +13,7 @@ from ..records import Mixture
 from .answers import Answer
 from .attention import PackedAttention
 from .constraints import Constraints
+from .graphs import CudaRecorder, Recorder
 from .lora import FusedLora, LoraSettings
 from .packed import PackedStep, Segment
 from .request import Failure, Request, Reroute, Sampling
@@ -28,7 +29,8 @@ class EngineSettings:
 
     ``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens of one pass. ``kv_tokens``: positions of the KV
     cache, 0: as the device's memory allows. ``look_ahead``: requests that are read ahead, 0: four times the rows.
-    ``reuse_prefixes``: what prompts of one mixture have in common runs once.
+    ``reuse_prefixes``: what prompts of one mixture have in common runs once. ``cuda_graphs``: on a GPU, decode steps
+    are recorded and replayed.
     """
 
     batch_size: int = 32
@@ -37,6 +39,7 @@ class EngineSettings:
     kv_tokens: int = 0
     look_ahead: int = 0
     reuse_prefixes: bool = True
+    cuda_graphs: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
@@ -61,9 +64,12 @@ class Engine:
         self.context = _context(model.config)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()  # of the model: one pass at a time
+        self.recorder: Recorder | None = None
+        if settings.cuda_graphs and model.device.type == "cuda":
+            self.recorder = CudaRecorder(model.device)
         self.kv_tokens = settings.kv_tokens or _kv_tokens(self.attention.shapes, model.device)
-        self._mixtures: tuple[list[Mixture], list[int], list[int]] | None = None
+        self._mixtures: tuple[list[Mixture], list[int], list[int], bool] | None = None
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, reroute: Reroute | None = None
@@ -110,24 +116,34 @@ class Engine:
         several. May be called from several threads; passes run one after another.
         """
         packed = PackedStep(segments, self.attention.layers, self.model.device)
-        with self._lock:
-            self._set_mixtures(packed, expected_tokens)
+        with self.lock:
+            self._set_spans(packed, expected_tokens)
             logits = self.attention.run(packed, packed.ids, packed.positions, packed.kept)
         packed.finish()
         return packed.segments, logits
 
-    def _set_mixtures(self, packed: PackedStep, expected_tokens: int) -> None:
-        """Give every packed token its mixture, where they are not those of the last pass, as in most of decoding."""
+    def set_mixtures(
+        self, mixtures: list[Mixture], places: list[int], kept: list[int], expected_tokens: int, union: bool = False
+    ) -> None:
+        """Give every packed token its mixture, where they are not those of the last pass, as in most of decoding.
+
+        Under ``lock``. ``places``, ``kept`` and ``union`` as `FusedLora.set_tokens` has them.
+        """
+        batch = (mixtures, places, kept, union)
+        if self._mixtures != batch:
+            self.lora.set_tokens(
+                mixtures, torch.tensor(places), torch.tensor(kept, dtype=torch.long), expected_tokens, union
+            )
+            self._mixtures = batch
+
+    def _set_spans(self, packed: PackedStep, expected_tokens: int) -> None:
         numbers: dict[Mixture, int] = {}
         places: list[int] = []
         for segment in packed.segments:
             ends = [*(start for start, _ in segment.spans[1:]), len(segment.tokens)]
             for (start, mixture), end in zip(segment.spans, ends, strict=True):
                 places += [numbers.setdefault(mixture, len(numbers))] * (end - start)
-        batch = (list(numbers), places, packed.kept.tolist())
-        if self._mixtures != batch:
-            self.lora.set_tokens(list(numbers), torch.tensor(places), packed.kept, expected_tokens)
-            self._mixtures = batch
+        self.set_mixtures(list(numbers), places, packed.kept_places, expected_tokens)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -1,7 +1,7 @@
 """One forward pass over tokens of many rows, laid end to end: [1 x tokens], no padding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -52,10 +52,10 @@ class PackedStep:
         single.sort(key=lambda s: (s.slot.lane.capacity, s.slot.index))
         self.segments = single + [s for s in segments if len(s.tokens) > 1 or s.positions is not None]
         self.layers = layers
-        self.parts: list[_Lane | _Chunk] = []
+        self.parts: list[LanePart | _Chunk] = []
         start = 0
         for _, group in groupby(single, key=lambda s: id(s.slot.lane)):
-            part = _Lane(start, list(group), device)
+            part = LanePart.of(start, list(group), device)
             self.parts.append(part)
             start = part.stop
         kept = [place for place, s in enumerate(single) if s.kept]
@@ -66,6 +66,7 @@ class PackedStep:
         ids = [token for s in self.segments for token in s.tokens]
         positions = [p for s in self.segments for p in s.positions or range(s.begin, s.begin + len(s.tokens))]
         self.ids, self.positions = torch.tensor([[ids], [positions]], device=device)
+        self.kept_places = kept
         self.kept = torch.tensor(kept, dtype=torch.long, device=device)
 
     def attend(
@@ -82,27 +83,48 @@ class PackedStep:
             segment.slot.length = max(segment.slot.length, segment.begin + len(segment.tokens))
 
 
-class _Lane:
+@dataclass(eq=False)
+class LanePart:
     """Rows of one lane with one token each: they attend in one call, each row a batch entry.
 
     The query heads that share keys stand as queries of one head, so that keys and values are read once and never
     repeated. Slots of other rows between them run along, and what comes of them is dropped.
+
+    ``start`` and ``stop`` in the packed tokens; ``slots`` [stop - start] of the rows, rising, and ``places`` of their
+    tokens in them; ``rows``: slots that run; ``length``: positions of them that are read.
     """
 
-    def __init__(self, start: int, segments: Sequence[Segment], device: torch.device) -> None:
-        self.start, self.stop = start, start + len(segments)
-        self.lane: Lane = segments[0].slot.lane
-        slots = [s.slot.index for s in segments]
-        self.rows = slots[-1] + 1
-        self.slots = torch.tensor(slots, device=device)
-        self.places = torch.tensor([s.begin for s in segments], device=device)
+    lane: Lane
+    start: int
+    stop: int
+    slots: torch.Tensor
+    places: torch.Tensor
+    rows: int
+    length: int
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, start: int, segments: Sequence[Segment], device: torch.device) -> "LanePart":
+        """The rows of some segments of one lane, in the order of their slots."""
+        lane, slots = segments[0].slot.lane, [s.slot.index for s in segments]
         longest = max(s.begin for s in segments) + 1
-        self.length = min(-(-longest // _ROUND) * _ROUND, self.lane.capacity)
-        self._masks: dict[int | None, torch.Tensor] = {}
+        return cls(
+            lane,
+            start,
+            start + len(segments),
+            torch.tensor(slots, device=device),
+            torch.tensor([s.begin for s in segments], device=device),
+            slots[-1] + 1,
+            min(-(-longest // _ROUND) * _ROUND, lane.capacity),
+        )
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
+        """Write and attend: [rows x query heads x dim] of all packed queries, keys and values [heads x tokens x dim].
+
+        Reads nothing back to the host, and of ``places`` only its memory: it can be recorded (`graphs`).
+        """
         keys, values = self.lane.buffers[layer]
         keys[self.slots, :, self.places] = key[:, self.start : self.stop].transpose(0, 1)
         values[self.slots, :, self.places] = value[:, self.start : self.stop].transpose(0, 1)

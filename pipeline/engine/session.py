@@ -7,6 +7,7 @@ import torch
 
 from .answers import Answer, Answers
 from .decoding import Decoder
+from .graphs import DecodeGraphs
 from .packed import Segment
 from .request import Failure, Request, Reroute, Sampling
 from .row import Row
@@ -31,6 +32,7 @@ class Session:
             engine.tokenizer, engine.constraints, engine.vocabulary, engine.end_tokens, settings.seed, sampling
         )
         self.answers = Answers()
+        self.graphs = DecodeGraphs(engine, engine.recorder) if engine.recorder else None
         limits = Limits(settings.batch_size, settings.prefill_tokens, settings.most_waiting, settings.reuse_prefixes)
         self.scheduler = Scheduler(SlotCache(engine.attention.shapes, engine.model.device, engine.kv_tokens), limits)
 
@@ -60,7 +62,8 @@ class Session:
             return []
         work = self.scheduler.plan()
         segments = {_segment(row, count): row for row, count in work}
-        packed, logits = self.engine.forward([*segments], self.scheduler.tokens_of_one_mixture())
+        forward = self.graphs.forward if self.graphs else self.engine.forward
+        packed, logits = forward([*segments], self.scheduler.tokens_of_one_mixture())
         self.scheduler.ran(work)
         rows = [segments[segment] for segment in packed if segment.kept]
         if rows:

@@ -53,6 +53,7 @@ class Lane:
 
     def __init__(self, capacity: int, shapes: Sequence[LayerShape], device: torch.device) -> None:
         self.capacity = capacity
+        self.generation = 0  # of the buffers
         self.slots: list[Slot | None] = []
         self.buffers: list[Buffers] = [
             (
@@ -101,6 +102,7 @@ class Lane:
     def resize(self, count: int) -> None:
         """Hold memory for ``count`` slots; those cut off must be free."""
         kept = min(count, len(self.slots))
+        self.generation += 1
         for place, pair in enumerate(self.buffers):
             self.buffers[place] = (_resized(pair[0], count, kept), _resized(pair[1], count, kept))
         self.slots = self.slots[:kept] + [None] * (count - kept)

@@ -79,3 +79,11 @@ def compute_dtype(model: nn.Module) -> torch.dtype:
     norms: Any = (p.dtype for p in model.parameters() if p.is_floating_point() and type(p.data) is torch.Tensor)
     dtype: torch.dtype = next(norms)
     return dtype
+
+
+def one_device(model: nn.Module) -> torch.device:
+    """Where the model is; `UserError` where it is in several places."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise UserError(f"engine: the model is spread over {', '.join(map(str, devices))}; load it on one device")
+    return devices.pop()

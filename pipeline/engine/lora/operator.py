@@ -14,7 +14,7 @@ from . import cost
 from .batch import Assignment
 from .extras import Extras, extras_of
 from .forms import SINGLE, Form, Gather, Union, rank_weights
-from .layers import base_shapes, check_layers, compute_dtype
+from .layers import base_shapes, check_layers, compute_dtype, one_device
 from .layout import Group, Site, group_modules, sites
 from .merged import GoldenWeights
 from .panel import GatherPanel, Panel, UnionPanel
@@ -36,7 +36,7 @@ class FusedLora:
         check_layers(model, bank)
         self.bank = bank
         self.settings = settings or LoraSettings()
-        self._device, self._dtype = _one_device(model), compute_dtype(model)
+        self._device, self._dtype = one_device(model), compute_dtype(model)
         modules = {name: module for name, module in model.named_modules() if name in bank.modules}
         self.golden = GoldenWeights(model, bank)
         if self.settings.mode == "merged":
@@ -61,6 +61,16 @@ class FusedLora:
             return ["merged"]
         return [type(form).__name__.lower() for form in self._forms if form is not None]
 
+    @property
+    def can_stay_union(self) -> bool:
+        """Whether the union form is allowed, and a batch changes nothing of it but its rank weights."""
+        return self.settings.mode != "gather" and not any(group.biased or group.dora for group in self._groups)
+
+    @property
+    def union_forms(self) -> list[Union | None]:
+        """For each group of modules the form of a batch that was set with ``union``."""
+        return [form if isinstance(form, Union) else None for form in self._forms]
+
     def set_mixtures(self, mixtures: Sequence[Mixture], expected_tokens: int = 0) -> None:
         """Mixtures of the rows of the next forward passes, in order: one for all tokens of a row.
 
@@ -71,7 +81,7 @@ class FusedLora:
     def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
         """Mixtures of the tokens of the next forward pass, of rows padded on the left to ``length``.
 
-        Each row is its padding (tokens before its first own one) and spans that count from there.
+        Each row is its padding, in tokens, and spans that count from there.
         """
         mixtures = [mixture for _, spans in rows for _, mixture in spans]
         numbers = iter(range(len(mixtures)))
@@ -88,13 +98,15 @@ class FusedLora:
         places: torch.Tensor,
         kept: torch.Tensor | None = None,
         expected_tokens: int = 0,
+        union: bool = False,
     ) -> None:
         """Mixtures of the tokens of the next forward pass, which has them in one row [1 x T].
 
         ``places`` [T]: number of each token's mixture. ``kept``: numbers of the tokens that the head sees, where the
-        model is given them as ``logits_to_keep``; only adapters of the head need them.
+        model is given them as ``logits_to_keep``; only adapters of the head need them. ``union``: not gathered,
+        whatever it costs (`union_forms`).
         """
-        self._set(Assignment(mixtures, places.cpu(), by_token=True, kept=kept), expected_tokens)
+        self._set(Assignment(mixtures, places.cpu(), by_token=True, kept=kept), expected_tokens, union)
 
     def detach(self) -> None:
         """Remove the hooks and put merged weights back: the model is as it was."""
@@ -107,7 +119,7 @@ class FusedLora:
         if unknown:
             raise UserError(f"engine: no adapter {', '.join(unknown)} in the bank {self.bank.folder}")
 
-    def _set(self, batch: Assignment, expected_tokens: int = 0) -> None:
+    def _set(self, batch: Assignment, expected_tokens: int = 0, union: bool = False) -> None:
         self.check_names(batch.used)
         self._batch, self._selected = batch, {}
         if self._can_merge(batch) and self._pays_to_merge(batch, expected_tokens):
@@ -118,7 +130,7 @@ class FusedLora:
         self.golden.restore()
         packed = self.residency.use(batch.used)
         self._forms = [
-            self._form(number, batch, {name: p for name, parts in packed.items() if (p := parts[number]) is not None})
+            self._form(number, batch, {n: p for n, parts in packed.items() if (p := parts[number]) is not None}, union)
             for number in range(len(self._groups))
         ]
         self._use_hooks(any(form is not None for form in self._forms))
@@ -143,7 +155,7 @@ class FusedLora:
                 merging += cost.merge_cost(group, ranks, self._costs)
         return step * expected_tokens / batch.units > merging
 
-    def _form(self, number: int, batch: Assignment, packed: dict[str, Packed]) -> Form | None:
+    def _form(self, number: int, batch: Assignment, packed: dict[str, Packed], union: bool) -> Form | None:
         """What the modules of a group compute for a batch; None where no adapter of it changes them."""
         group = self._groups[number]
         if not packed:
@@ -152,7 +164,7 @@ class FusedLora:
         combinations = batch.combinations(group)
         counts = batch.counts(combinations)
         single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
-        if counts and not group.embedding and self._gathers_pay(group, batch, counts, single):
+        if counts and not (group.embedding or union) and self._gathers_pay(group, batch, counts, single):
             panel = self._gathers[number].update(list(counts), packed)
             return self._gather(number, batch, panel, combinations, extras, single)
         panel = self._unions[number].update(packed)
@@ -230,13 +242,6 @@ class FusedLora:
         form = self._selected[tokens][number]
         assert form is not None
         return form
-
-
-def _one_device(model: nn.Module) -> torch.device:
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) > 1:
-        raise UserError(f"engine: the model is spread over {', '.join(map(str, devices))}; load it on one device")
-    return devices.pop()
 
 
 def _costs(device: torch.device, dtype: torch.dtype) -> cost.Costs:
