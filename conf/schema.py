@@ -50,6 +50,7 @@ class EngineConfig(Strict):
     cuda_graphs: bool
     lora_mode: Literal["auto", "union", "gather", "merged"]
     adapter_slots: NonNegativeInt
+    hang_seconds: PositiveFloat
     actors: NonNegativeInt
     threads: NonNegativeInt
 

@@ -75,6 +75,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         error_max=config.errors.max,
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,
+        hang_seconds=config.engine.hang_seconds,
         config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
 
@@ -113,7 +114,7 @@ def _file(key: str, url: str) -> str:
 
 
 def _engine(config: EngineConfig, seed: int) -> EngineSettings:
-    own = config.model_dump(exclude={"actors", "threads", "lora_mode", "adapter_slots"})
+    own = config.model_dump(exclude={"actors", "threads", "hang_seconds", "lora_mode", "adapter_slots"})
     return EngineSettings(seed=seed, lora=LoraSettings(config.lora_mode, config.adapter_slots), **own)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,7 @@ class Engine:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
         self.lock = threading.Lock()  # of the model: one pass at a time
+        self.before_pass: Callable[[], None] = lambda: None
         self.recorder: Recorder | None = None
         if settings.cuda_graphs and model.device.type == "cuda":
             self.recorder = CudaRecorder(model.device)
@@ -115,6 +116,7 @@ class Engine:
         ``expected_tokens``: how many will run with the same single mixture, as far as is known; 0 where there are
         several. May be called from several threads; passes run one after another.
         """
+        self.before_pass()
         packed = PackedStep(segments, self.attention.layers, self.model.device)
         with self.lock:
             self._set_spans(packed, expected_tokens)

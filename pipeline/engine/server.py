@@ -4,11 +4,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 from ..records import Completion
 from .engine import Engine
+from .faults import halve, is_out_of_memory
 from .request import Failure, Request, Reroute, Sampling
 from .session import Session
 
@@ -32,9 +34,10 @@ class EngineServer:
 
     Rows that end in one batch make room for those of the next, so that the engine never runs dry between batches. A
     request that makes the engine raise is found by halving what ran with it, and is answered with a `Failure`; all
-    others are answered as if it had not been there.
+    others are answered as if it had not been there. Where memory ends, the engine goes on with half the rows.
 
     ``on_error`` is called in the engine's thread with each error of the engine, before what ran is tried again.
+    ``watching``: a context in which the engine runs (`Watchdog`).
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class EngineServer:
         sampling: Sampling,
         reroute: Reroute | None = None,
         on_error: Callable[[Exception], None] = lambda error: None,
+        watching: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.engine = engine
         self._new_session = partial(Session, engine, sampling, reroute)
-        self._on_error = on_error
+        self._on_error, self._watching = on_error, watching
         self._jobs: deque[_Job] = deque()
         self._unanswered: set[_Job] = set()
         self._changed = threading.Condition()
@@ -92,10 +96,15 @@ class EngineServer:
         in_flight: _InFlight = {}
         while in_flight or self._wait():
             try:
-                _step(session, self._jobs, in_flight)
+                with self._watching():
+                    _step(session, self._jobs, in_flight)
             except Exception as error:
-                self._on_error(error)
-                self._run_apart([*in_flight.values()])
+                self._on_error(error.with_traceback(None))  # which holds the memory of the pass
+                del session
+                if is_out_of_memory(error) and halve(self.engine):
+                    self._jobs.extendleft(reversed(in_flight.values()))
+                else:
+                    self._run_apart([*in_flight.values()])
                 session, in_flight = self._new_session(), {}
 
     def _wait(self) -> bool:
@@ -108,20 +117,27 @@ class EngineServer:
         """Answer jobs of which one, or several, make the engine raise: halves are tried, down to the one that does."""
         middle = len(jobs) // 2
         for part in (jobs[:middle], jobs[middle:]):
-            session, waiting = self._new_session(), deque(part)
-            in_flight: _InFlight = {}
-            try:
-                while waiting or in_flight:
+            self._run_part(part)
+
+    def _run_part(self, part: Sequence[_Job]) -> None:
+        session, waiting = self._new_session(), deque(part)
+        in_flight: _InFlight = {}
+        try:
+            while waiting or in_flight:
+                with self._watching():
                     _step(session, waiting, in_flight)
-            except Exception as error:
-                left = [*in_flight.values(), *waiting]
-                if len(part) == 1:
-                    message = str(error).splitlines()[0] if str(error) else ""
-                    failure = Failure(type(error).__name__, message or "the engine failed on this record alone")
-                    left[0].answer.set_result(failure)
-                else:
-                    self._on_error(error)
-                    self._run_apart(left)
+        except Exception as error:
+            left = [*in_flight.values(), *waiting]
+            self._on_error(error.with_traceback(None))
+            del session
+            if is_out_of_memory(error) and halve(self.engine):
+                self._run_part(left)
+            elif len(part) == 1:
+                message = str(error).splitlines()[0] if str(error) else ""
+                failure = Failure(type(error).__name__, message or "the engine failed on this record alone")
+                left[0].answer.set_result(failure)
+            else:
+                self._run_apart(left)
 
 
 def _step(session: Session, waiting: deque[_Job], in_flight: _InFlight) -> None:

@@ -10,6 +10,7 @@ import torch
 from ..adapters import AdapterBank
 from ..engine import Engine, EngineServer, Failure, Request, Reroute
 from ..engine.choices import choose
+from ..engine.faults import Watchdog, halve, is_out_of_memory
 from ..models import PromptFormat, load_model, load_tokenizer
 from ..records import (
     COMPLETED,
@@ -48,7 +49,10 @@ class GenerateRecords:
         if settings.sentences:
             router = Router.load(settings.router)
             self.reroute = SentenceRouter(router, settings.routing, settings.sentences, tokenizer)
-        self.server = EngineServer(self.engine, settings.sampling, self.reroute, self._leave_if_device_is_lost)
+        self.watchdog = Watchdog(self.engine, settings.hang_seconds, lambda: os._exit(1))
+        self.server = EngineServer(
+            self.engine, settings.sampling, self.reroute, self._leave_if_device_is_lost, self.watchdog.watching
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
@@ -107,11 +111,14 @@ class GenerateRecords:
         try:
             places = {id(request): place for place, request in enumerate(requests)}
             answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
-            for request, found in choose(self.engine, requests, self.settings, self.encode):
-                answers[places[id(request)]] = found
+            with self.watchdog.watching():
+                for request, found in choose(self.engine, requests, self.settings, self.encode):
+                    answers[places[id(request)]] = found
             return answers
         except Exception as error:
-            self._leave_if_device_is_lost(error)
+            self._leave_if_device_is_lost(error.with_traceback(None))
+            if is_out_of_memory(error) and halve(self.engine):
+                return self._chosen(requests)
             if len(requests) == 1:
                 message = str(error).splitlines()[0] if str(error) else ""
                 return [Failure(type(error).__name__, message or "the engine failed on this record alone")]

@@ -55,6 +55,7 @@ class DecodeGraphs:
         shape = None if self._broken or not self._engine.lora.can_stay_union else static_shape(segments)
         if shape is None:
             return self._engine.forward(segments, expected_tokens)
+        self._engine.before_pass()
         with self._engine.lock:
             step = StaticStep(shape, self._engine.attention.layers, self._engine.model.device)
             places = [step.place(segment) for segment in segments]
