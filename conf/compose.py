@@ -33,6 +33,15 @@ def load_settings(job: str, overrides: list[str], model: type[_Model]) -> _Model
     return _checked(values, model)
 
 
+def saved_settings(values: dict[str, Any], overrides: list[str], model: type[_Model]) -> _Model:
+    """A config that was composed before, as `run.json` has it, with ``key=value`` overrides."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
+    except OmegaConfBaseException as error:
+        raise UserError("config: " + _one_line(error)) from None
+    return _checked(OmegaConf.to_container(merged), model)
+
+
 def _checked(values: Any, model: type[_Model]) -> _Model:
     try:
         return model.model_validate(values)

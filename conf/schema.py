@@ -70,6 +70,7 @@ class OutputSettings(Strict):
     """The output (`conf/output`)."""
 
     prompt: bool
+    file_mb: NonNegativeInt
 
 
 class StageCpus(Strict):

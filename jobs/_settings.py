@@ -32,7 +32,7 @@ def read_settings(args: argparse.Namespace) -> tuple[GenerateConfig, JobSettings
     """The config and the stages' settings; `UserError` where the config is wrong."""
     seed = [] if args.seed is None else [f"seed={args.seed}"]
     config = load_settings("generate", [*args.overrides, *seed], GenerateConfig)
-    return config, _job_settings(config, args.input, args.output)
+    return config, job_settings(config, args.input, args.output)
 
 
 def pools_of(config: GenerateConfig) -> Pools:
@@ -47,7 +47,8 @@ def pools_of(config: GenerateConfig) -> Pools:
     )
 
 
-def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> JobSettings:
+def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> JobSettings:
+    """The stages' settings of a config."""
     model, columns, adapters = config.model, config.input, config.bank.adapters
     return JobSettings(
         input=input_url,
@@ -76,6 +77,7 @@ def _job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Jo
         window_records=config.window.records,
         shard_records=config.shuffle.shard_records,
         hang_seconds=config.engine.hang_seconds,
+        file_bytes=config.output.file_mb * 2**20,
         config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
 

@@ -65,6 +65,8 @@ def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> in
             f" smaller shard went through; see the logs of Ray, then run the same command again",
             file=sys.stderr,
         )
+        for what, times in result.incidents[:5]:
+            print(f"  {times} x {what}", file=sys.stderr)
     if result.over_budget:
         share = result.tally.dead / result.records
         print(

@@ -177,6 +177,7 @@ DEAD = pa.schema(
         ("error_type", pa.string()),
         ("message", pa.string()),
         ("record", pa.string()),
+        ("row", pa.int64()),
     ]
 )
 

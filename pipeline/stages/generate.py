@@ -26,6 +26,7 @@ from ..records import (
     span_rows,
 )
 from ..routing import Router, SentenceRouter
+from .incidents import Incidents
 from .sampling import RecordSampling
 from .settings import JobSettings
 from .tables import with_columns, with_dead_letters
@@ -34,7 +35,12 @@ from .tables import with_columns, with_dead_letters
 class GenerateRecords:
     """Actor of the generate stage: one engine, loaded once, that several batches may use at the same time."""
 
-    def __init__(self, settings: JobSettings, device: str, threads: int) -> None:
+    def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Incidents | None = None) -> None:
+        self.incidents = incidents or Incidents()
+        with self.incidents.starting("generate"):
+            self._start(settings, device, threads)
+
+    def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         model = settings.model
         loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code, model.quantization)
@@ -60,6 +66,10 @@ class GenerateRecords:
         Those of `records.ASKED` too where the settings may ask for them, and where sentences are routed that of
         `records.SENTENCE_MIXTURES`.
         """
+        with self.incidents.telling("generate"):
+            return self._answered(table)
+
+    def _answered(self, table: pa.Table) -> pa.Table:
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
         requests = self._requests(table.take(pa.array(alive, pa.int64())))
         schema = joined(COMPLETED, self.asked, *([SENTENCE_MIXTURES] if self.reroute else []))

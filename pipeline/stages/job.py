@@ -11,13 +11,17 @@ from ..storage.lease import Lease
 from ..storage.plan import InputPlan
 from ..storage.run import RUN, RunFolder, packed_schema
 from ..storage.shards import Tally
+from ..storage.sweep import discard, sweep_unnamed
+from .generate import GenerateRecords
 from .graph import WindowRun
+from .incidents import Incidents
 from .prepare import Prepared, prepare, versions
 from .settings import JobSettings, Pools
 from .sink import OutputShape
 from .stopping import StoppedError, StopSwitch
-from .watch import ErrorBudget, Watch
+from .watch import ErrorBudget
 from .window import WindowJob
+from .windows import Windows
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class JobResult:
     generated_tokens: int  # by this command, without what an earlier one had committed
     incomplete: int
     over_budget: bool
+    incidents: list[tuple[str, int]]  # what went wrong in tasks and actors, and how often; much of it was made good
 
     @property
     def ok(self) -> bool:
@@ -40,11 +45,15 @@ class JobResult:
 class GenerateJob:
     """One generation job over an input, resumable at any point.
 
-    `prepare` checks everything and needs no Ray; `run` does the work.
+    `prepare` checks everything and needs no Ray; `run` does the work. ``generator``: see `WindowRun`.
     """
 
-    def __init__(self, settings: JobSettings, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, settings: JobSettings, say: Callable[[str], None] = print, generator: type = GenerateRecords
+    ) -> None:
         self.settings = settings
+        self._generator = generator
+        self._incidents = Incidents()
         self.say = say
         self.folder = RunFolder(settings.output)
         self.log: CommitLog = self.folder.log
@@ -79,7 +88,7 @@ class GenerateJob:
         plan, shape = prepared.plan, self._shape(prepared)
         start, started = time.monotonic(), time.time()
         if self._new_run or self.folder.read_json(RUN) is None:
-            self.log.discard()  # of a run that --new-run discards; else there is nothing
+            discard(self.log)  # of a run that --new-run discards; else there is nothing
             self._new_run = False
             self.folder.save_plan(plan)
             self._write_run(prepared, shape, "running", started, None)
@@ -92,25 +101,28 @@ class GenerateJob:
             result = self._result(plan, before, missing, time.monotonic() - start)
             self._write_run(prepared, shape, "stopped", started, result)
             raise
+        if not incomplete:
+            sweep_unnamed(self.log)
         result = self._result(plan, before, incomplete, time.monotonic() - start)
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
 
     def _run_windows(self, prepared: Prepared, shape: OutputShape, pools: Pools, switch: StopSwitch) -> int:
         """Run what is unfinished, window by window; returns how many rows stay without an answer."""
-        plan, incomplete = prepared.plan, 0
+        plan = prepared.plan
         budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
         finished = self.log.finished_windows()
         counted = sum((files.tally for files in finished.values()), Tally())
+        left = sorted(set(range(plan.windows)) - set(finished))
+        if not left:
+            return 0
+        self._incidents = Incidents.listening()
+        runs = [
+            WindowRun(self.settings, pools, plan, window, prepared.context, shape, self._incidents, self._generator)
+            for window in left
+        ]
         job = WindowJob(self.settings, self.log, self.say, switch.check)
-        for window in sorted(set(range(plan.windows)) - set(finished)):
-            if budget.is_over(counted):
-                raise StoppedError(budget.explain(counted))
-            run = WindowRun(self.settings, pools, plan, window, prepared.context, shape)
-            with Watch(self.log, window, counted, budget, switch.stop):
-                missing, tally = job.run(run)
-            incomplete, counted = incomplete + missing, counted + tally
-        return incomplete
+        return Windows(job, runs, budget, switch).run(counted)
 
     def _is_finished(self, plan: InputPlan) -> bool:
         if self._new_run or self._unfinished(plan):
@@ -132,7 +144,13 @@ class GenerateJob:
         total = self._committed(plan)
         over = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows).is_over(total)
         return JobResult(
-            plan.rows, total, seconds, total.completion_tokens - before.completion_tokens, incomplete, over
+            plan.rows,
+            total,
+            seconds,
+            total.completion_tokens - before.completion_tokens,
+            incomplete,
+            over,
+            self._incidents.noted(),
         )
 
     def _committed(self, plan: InputPlan) -> Tally:
@@ -162,6 +180,7 @@ class GenerateJob:
                 "incomplete": result.incomplete,
                 **asdict(result.tally),
             }
+            values["incidents"] = [{"what": what, "times": times} for what, times in result.incidents]
             values["timings"] = {
                 "seconds": round(result.seconds, 2),
                 "generated_tokens": result.generated_tokens,

@@ -12,6 +12,7 @@ from ..storage.columns import Columns
 from ..storage.formats import SeekPoint
 from ..storage.plan import InputPlan, Split
 from ..storage.read import read_split, staged_table
+from .incidents import Incidents
 
 _ROWS = 512  # a table's rows: small, so that routing starts early
 
@@ -36,15 +37,28 @@ def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> li
 class SplitReader:
     """Reads splits; rows that are committed already are left out."""
 
-    def __init__(self, url: str, columns: Columns, plan: InputPlan, window: int, missing: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        columns: Columns,
+        plan: InputPlan,
+        window: int,
+        missing: np.ndarray | None,
+        incidents: Incidents,
+    ) -> None:
         self.url = url
         self.columns = columns
         self.passed = plan.passed
+        self.incidents = incidents
         # Shared by all tasks through the object store: a window's worth of numbers, not one copy a task.
         self.shared = ray.put((plan.duplicates_of(window), missing))
 
     def read(self, table: pa.Table) -> Iterator[pa.Table]:
         """Tables of `storage.read.staged_schema` for the splits in ``table``."""
+        with self.incidents.telling("read"):
+            yield from self._read(table)
+
+    def _read(self, table: pa.Table) -> Iterator[pa.Table]:
         repeated, missing = ray.get(self.shared)
         for row in table.to_pylist():
             records = read_split(self.url, _split(row), self.columns, repeated)

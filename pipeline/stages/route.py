@@ -14,6 +14,7 @@ from ..models.prompt import PlacedTokens
 from ..records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
 from ..routing import Route, Router, SentenceRoute, route_sentences
 from ..routing.sentences import Sentences, cut_left, cut_right, of_prompt
+from .incidents import Incidents
 from .sampling import RecordSampling
 from .settings import JobSettings
 from .tables import prompts_of, with_columns, with_dead_letters
@@ -33,7 +34,12 @@ class Encoded:
 class RouteRecords:
     """Actor of the route stage; also used without Ray, by `jobs.route`."""
 
-    def __init__(self, settings: JobSettings, context: int) -> None:
+    def __init__(self, settings: JobSettings, context: int, incidents: Incidents | None = None) -> None:
+        self.incidents = incidents or Incidents()
+        with self.incidents.starting("route"):
+            self._start(settings, context)
+
+    def _start(self, settings: JobSettings, context: int) -> None:
         torch.set_num_threads(1)
         self.settings = settings
         model = settings.model
@@ -49,6 +55,10 @@ class RouteRecords:
 
         Where sentences are routed, those of `records.SENTENCES` too.
         """
+        with self.incidents.telling("route"):
+            return self._routed(table)
+
+    def _routed(self, table: pa.Table) -> pa.Table:
         limits, refused = self._limits(table)
         alive = list(limits)
         prompts = prompts_of(table.take(pa.array(alive, pa.int64())))

@@ -62,6 +62,7 @@ class JobSettings:
     error_max: int | None = None
     window_records: int = 1_000_000
     shard_records: int = 512
+    file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
     hang_seconds: float = 1800.0  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
 

@@ -1,7 +1,7 @@
 """Commit stage: the Datasink that writes what a shard's rows became, through the commit protocol."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,8 @@ from ray.data import Datasink
 from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
-from ..storage.shards import Shard, shard_prefix, tally
+from ..storage.shards import Shard, Tally, shard_prefix, tally
+from .incidents import Incidents
 from .tables import prompts_of
 
 
@@ -50,8 +51,8 @@ class OutputShape:
         ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def dead(self, table: pa.Table) -> pa.Table:
-        """Dead rows of a generated table as dead letters."""
+    def dead(self, table: pa.Table, first_row: int) -> pa.Table:
+        """Dead rows of a generated table as dead letters. ``first_row``: of the window, in the input."""
         passed = table.select([PASSED + name for name in self.passed]).rename_columns(list(self.passed))
         kept = [{k: v for k, v in row.items() if v is not None} for row in passed.to_pylist()]
         records = [
@@ -65,7 +66,8 @@ class OutputShape:
             )
         ]
         columns = [table[name] for name in ("id", "dead_stage", "dead_type", "dead_message")]
-        return pa.Table.from_arrays([*columns, pa.array(records, pa.string())], schema=DEAD)
+        rows = pc.add(table["row"], first_row)
+        return pa.Table.from_arrays([*columns, pa.array(records, pa.string()), rows], schema=DEAD)
 
 
 def _output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
@@ -80,24 +82,37 @@ def _output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
     return {f.name: names[f.name] for f in passed}
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a shard belongs to: a window, whose first row is ``first_row`` of the input, and one run of its graph."""
+
+    window: int
+    first_row: int
+    attempt: str
+
+
 class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
     """Commits the rows of each write task as one shard; see `storage.commit`."""
 
-    def __init__(self, log: CommitLog, shape: OutputShape, window: int, attempt: str) -> None:
+    def __init__(self, log: CommitLog, shape: OutputShape, place: Place, incidents: Incidents | None = None) -> None:
         self.log = log
         self.shape = shape
-        self.prefix = f"{shard_prefix(window)}{attempt}"
+        self.place = place
+        self.incidents = incidents or Incidents()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
         """Write one shard; returns its tally."""
-        table = pa.concat_tables(blocks)
+        with self.incidents.telling("commit"):
+            return asdict(self._commit(pa.concat_tables(blocks), ctx.task_idx))
+
+    def _commit(self, table: pa.Table, task: int) -> Tally:
         alive = table["dead_stage"].is_null()
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
-        data, dead = self.shape.data(answered), self.shape.dead(refused)
-        name = f"{self.prefix}-{ctx.task_idx:06d}"
+        data, dead = self.shape.data(answered), self.shape.dead(refused, self.place.first_row)
+        name = f"{shard_prefix(self.place.window)}{self.place.attempt}-{task:06d}"
         shard = self.log.commit(
             Shard(name, None, None, answered["row"].to_numpy(), refused["row"].to_numpy(), tally(data, dead)),
             data,
             dead,
         )
-        return asdict(shard.tally)
+        return shard.tally

@@ -30,13 +30,20 @@ class ErrorBudget:
 class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
-    ``before``: counts of the other windows. ``over``: called once when the budget is spent.
+    ``before``: counts of the other windows. ``over``: called once when the budget is spent; ``begun``: once when the
+    first shard is seen.
     """
 
     def __init__(
-        self, log: CommitLog, window: int, before: Tally, budget: ErrorBudget, over: Callable[[str], None]
+        self,
+        log: CommitLog,
+        window: int,
+        before: Tally,
+        budget: ErrorBudget,
+        over: Callable[[str], None],
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
-        self.log, self.window, self.budget, self.over = log, window, budget, over
+        self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -51,11 +58,14 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(SECONDS):
+        while not self._end.wait(SECONDS if self._seen else SECONDS / 10):
+            had = bool(self._seen)
             try:
                 self.look()
             except Exception:  # stores raise kinds of their own; a look may be missed
                 continue
+            if self._seen and not had:
+                self.begun()
             if self.budget.is_over(self.counted):
                 self.over(self.budget.explain(self.counted))
                 return

@@ -2,18 +2,25 @@
 
 import uuid
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from ray.exceptions import RayActorError, RayTaskError
 
 from ..records import DEAD
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
+from ..storage.files import one_line
+from ..storage.merge import merge_files
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
 from ..storage.shards import Shard, Tally, shard_prefix, tally
+from .ahead import RoutedAhead
 from .graph import WindowRun
 from .settings import JobSettings
+from .stopping import StoppedError
 
 # Shard sizes of the rounds: a record that kills its actor is first caught in a shard, then among 20, then alone.
 _ROUNDS = (20, 1)
@@ -33,37 +40,40 @@ class WindowJob:
     ) -> None:
         self.settings, self.log, self.say, self.between = settings, log, say, between
 
-    def run(self, run: WindowRun) -> tuple[int, Tally]:
-        """Do it; returns how many rows stay without an answer, and the counts of those that have one."""
+    def run(self, run: WindowRun, ahead: RoutedAhead | None = None) -> tuple[int, Tally]:
+        """Do it; returns how many rows stay without an answer, and the counts of those that have one.
+
+        ``ahead``: the window, routed already.
+        """
         window, plan = run.window, run.plan
         size = plan.window_size(window)
-        missing = self._rounds(run)
+        missing = self.rounds(run, ahead)
         if len(missing) == size > 1:
             return size, Tally()  # nothing at all went through: it is not the records
         if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
             guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
             self._set_aside(window, plan, guilty)
-            missing = self._missing(window, size)
+            missing = self.missing(run)
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
-        files = self.log.finish_window(window)
+        files = self.log.finish_window(window, partial(merge_files, self.log, window, self.settings.file_bytes))
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         return 0, files.tally
 
-    def _rounds(self, run: WindowRun) -> np.ndarray:
+    def rounds(self, run: WindowRun, ahead: RoutedAhead | None = None) -> np.ndarray:
         """Run all rows that have no answer, then what is left of them in smaller shards; returns what is left then.
 
         When a record kills its actor, the shards that waited for the same actor are lost with it: the next round
         catches them up.
         """
-        size = run.plan.window_size(run.window)
-        missing = self._missing(run.window, size)
+        missing = self.missing(run)
         shard_records = self.settings.shard_records
         for shard in [shard_records, *(n for n in _ROUNDS if n < shard_records)]:
             if not len(missing):
                 break
-            self._run(run, missing, shard)
-            still = self._missing(run.window, size)
+            self._run(run, missing, shard, ahead.take() if ahead else None)
+            ahead = None
+            still = self.missing(run)
             if len(still):
                 self.say(
                     f"window {run.window + 1}: {len(still)} of {len(missing)} records got no answer; again, smaller"
@@ -73,19 +83,27 @@ class WindowJob:
             missing = still
         return missing
 
-    def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
+    def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int, routed: Any = None) -> None:
+        """Run the graph once. What fails in it has no answer then; where its actors cannot start, the job stops."""
         self.between()
-        everything = len(missing) == run.plan.window_size(run.window)
-        run.run(self.log, uuid.uuid4().hex[:8], None if everything else missing, shard_records)
+        try:
+            if routed is None:
+                routed = run.routed(run.some(missing), shard_records)
+            run.generate(routed, self.log, uuid.uuid4().hex[:8], shard_records)
+        except (RayActorError, RayTaskError) as error:
+            failed = run.incidents.failed_starts()
+            if failed:
+                raise StoppedError("; ".join(failed)) from error
+            self.say(f"window {run.window + 1}: {type(error).__name__}: {one_line(error)[:200]}")
 
     def _fails_alone(self, run: WindowRun, row: int) -> bool:
         self._run(run, np.array([row]), 1)
-        return row in self._missing(run.window, run.plan.window_size(run.window))
+        return row in self.missing(run)
 
-    def _missing(self, window: int, size: int) -> np.ndarray:
+    def missing(self, run: WindowRun) -> np.ndarray:
         """Rows of a window that no shard answers, sorted."""
-        answered = [shard.rows for shard in self.log.shards(window)]
-        return np.setdiff1d(np.arange(size), np.concatenate([np.empty(0, np.int64), *answered]))
+        answered = [shard.rows for shard in self.log.shards(run.window)]
+        return np.setdiff1d(run.wanted, np.concatenate([np.empty(0, np.int64), *answered]))
 
     def _set_aside(self, window: int, plan: InputPlan, rows: list[int]) -> None:
         """Dead letters for rows that killed their actor even when they were alone in it."""
@@ -108,6 +126,7 @@ class WindowJob:
                 "error_type": "NoAnswer",
                 "message": message,
                 "record": record_text(r),
+                "row": window * plan.window_rows + r.row,
             }
             for r in records
         ]

@@ -8,6 +8,9 @@ the window marker does not name is swept: files first, shard markers after them.
 
     data/<shard>-<try>.parquet   dead/<shard>-<try>.parquet   _commits/<shard>.json   _commits/window-<n>.json
 
+Dead letters that are tried again later (`retry`) give a window a new marker, ``window-<n>-<version>.json``, that takes
+the place of the one before.
+
 A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
 Markers are created once: of two writers of one marker the second takes what the first wrote.
 """
@@ -15,7 +18,7 @@ Markers are created once: of two writers of one marker the second takes what the
 import io
 import re
 import uuid
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,11 +30,24 @@ import pyarrow.parquet as pq
 
 from .files import open_url
 from .objects import create, names, put, read, remove
-from .shards import Rows, Shard, Tally, WindowFiles, decode, encode, shard_prefix, tally, window_of, without_overlap
+from .shards import (
+    Rows,
+    Shard,
+    Tally,
+    WindowFiles,
+    decode,
+    encode,
+    files_of,
+    next_marker,
+    shard_prefix,
+    tally,
+    window_markers,
+    window_of,
+    without_overlap,
+)
 
-_KINDS = ("data", "dead")
-_SHARD_FILE = re.compile(r"\.?w\d{6}-.*\.parquet(\..*\.part)?")
-_MARKER = re.compile(r"\.?(w\d{6}-|window-).*\.json(\..*\.part)?")
+KINDS = ("data", "dead")
+_SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
 _READ_AGAIN = 5  # a reader that meets a window that is just being finished starts anew
 
 
@@ -56,14 +72,14 @@ class CommitLog:
 
     def commit(self, shard: Shard, data: pa.Table, dead: pa.Table) -> Shard:
         """Write the files of a shard that have rows, then its marker. A shard that has its marker is left as it is."""
-        marker = self._path("_commits", f"{shard.name}.json")
+        marker = self.path("_commits", f"{shard.name}.json")
         there = read(self.fs, marker)
         if there is not None:
             return decode(shard.name, there)
         shard = replace(
             shard,
-            data=self._write_table("data", shard.name, data),
-            dead=self._write_table("dead", shard.name, dead),
+            data=self.write_table("data", shard.name, data),
+            dead=self.write_table("dead", shard.name, dead),
         )
         if create(self.fs, marker, encode(shard)):
             return shard
@@ -71,78 +87,85 @@ class CommitLog:
 
     def shards(self, window: int, without: Container[str] = ()) -> list[Shard]:
         """Committed shards of an unfinished window, in the order of their names, but for those named in ``without``."""
-        found = names(self.fs, self._path("_commits"), shard_prefix(window))
+        found = names(self.fs, self.path("_commits"), shard_prefix(window))
         return self._shards(n for n in found if n.endswith(".json") and n.removesuffix(".json") not in without)
 
     def has_markers(self) -> bool:
         """Whether any marker is there."""
-        return any(name.endswith(".json") for name in names(self.fs, self._path("_commits")))
-
-    def discard(self) -> None:
-        """Remove all markers, then the files that shards wrote; files of other names stay."""
-        for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in _KINDS)):
-            for name in names(self.fs, self._path(kind)):
-                if pattern.fullmatch(name):
-                    remove(self.fs, self._path(kind, name))
+        return any(name.endswith(".json") for name in names(self.fs, self.path("_commits")))
 
     def finished_windows(self) -> dict[int, WindowFiles]:
         """Window markers, by window."""
-        found = [n for n in names(self.fs, self._path("_commits"), "window-") if n.endswith(".json")]
-        return {int(name[7:-5]): self._window(name) for name in found}
+        found = window_markers(names(self.fs, self.path("_commits"), "window-"))
+        return {window: self._window(name) for window, name in found.items()}
 
-    def finish_window(self, window: int) -> WindowFiles:
-        """Write the window marker over the window's shards, rows answered twice kept once; sweep the rest."""
+    def finish_window(
+        self, window: int, join: Callable[[WindowFiles], WindowFiles] = lambda files: files
+    ) -> WindowFiles:
+        """Write the window marker over the window's shards, rows answered twice kept once; sweep the rest.
+
+        ``join`` may put other files of the same rows in the place of the shards' files.
+        """
         name = f"window-{window:06d}.json"
-        shards = [self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window))]
-        files = WindowFiles(
-            data=[s.data for s in shards if s.data],
-            dead=[s.dead for s in shards if s.dead],
-            tally=sum((s.tally for s in shards), Tally()),
-        )
-        if not create(self.fs, self._path("_commits", name), orjson.dumps(asdict(files))):
+        return self._mark(name, join(files_of(self.cut_shards(window))), window)
+
+    def replace_window(self, window: int, files: WindowFiles) -> WindowFiles:
+        """Write a new marker of a finished window, and sweep what the one before named alone."""
+        before = window_markers(self._window_markers(window))[window]
+        return self._mark(next_marker(before), files, window)
+
+    def cut_shards(self, window: int) -> list[Shard]:
+        """The shards of a window, each with only those of its rows that none before it answers."""
+        return [self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window))]
+
+    def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
+        if not create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files))):
             files = self._window(name)
         self.sweep(window, files)
         return files
 
     def sweep(self, window: int, files: WindowFiles) -> None:
-        """Remove what a finished window left behind: files that its marker does not name, and its shard markers.
+        """Remove what a finished window left behind: files that its marker does not name, its shard markers and older
+        window markers.
 
         The shard markers go last: as long as there is one, `sweep_finished` looks at the window again.
         """
+        markers = self._window_markers(window)
+        for name in set(markers) - set(window_markers(markers).values()):
+            remove(self.fs, self.path("_commits", name))
         named = {*files.data, *files.dead}
-        for kind in _KINDS:
+        for kind in KINDS:
             for name in self._of_window(kind, window):
                 if f"{kind}/{name}" not in named:
-                    remove(self.fs, self._path(kind, name))
+                    remove(self.fs, self.path(kind, name))
         for name in self._of_window("_commits", window):
-            remove(self.fs, self._path("_commits", name))
+            remove(self.fs, self.path("_commits", name))
 
     def sweep_finished(self) -> int:
         """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
-        found = names(self.fs, self._path("_commits"))
-        late = {window_of(name) for name in found if name.endswith(".json") and name.startswith("w0")}
-        finished = {int(name[7:-5]) for name in found if name.startswith("window-") and name.endswith(".json")}
-        for window in sorted(late & finished):
-            self.sweep(window, self._window(f"window-{window:06d}.json"))
-        return len(late & finished)
+        found = names(self.fs, self.path("_commits"))
+        late = {window_of(name) for name in found if _SHARD_MARKER.fullmatch(name)}
+        finished = window_markers(found)
+        for window in sorted(late & finished.keys()):
+            self.sweep(window, self._window(finished[window]))
+        return len(late & finished.keys())
 
     def committed_files(self, kind: str) -> list[str]:
         """Paths of all committed ``data`` or ``dead`` files."""
         for _ in range(_READ_AGAIN):
             try:
-                return [self._path(name) for name in self._committed(kind)]
+                return [self.path(name) for name in self._committed(kind)]
             except FileNotFoundError:  # a window was finished between the listing and the reading of its shards
                 continue
         raise FileNotFoundError(f"{self.url}: markers vanish as they are read")
 
     def _committed(self, kind: str) -> list[str]:
-        markers = [name for name in names(self.fs, self._path("_commits")) if name.endswith(".json")]
-        closed = [name for name in markers if name.startswith("window-")]
-        finished = {int(name[7:-5]) for name in closed}
-        found = [name for marker in closed for name in getattr(self._window(marker), kind)]
+        markers = [name for name in names(self.fs, self.path("_commits")) if name.endswith(".json")]
+        finished = window_markers(markers)
+        found = [name for marker in finished.values() for name in getattr(self._window(marker), kind)]
         by_window: dict[int, list[str]] = {}
         for name in markers:
-            if _MARKER.fullmatch(name) and name not in closed and window_of(name) not in finished:
+            if _SHARD_MARKER.fullmatch(name) and window_of(name) not in finished:
                 by_window.setdefault(window_of(name), []).append(name)
         for shard_markers in by_window.values():
             # A shard with rows answered before is shown once the window is finished, and its files are cut.
@@ -150,24 +173,27 @@ class CommitLog:
             found += [name for s in shown if (name := getattr(s, kind))]
         return found
 
+    def _window_markers(self, window: int) -> list[str]:
+        return names(self.fs, self.path("_commits"), f"window-{window:06d}")
+
     def _shards(self, markers: Iterable[str]) -> list[Shard]:
         return [decode(name.removesuffix(".json"), self._marker(name)) for name in markers]
 
     def _of_window(self, kind: str, window: int) -> list[str]:
         """Names of a window's objects in a folder, those half written on a local disk too."""
-        folder, prefix = self._path(kind), shard_prefix(window)
+        folder, prefix = self.path(kind), shard_prefix(window)
         return [*names(self.fs, folder, prefix), *names(self.fs, folder, f".{prefix}")]
 
     def _cut(self, shard: Shard, keep: Rows) -> Shard:
         """The shard with only the rows ``keep``: itself, or a rewritten copy under another name."""
         if len(keep) == len(shard.rows):
             return shard
-        tables = {kind: self._kept_rows(shard, kind, keep) for kind in _KINDS}
+        tables = {kind: self._kept_rows(shard, kind, keep) for kind in KINDS}
         name = f"{shard.name}-cut"
         return replace(
             shard,
-            data=self._write_table("data", name, tables["data"]),
-            dead=self._write_table("dead", name, tables["dead"]),
+            data=self.write_table("data", name, tables["data"]),
+            dead=self.write_table("dead", name, tables["dead"]),
             tally=tally(tables["data"], tables["dead"]),
         )
 
@@ -175,17 +201,25 @@ class CommitLog:
         path, rows = (shard.data, shard.data_rows) if kind == "data" else (shard.dead, shard.dead_rows)
         if path is None:
             return pa.table({})
-        table = pq.read_table(io.BytesIO(self._content(path)))
-        return table.filter(pa.array(np.isin(rows, keep)))
+        return self.read_table(path).filter(pa.array(np.isin(rows, keep)))
 
-    def _write_table(self, kind: str, name: str, table: pa.Table) -> str | None:
+    def read_table(self, path: str) -> pa.Table:
+        """A data or dead file, by the path that a marker gives."""
+        return pq.read_table(io.BytesIO(self._content(path)))
+
+    def write_table(self, kind: str, name: str, table: pa.Table) -> str | None:
+        """Write a ``data`` or ``dead`` file of a shard; its path for a marker, None for a table without rows."""
         if table.num_rows == 0:
             return None
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
+        return self.write_file(kind, name, buffer.getvalue())
+
+    def write_file(self, kind: str, name: str, content: bytes) -> str:
+        """Write a file of a shard whole; its path for a marker."""
         # A name of its own for each try: should two writers of one shard live at once, each marker has its own files.
         path = f"{kind}/{name}-{uuid.uuid4().hex[:8]}.parquet"
-        put(self.fs, self._path(path), buffer.getvalue())
+        put(self.fs, self.path(path), content)
         return path
 
     def _window(self, name: str) -> WindowFiles:
@@ -196,10 +230,11 @@ class CommitLog:
         return self._content(f"_commits/{name}")
 
     def _content(self, path: str) -> bytes:
-        content = read(self.fs, self._path(path))
+        content = read(self.fs, self.path(path))
         if content is None:
-            raise FileNotFoundError(self._path(path))
+            raise FileNotFoundError(self.path(path))
         return content
 
-    def _path(self, *parts: str) -> str:
+    def path(self, *parts: str) -> str:
+        """The path of an object."""
         return "/".join((self.root, *parts))

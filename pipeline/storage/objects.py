@@ -8,7 +8,7 @@ import errno
 import os
 import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -95,16 +95,31 @@ def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[
 
     S3 and Google's store look for the prefix themselves, so that a folder with a million objects costs nothing more.
     """
+    return sorted(_listed(fs, folder, prefix, False))
+
+
+@_retried
+def sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[str, int]:
+    """Bytes of the objects that `names` gives."""
+    return {name: int(info["size"]) for name, info in _listed(fs, folder, prefix, True).items()}
+
+
+def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: bool) -> dict[str, Any]:
     fs.invalidate_cache(folder)
     try:
         if prefix and _finds_prefixes(fs):
-            found = fs.find(folder, maxdepth=1, prefix=prefix)
+            found = fs.find(folder, maxdepth=1, prefix=prefix, detail=detail)
         else:
-            found = fs.ls(folder, detail=False)
+            found = fs.ls(folder, detail=detail)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    last = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
-    return sorted(name for name in last if name.startswith(prefix))
+        return {}
+    infos = found.values() if isinstance(found, dict) else found
+    by_name = {_path(info).rstrip("/").rsplit("/", 1)[-1]: info for info in infos}
+    return {name: info for name, info in by_name.items() if name.startswith(prefix)}
+
+
+def _path(info: Any) -> str:
+    return str(info["name"] if isinstance(info, dict) else info)
 
 
 def _finds_prefixes(fs: fsspec.AbstractFileSystem) -> bool:

@@ -1,15 +1,18 @@
 """What markers say: shards, windows and their counts; written as JSON."""
 
 import base64
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+
+_WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-(\d{3}))?\.json")
 
 Rows = np.ndarray  # int64, places in the window
 
@@ -29,6 +32,12 @@ class Tally:
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(_added(a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def without_dead(self, errors: Mapping[str, int]) -> "Tally":
+        """Less some dead letters, given by their error types."""
+        left = Counter(self.errors)
+        left.subtract(errors)
+        return replace(self, dead=self.dead - sum(errors.values()), errors=dict(+left))
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,16 @@ class WindowFiles:
     tally: Tally
 
 
+def files_of(shards: Iterable[Shard]) -> WindowFiles:
+    """What a window marker says of some shards."""
+    shards = list(shards)
+    return WindowFiles(
+        data=[s.data for s in shards if s.data],
+        dead=[s.dead for s in shards if s.dead],
+        tally=sum((s.tally for s in shards), Tally()),
+    )
+
+
 def tally(data: pa.Table, dead: pa.Table) -> Tally:
     """Counts over the rows of two output tables."""
     if data.num_rows == 0:
@@ -83,6 +102,25 @@ def without_overlap(shards: Iterable[Shard]) -> list[tuple[Shard, Rows]]:
         if len(rows):
             kept.append((shard, rows))
     return kept
+
+
+def window_markers(found: Iterable[str]) -> dict[int, str]:
+    """The newest marker of each window, among the names of all markers: ``window-<n>.json``, or of a later version
+    ``window-<n>-<version>.json``.
+    """
+    newest: dict[int, tuple[int, str]] = {}
+    for name in found:
+        if match := _WINDOW_MARKER.fullmatch(name):
+            window, version = int(match[1]), int(match[2] or 0)
+            newest[window] = max(newest.get(window, (-1, "")), (version, name))
+    return {window: name for window, (_, name) in sorted(newest.items())}
+
+
+def next_marker(name: str) -> str:
+    """The name of the marker that takes the place of one."""
+    match = _WINDOW_MARKER.fullmatch(name)
+    assert match, name
+    return f"window-{match[1]}-{int(match[2] or 0) + 1:03d}.json"
 
 
 def shard_prefix(window: int) -> str:

@@ -3,7 +3,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipeline.records import DATA, DEAD
 from pipeline.storage import commit as commit_module
 from pipeline.storage.commit import CommitLog
+from pipeline.storage.merge import merge_files
 from pipeline.storage.objects import create, names, put, remove
 from pipeline.storage.shards import Shard, Tally, shard_prefix, tally, window_of
 
@@ -289,8 +290,8 @@ class WindowMachine(RuleBasedStateMachine):
         self.log = CommitLog(self.log.url)
 
     @precondition(lambda self: not self.finished)
-    @rule(crash=crashes)
-    def finish(self, crash: int | None) -> None:
+    @rule(crash=crashes, join=st.sampled_from([0, 1, 10_000, 1_000_000]))
+    def finish(self, crash: int | None, join: int) -> None:
         """Answer the rows that are missing in this driver's tasks, then close the window, as the job does."""
         answered = {row for shard in self.log.shards(WINDOW) for row in shard.rows.tolist()}
         missing = sorted(set(range(ROWS)) - answered)
@@ -299,7 +300,7 @@ class WindowMachine(RuleBasedStateMachine):
             self._write(f"{self.attempt:03d}-{task:06d}", missing, None)
         try:
             with crash_at(crash):
-                self.log.finish_window(WINDOW)
+                self.log.finish_window(WINDOW, partial(merge_files, self.log, WINDOW, join))
         except KilledError:
             self.finished = WINDOW in self.log.finished_windows()
             return

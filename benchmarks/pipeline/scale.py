@@ -1,0 +1,109 @@
+"""The pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
+
+Short records, the demo's router and tokenizer, and a generator that answers at once. The job runs in this process on a
+local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. A size whose
+run was interrupted goes on where it was with ``--folder``.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from jobs._settings import job_settings, pools_of
+from pipeline.evaluation.results import write_results
+from pipeline.stages.cluster import connect, size_pools
+from pipeline.stages.job import GenerateJob
+from pipeline.stages.settings import Pools
+
+from .memory import MemoryWatch
+from .null import AnswersAtOnce
+
+_FILE_ROWS = 500_000
+
+
+def main() -> None:
+    """Measure each size and write `benchmarks/results/pipeline-scale.json` after it."""
+    parser = argparse.ArgumentParser(prog="benchmarks.pipeline.scale")
+    parser.add_argument("--records", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--folder", type=Path, help="where input and output lie; kept")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pipeline-scale.json"))
+    parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
+    args = parser.parse_intermixed_args()
+    config = load_settings("generate", args.overrides, GenerateConfig)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        for records in args.records:
+            write_records(folder / f"in-{records}", records)
+            figures[str(records)] = measure(config, folder, records)
+            write_results(args.output, {"overrides": args.overrides, "records": figures})
+            print(orjson.dumps({records: figures[str(records)]}, option=orjson.OPT_INDENT_2).decode())
+
+
+def write_records(folder: Path, records: int) -> None:
+    """JSONL files of prompts of 5 to 15 words, the same for the same number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [
+        word
+        for line in Path("demo/records.jsonl").read_bytes().splitlines()
+        for word in orjson.loads(line)["prompt"].split()
+    ]
+    rng = random.Random(0)
+    for start in range(0, records, _FILE_ROWS):
+        path = folder / f"{start:010d}.jsonl"
+        rows = range(start, min(records, start + _FILE_ROWS))
+        lines = (
+            orjson.dumps({"id": f"{row:010d}", "prompt": " ".join(rng.choices(words, k=rng.randint(5, 15)))})
+            for row in rows
+        )
+        if not path.exists():
+            part = path.with_suffix(".part")
+            with part.open("wb") as f:
+                f.writelines(line + b"\n" for line in lines)
+            part.rename(path)
+
+
+def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any]:
+    """One run, and one of what is finished."""
+    settings = job_settings(config, str(folder / f"in-{records}"), str(folder / f"out-{records}"))
+    start = time.perf_counter()
+    with MemoryWatch() as memory:
+        job = GenerateJob(settings, generator=AnswersAtOnce)
+        job.prepare()
+        planned = time.perf_counter()
+        result = job.run(lambda: _pools(config))
+        ended = time.perf_counter()
+    again = GenerateJob(settings)
+    again.run(lambda: _pools(config))
+    resumed = time.perf_counter()
+    out = Path(settings.output)
+    kinds = {kind: sorted((out / kind).glob("*.parquet")) for kind in ("data", "dead")}
+    return {
+        "answered": result.tally.data,
+        "dead": result.tally.dead,
+        "incomplete": result.incomplete,
+        "plan_seconds": planned - start,
+        "run_seconds": ended - planned,
+        "records_per_second": records / (ended - planned),
+        "resume_seconds": resumed - ended,
+        "peak_mib": memory.peaks,
+        "files": {kind: len(paths) for kind, paths in kinds.items()},
+        "largest_file_mib": max(path.stat().st_size for path in kinds["data"]) / 2**20,
+        "markers": len(list((out / "_commits").glob("*.json"))),
+    }
+
+
+def _pools(config: GenerateConfig) -> Pools:
+    connect(config.cluster.address, config.cluster.cpus)
+    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+
+
+if __name__ == "__main__":
+    main()

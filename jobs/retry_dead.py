@@ -1,0 +1,76 @@
+"""Try the dead letters of a finished run again.
+
+    python -m jobs.retry_dead --run URL [--input URL] [--stage STAGE] [--error TYPE] [key=value ...]
+
+The run's own config is used; ``key=value`` may change what does not decide the output (engine, cluster, shuffle,
+errors). Records that are answered now move from ``dead`` to ``data``, the others get a new dead letter. Those that were
+refused as they were read stay as they are: the input has not changed. Exit 0: done, and the run is within its error
+budget. Exit 1: over it. Exit 2: there is no finished run, or model, bank, router or input have changed.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from conf import saved_settings
+from conf.schema import GenerateConfig
+from jobs._cli import INCOMPLETE, OK, run_job
+from jobs._settings import job_settings, pools_of
+from pipeline.errors import UserError
+from pipeline.report import write_report
+from pipeline.stages.cluster import connect, size_pools
+from pipeline.stages.retry import RetryJob
+from pipeline.stages.settings import Pools
+from pipeline.stages.watch import ErrorBudget
+from pipeline.storage.files import masked
+from pipeline.storage.retry import STAGES, RetryFilter
+from pipeline.storage.run import RUN, RunFolder
+
+_FREE = ("engine.", "cluster.", "shuffle.", "errors.")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="jobs.retry_dead", description="Try dead letters again.")
+    parser.add_argument("--run", required=True, help="the output of the run")
+    parser.add_argument("--input", help="the run's input, where its URL holds a password or is relative to elsewhere")
+    parser.add_argument("--stage", action="append", choices=["route", "generate"], help="only of this stage")
+    parser.add_argument("--error", action="append", metavar="TYPE", help="only of this error type; may be repeated")
+    parser.add_argument("overrides", nargs="*", help="config: key=value")
+    args = parser.parse_intermixed_args(argv)
+    config, given = _saved(args)
+    job = RetryJob(job_settings(config, given, args.run), RetryFilter(args.stage or STAGES, args.error))
+    result = job.retry(lambda: _start_pools(config))
+    if result.retried:
+        write_report(args.run)
+    print(f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left")
+    records = job.prepare().plan.rows
+    over = result.dead > ErrorBudget(config.errors.budget, config.errors.max, records).allowed
+    if over:
+        print(f"over budget: {result.dead} of {records} records are dead letters", file=sys.stderr)
+    return INCOMPLETE if over else OK
+
+
+def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str]:
+    """The config of the run, and its input."""
+    run: dict[str, Any] | None = RunFolder(args.run).read_json(RUN)
+    if run is None or "config" not in run:
+        raise UserError(f"run: there is no {RUN} at {masked(args.run)}; give the --output of a run")
+    other = [word for word in args.overrides if not word.startswith(_FREE)]
+    if other:
+        raise UserError(f"config: {other[0]} would change the output; only {', '.join(_FREE)}* may be given here")
+    values = dict(run["config"])
+    given = args.input or values.pop("command", {}).get("input", "")
+    values.pop("command", None)
+    if "***" in given:
+        raise UserError("input: the URL of the run's input holds a password, which is not kept; give --input")
+    return saved_settings(values, args.overrides, GenerateConfig), given
+
+
+def _start_pools(config: GenerateConfig) -> Pools:
+    connect(config.cluster.address, config.cluster.cpus)
+    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,88 @@
+"""Dead letters of a finished run, tried again."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..storage.files import masked
+from ..storage.lease import Lease
+from ..storage.retry import RetryFilter, amend_window, rows_to_retry
+from ..storage.run import RUN
+from .graph import WindowRun
+from .incidents import Incidents
+from .job import GenerateJob
+from .prepare import Prepared
+from .settings import JobSettings, Pools
+from .stopping import StopSwitch
+from .window import WindowJob
+
+
+@dataclass(frozen=True)
+class RetryResult:
+    """How many dead letters were tried again, and how many of those records are answered now."""
+
+    retried: int
+    answered: int
+    dead: int  # of the run, now
+
+
+class RetryJob(GenerateJob):
+    """Answers the dead records of a finished run again, with the settings that it was made with.
+
+    A window shows its old dead letters until all of its own are tried; then a new marker takes the place of the old
+    one. Killed before, it leaves everything as it was.
+    """
+
+    def __init__(self, settings: JobSettings, wanted: RetryFilter, say: Callable[[str], None] = print) -> None:
+        super().__init__(settings, say)
+        self._wanted = wanted
+
+    def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:
+        """Do it. `UserError` where the run is not finished; Ray is started only where there is something to do."""
+        prepared = self.prepare()
+        if self._unfinished(prepared.plan):
+            raise UserError(
+                f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
+            )
+        switch = StopSwitch()
+        with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
+            self.log.sweep_finished()  # else shards that came late would be taken for answers
+            rows = self._rows(prepared)
+            if rows:
+                pools = start_pools()
+                with switch:
+                    self._retry_all(prepared, pools, rows, switch)
+            return self._done(prepared, rows)
+
+    def _rows(self, prepared: Prepared) -> dict[int, np.ndarray]:
+        """By window, the places in it of the rows to be tried again."""
+        size, finished = prepared.plan.window_rows, self.log.finished_windows()
+        found = {w: rows_to_retry(self.log, files, self._wanted) - w * size for w, files in finished.items()}
+        return {window: rows for window, rows in found.items() if len(rows)}
+
+    def _retry_all(self, prepared: Prepared, pools: Pools, rows: dict[int, np.ndarray], switch: StopSwitch) -> None:
+        plan, shape = prepared.plan, self._shape(prepared)
+        self._incidents = Incidents.listening()
+        job = WindowJob(self.settings, self.log, self.say, switch.check)
+        for window, retried in rows.items():
+            run = WindowRun(self.settings, pools, plan, window, prepared.context, shape, self._incidents, rows=retried)
+            left = job.rounds(run)
+            files = self.log.finished_windows()[window]
+            amend_window(self.log, window, files, window * plan.window_rows, retried)
+            self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")
+
+    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray]) -> RetryResult:
+        """Counts; `run.json` gets those of the run as it is now, and a line about this."""
+        run = self.folder.read_json(RUN)
+        assert run is not None  # it is finished
+        total = self._committed(prepared.plan)
+        found = RetryResult(sum(map(len, rows.values())), total.data - run["counts"]["data"], total.dead)
+        if rows:
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            run["counts"] |= asdict(total)
+            run.setdefault("retries", []).append({"at": at, "retried": found.retried, "answered": found.answered})
+            self.folder.write_json(RUN, run)
+        return found

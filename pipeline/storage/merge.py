@@ -1,0 +1,63 @@
+"""Small files of a finished window joined into larger ones: a shard is what a failure may lose, a file what is read."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .commit import KINDS, CommitLog
+from .objects import sizes
+from .shards import WindowFiles, shard_prefix
+
+_READERS = 16  # objects read at a time: a store answers in milliseconds, one after another would take minutes
+
+
+def merge_files(log: CommitLog, window: int, target: int, files: WindowFiles) -> WindowFiles:
+    """The files of a window joined into files of at most ``target`` bytes; 0: as they are.
+
+    The joined files count once a marker names them; killed before, they are swept.
+    """
+    if not target:
+        return files
+    data, dead = (_joined(log, window, target, kind, getattr(files, kind)) for kind in KINDS)
+    return WindowFiles(data, dead, files.tally)
+
+
+def _joined(log: CommitLog, window: int, target: int, kind: str, paths: Sequence[str]) -> list[str]:
+    prefix = shard_prefix(window)
+    held = {f"{kind}/{name}": size for name, size in sizes(log.fs, log.path(kind), prefix).items()}
+    return [
+        group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(group, log.read_table))
+        for group in groups(paths, held, target)
+    ]
+
+
+def groups(paths: Sequence[str], sizes: Mapping[str, int], target: int) -> Iterator[list[str]]:
+    """Files that become one, in order: together at most ``target`` bytes, unless one alone is larger."""
+    group: list[str] = []
+    held = 0
+    for path in paths:
+        size = sizes.get(path, 0)
+        if group and held + size > target:
+            yield group
+            group, held = [], 0
+        group.append(path)
+        held += size
+    if group:
+        yield group
+
+
+def joined_file(paths: Sequence[str], read: Callable[[str], pa.Table]) -> bytes:
+    """One Parquet file with the rows of several of the same schema, a row group for some thousand rows."""
+    buffer = io.BytesIO()
+    writer: pq.ParquetWriter | None = None
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(paths), _READERS):
+            table = pa.concat_tables(pool.map(read, paths[start : start + _READERS]))
+            writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
+            writer.write_table(table)
+    assert writer is not None  # there is a file at least
+    writer.close()
+    return buffer.getvalue()

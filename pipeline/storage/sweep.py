@@ -1,0 +1,29 @@
+"""What a run leaves that nobody should find later."""
+
+import re
+
+from .commit import KINDS, CommitLog
+from .objects import names, remove
+
+_SHARD_FILE = re.compile(r"\.?w\d{6}-.*\.parquet(\..*\.part)?")
+_MARKER = re.compile(r"\.?(w\d{6}-|window-).*\.json(\..*\.part)?")
+
+
+def discard(log: CommitLog) -> None:
+    """Remove all markers, then the files that shards wrote; files of other names stay."""
+    for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in KINDS)):
+        for name in names(log.fs, log.path(kind)):
+            if pattern.fullmatch(name):
+                remove(log.fs, log.path(kind, name))
+
+
+def sweep_unnamed(log: CommitLog) -> None:
+    """Remove files of a finished run that no marker names: of writers that came after their window's sweep.
+
+    Costs a listing of all files, so it is done once, when all windows are finished.
+    """
+    named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
+    for kind in KINDS:
+        for name in names(log.fs, log.path(kind)):
+            if _SHARD_FILE.fullmatch(name) and f"{kind}/{name}" not in named:
+                remove(log.fs, log.path(kind, name))
