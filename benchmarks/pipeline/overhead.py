@@ -1,7 +1,7 @@
 """What routing, shuffling and committing cost beside the engine: `python -m benchmarks.pipeline.overhead`.
 
-The demo's records, several times over, by the bare engine and by the whole pipeline in turn: the engine in this process,
-as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline on a local Ray with
+The demo's records, several times over, by the bare engine and by the whole pipeline in turn: the engine in this
+process, as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline on a local Ray with
 one generating actor of the same threads. What each needs to start is stated apart: loading for the engine, a job over
 one record for the pipeline.
 """
@@ -80,12 +80,7 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     actor.server.close()
     actor.engine.lora.detach()
     tokens = sum(answered["completion_tokens"].to_pylist())
-    return {
-        "start_seconds": loaded - start,
-        "seconds": seconds,
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-    }
+    return _figures(loaded - start, seconds, tokens)
 
 
 def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, float]:
@@ -101,7 +96,10 @@ def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, floa
     one.with_suffix(".jsonl").write_bytes(Path(settings.input).read_bytes().splitlines(keepends=True)[0])
     starting, _ = run(replace(settings, input=str(one.with_suffix(".jsonl")), output=str(one)))
     whole, tokens = run(settings)
-    seconds = whole - starting
+    return _figures(starting, whole - starting, tokens)
+
+
+def _figures(starting: float, seconds: float, tokens: int) -> dict[str, float]:
     return {"start_seconds": starting, "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
 
 
