@@ -1,9 +1,9 @@
 """What routing, shuffling and committing cost beside the engine: `python -m benchmarks.pipeline.overhead`.
 
 The demo's records, several times over, by the bare engine and by the whole pipeline in turn: the engine in this
-process, as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline on a local Ray with
-one generating actor of the same threads. What each needs to start is stated apart: loading for the engine, a job over
-one record for the pipeline.
+process, as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline
+on a local Ray with one generating actor of the same threads. What each needs to start is stated apart: loading for the
+engine, a job over one record for the pipeline.
 """
 
 import argparse
