@@ -1,8 +1,9 @@
 """How fast the engine is: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5] [--threads 2]`.
 
 SmolLM2-135M in bf16 (or another model folder) with random adapters of the demo's shape. In each case all ways run in
-turn in this process, and ratios are taken within one turn; medians and spread go to
-`benchmarks/results/engine-<case>.json`. PEFT is left out where its bank would take minutes to load (N = 1000).
+turn in this process, whole workloads (``--repeats``) or decode steps (``--steps``), and ratios are taken within one
+turn; medians and spread go to `benchmarks/results/engine-<case>.json`. PEFT is left out where its bank would take
+minutes to load (N = 1000).
 """
 
 import argparse
@@ -25,11 +26,11 @@ from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Mixture
 
-from .measure import Case, interleaved, steps, stepwise, summary
-from .ways import Way, by_continuous_batching, by_engine, by_generate, by_released_code
+from .measure import Case, interleaved, steps_over, summary
+from .stepping import Step, engine_steps, in_turn, model_steps
+from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
 from .workloads import Workload, even, mixtures, skewed, workload
 
-NEW = 33  # tokens of a decode measurement: 32 steps after the first
 # Rows, adapters in the bank, adapters in a mixture.
 SHAPES = [
     (8, 26, 2), (32, 26, 2), (8, 100, 2), (32, 100, 2),
@@ -76,34 +77,32 @@ def decode(bench: Bench) -> dict[str, Any]:
     figures = {}
     for rows, count, adapters in SHAPES:
         bank, names = bench.bank(count)
-        mixed = mixtures(names, adapters, rows)
-        ways = _step_ways(bench, bank, rows, mixed)
-        if (rows, count) in BESIDE_OTHERS:
-            ways |= _others(bench, bank, rows, names[:26])
-        cases = stepwise({name: (way, even(rows, 64, NEW), given) for name, (way, given) in ways.items()})
-        seconds = interleaved(cases, bench.args.repeats)
-        figures[f"rows={rows} bank={count} mixed={adapters}"] = steps(seconds, NEW, "base") | {"seconds": seconds}
+        ways = _own_steps(bench, bank, rows, mixtures(names, adapters, rows))
+        if (rows, count) in BESIDE_OTHERS and adapters == 2:
+            ways |= _other_steps(bench, bank, rows, names[:26])
+        figures[f"rows={rows} bank={count} mixed={adapters}"] = steps_over(in_turn(ways, bench.args.steps), "base")
     return figures
 
 
-def _step_ways(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dict[str, tuple[Way, list[Mixture]]]:
-    """Base, mixtures and one mixture merged, the first two by one engine."""
-    engine = bench.engine(bank, rows)
+def _own_steps(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dict[str, Step]:
+    """Base, mixtures, and one mixture merged."""
+    asked = even(rows, 64, bench.args.steps + 8)
     merged = bench.engine(bank, rows, LoraSettings(mode="merged"))
     return {
-        "base": (by_engine(engine), [Mixture()]),
-        "fused": (by_engine(engine), mixed),
-        "merged": (by_engine(merged), mixed[:1]),
+        "base": engine_steps(bench.engine(bank, rows), asked, [Mixture()]),
+        "fused": engine_steps(bench.engine(bank, rows), asked, mixed),
+        "merged": engine_steps(merged, asked, mixed[:1]),
     }
 
 
-def _others(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[str, tuple[Way, list[Mixture]]]:
+def _other_steps(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[str, Step]:
     """PEFT with at most 26 adapters, and plain transformers."""
-    peft = bench.peft(bank, names)
+    asked, peft = even(rows, 64, 1), bench.peft(bank, names)
+    one_each = [mixture.adapters[0] for mixture in mixtures(names, 1, rows)]
     return {
-        "peft_one_adapter": (by_generate(peft, rows), [Mixture()]),
-        "peft_adapter_names": (by_generate(peft, rows, True), mixtures(names, 1, rows)),
-        "transformers_base": (by_generate(bench.model(), rows), [Mixture()]),
+        "peft_one_adapter": model_steps(bench.peft(bank, names[:1]), asked),
+        "peft_adapter_names": model_steps(peft, asked, one_each),
+        "transformers_base": model_steps(bench.model(), asked),
     }
 
 
@@ -171,14 +170,12 @@ def real(bench: Bench) -> dict[str, Any]:
 def thousand(bench: Bench) -> dict[str, Any]:
     """A bank of 1,000 adapters, room for 32 on the device, 32 distinct mixtures of one in the batch."""
     bank, names = bench.bank(1000)
-    engine = bench.engine(bank, 32, LoraSettings(adapter_slots=32))
-    mixed = mixtures(names, 1, 32)
+    asked = even(32, 64, bench.args.steps + 8)
     ways = {
-        name: (by_engine(engine), even(32, 64, NEW), given) for name, given in (("base", [Mixture()]), ("fused", mixed))
+        name: engine_steps(bench.engine(bank, 32, LoraSettings(adapter_slots=32)), asked, given)
+        for name, given in (("base", [Mixture()]), ("fused", mixtures(names, 1, 32)))
     }
-    cases = stepwise(ways)
-    seconds = interleaved(cases, bench.args.repeats)
-    return steps(seconds, NEW, "base") | {"seconds": seconds}
+    return steps_over(in_turn(ways, bench.args.steps), "base")
 
 
 CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -197,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.engine")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="decode steps of each way (decode, thousand)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="a model folder (default: the demo's)")
     parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.records import Mixture
-
 from .ways import Way
 from .workloads import Workload
 
@@ -38,36 +36,21 @@ def summary(cases: Mapping[str, Case], seconds: Mapping[str, list[float]], over:
     return figures
 
 
-def stepwise(ways: Mapping[str, tuple[Way, Workload, Sequence[Mixture]]]) -> dict[str, Case]:
-    """Each way with its mixtures twice, as asked and with one new token (``name, 1``): what `steps` reads."""
-    cases = {}
-    for name, (way, asked, mixtures) in ways.items():
-        cases[name] = (way, asked.with_mixtures(mixtures))
-        cases[f"{name}, 1"] = (way, asked.with_new_tokens(1).with_mixtures(mixtures))
-    return cases
-
-
-def steps(seconds: Mapping[str, list[float]], new_tokens: int, over: str) -> dict[str, Any]:
-    """Milliseconds of a decode step: what ``new_tokens`` cost more than one, by step.
-
-    ``seconds`` holds for each name its time with one new token under ``name, 1``.
-    """
-    names = [name for name in seconds if not name.endswith(", 1")]
-    found = {
-        name: [
-            1000 * (whole - first) / (new_tokens - 1)
-            for whole, first in zip(seconds[name], seconds[f"{name}, 1"], strict=True)
-        ]
-        for name in names
-    }
+def steps_over(milliseconds: Mapping[str, Sequence[float]], over: str) -> dict[str, Any]:
+    """Median and spread of each way's steps, and of their ratios to the step of ``over`` in the same round."""
     return {
         name: {
-            "step_ms": _spread(values),
-            f"step_over_{over}": _spread([a / b for a, b in zip(values, found[over], strict=True)]),
+            "step_ms": _spread(taken),
+            f"step_over_{over}": _spread([a / b for a, b in zip(taken, milliseconds[over], strict=True)]),
+            "milliseconds": [round(value, 2) for value in taken],
         }
-        for name, values in found.items()
+        for name, taken in milliseconds.items()
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, extremes, and quartiles where there are enough values for them."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    if len(values) >= 8:
+        found["quarter"], _, found["three_quarters"] = statistics.quantiles(values, n=4)
+    return found

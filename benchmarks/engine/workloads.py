@@ -30,10 +30,6 @@ class Workload:
         """The same with mixtures given out in turn."""
         return Workload([replace(r, mixture=mixtures[i % len(mixtures)]) for i, r in enumerate(self.requests)])
 
-    def with_new_tokens(self, new: int) -> "Workload":
-        """The same prompts, ``new`` tokens each."""
-        return workload([r.tokens for r in self.requests], [new] * len(self.requests))
-
 
 def workload(prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> Workload:
     """Requests for the base model."""
