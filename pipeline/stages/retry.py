@@ -11,6 +11,7 @@ from ..storage.files import masked
 from ..storage.lease import Lease
 from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
+from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents
 from .job import GenerateJob
@@ -36,8 +37,14 @@ class RetryJob(GenerateJob):
     one. Killed before, it leaves everything as it was.
     """
 
-    def __init__(self, settings: JobSettings, wanted: RetryFilter, say: Callable[[str], None] = print) -> None:
-        super().__init__(settings, say)
+    def __init__(
+        self,
+        settings: JobSettings,
+        wanted: RetryFilter,
+        say: Callable[[str], None] = print,
+        generator: type = GenerateRecords,
+    ) -> None:
+        super().__init__(settings, say, generator)
         self._wanted = wanted
 
     def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:
@@ -68,7 +75,9 @@ class RetryJob(GenerateJob):
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
         for window, retried in rows.items():
-            run = WindowRun(self.settings, pools, plan, window, prepared.context, shape, self._incidents, rows=retried)
+            run = WindowRun(
+                self.settings, pools, plan, window, prepared.context, shape, self._incidents, self._generator, retried
+            )
             left = job.rounds(run)
             files = self.log.finished_windows()[window]
             amend_window(self.log, window, files, window * plan.window_rows, retried)

@@ -5,16 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.records import Record
+from pipeline.stages import watch as watch_module
+from pipeline.stages.ahead import RoutedAhead
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.retry import RetryJob
+from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, Pools
 from pipeline.stages.stopping import StoppedError
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
+from pipeline.storage.read import staged_table
 from pipeline.storage.retry import RetryFilter
 from tests import tiny
 from tests.stages import tiny_job
@@ -26,8 +32,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path) -> JobSettings:
-    """A job over 20 records and a line that is none, in two windows."""
-    settings = tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router, window_records=12, shard_records=6)
+    """A job over 20 records and a line that is none."""
+    settings = tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router, shard_records=32)
     rows = [{"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(20)]
     folder = Path(settings.input)
     folder.mkdir()
@@ -37,6 +43,15 @@ def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Pat
 
 def run(settings: JobSettings, generator: type = GenerateRecords) -> JobResult:
     return GenerateJob(settings, lambda line: None, generator).run(lambda: Pools(threads=1))
+
+
+def outputs_without_ray(settings: JobSettings) -> dict[str, Any]:
+    """What the classes of the stages make of the records, called directly."""
+    lines = (Path(settings.input) / "a.jsonl").read_text().splitlines()[:20]
+    records = [Record(i, **json.loads(line)) for i, line in enumerate(lines)]
+    routed = RouteRecords(settings, tiny.CONTEXT)(staged_table(records, pa.schema([])))
+    answered = GenerateRecords(settings, "cpu", 1)(routed)
+    return dict(zip(answered["id"].to_pylist(), answered["output"].to_pylist(), strict=True))
 
 
 def outputs(settings: JobSettings) -> dict[str, Any]:
@@ -49,39 +64,31 @@ def letters(settings: JobSettings) -> list[tuple[str, int]]:
     return sorted(zip(dead["error_type"].to_pylist(), dead["row"].to_pylist(), strict=True))
 
 
-def test_dead_records_are_answered_when_they_are_tried_again(settings: JobSettings, tmp_path: Path) -> None:
-    whole = replace(settings, output=str(tmp_path / "whole"))
-    run(whole)
+def retry(settings: JobSettings, generator: type = GenerateRecords) -> tuple[int, int, int]:
+    result = RetryJob(settings, RetryFilter(), lambda line: None, generator).retry(lambda: Pools(threads=1))
+    return result.retried, result.answered, result.dead
+
+
+def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSettings) -> None:
     run(settings, faulty.RefusesSome)
     refused = [("OutOfMemoryError", row) for row in range(0, 20, 3)]
     assert letters(settings) == [("InvalidJson", 20), *refused]
-    none = RetryJob(settings, RetryFilter(errors=["NoAnswer"]), print).retry(lambda: pytest.fail("Ray was started"))
+    none = RetryJob(settings, RetryFilter(errors=["NoAnswer"])).retry(lambda: pytest.fail("Ray was started"))
     assert none.retried == 0
-    result = RetryJob(settings, RetryFilter(), lambda line: None).retry(lambda: Pools(threads=1))
-    assert (result.retried, result.answered, result.dead) == (7, 7, 1)
-    assert outputs(settings) == outputs(whole)
+    assert retry(settings, faulty.RefusesSome) == (7, 0, 8)
+    assert letters(settings) == [("InvalidJson", 20), *refused]
+    assert retry(settings) == (7, 7, 1)
     assert letters(settings) == [("InvalidJson", 20)]
+    assert outputs(settings) == outputs_without_ray(settings)
     told = json.loads((Path(settings.output) / "run.json").read_text())
     assert (told["counts"]["data"], told["counts"]["errors"]) == (20, {"InvalidJson": 1})
-    assert told["retries"][0]["answered"] == 7
+    assert [again["answered"] for again in told["retries"]] == [0, 7]
     log, out = CommitLog(settings.output), Path(settings.output)
-    assert sorted(path.name for path in (out / "_commits").iterdir()) == [
-        "window-000000-001.json",
-        "window-000001-001.json",
-    ]
+    assert [path.name for path in (out / "_commits").iterdir()] == ["window-000000-002.json"]
     for kind in ("data", "dead"):
         assert sorted(map(str, (out / kind).iterdir())) == sorted(log.committed_files(kind))
     again = GenerateJob(settings, lambda line: None).run(lambda: pytest.fail("Ray was started"))
     assert (again.tally.data, again.tally.dead) == (20, 1)
-
-
-def test_what_dies_again_has_its_new_dead_letter(settings: JobSettings) -> None:
-    run(settings, faulty.RefusesSome)
-    job = RetryJob(settings, RetryFilter(), lambda line: None)
-    job._generator = faulty.RefusesSome
-    result = job.retry(lambda: Pools(threads=1))
-    assert (result.retried, result.answered, result.dead) == (7, 0, 8)
-    assert len(letters(settings)) == 8
 
 
 def test_only_a_finished_run_is_retried(settings: JobSettings) -> None:
@@ -105,7 +112,20 @@ def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settin
     assert run(settings).tally.data == 20
 
 
-def test_windows_after_the_first_are_routed_ahead(settings: JobSettings) -> None:
-    """One record a window, so that most windows come to their turn while the one before generates."""
-    result = run(replace(settings, window_records=7, shard_records=2))
+def test_windows_after_the_first_are_routed_while_one_generates(
+    settings: JobSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, bool]] = []
+    take = RoutedAhead.take
+
+    def noting(ahead: RoutedAhead) -> Any:
+        found = take(ahead)
+        taken.append((ahead.window, found is not None))
+        return found
+
+    monkeypatch.setattr(RoutedAhead, "take", noting)
+    monkeypatch.setattr(watch_module, "SECONDS", 0.2)
+    result = run(replace(settings, window_records=11, shard_records=3))
     assert (result.ok, result.tally.data, result.incidents) == (True, 20, [])
+    assert taken == [(1, True)]
+    assert outputs(settings) == outputs_without_ray(settings)
