@@ -46,7 +46,7 @@ class WindowJob:
             missing = self._missing(window, size)
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
-        files = self.log.finish_window(window)
+        files = self.log.finish_window(window, size)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         return 0, files.tally
 

@@ -90,8 +90,12 @@ class CommitLog:
         found = [n for n in names(self.fs, self._path("_commits"), "window-") if n.endswith(".json")]
         return {int(name[7:-5]): self._window(name) for name in found}
 
-    def finish_window(self, window: int) -> WindowFiles:
-        """Write the window marker over the window's shards, rows answered twice kept once; sweep the rest."""
+    def finish_window(self, window: int, rows: int) -> WindowFiles:
+        """Write the window marker over the window's shards, rows answered twice kept once; sweep the rest.
+
+        Where the shards listed do not answer all of its ``rows``, no marker is written: another driver finished the
+        window a moment ago, or (`FileNotFoundError`) the store lists less than there is.
+        """
         name = f"window-{window:06d}.json"
         shards = [self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window))]
         files = WindowFiles(
@@ -99,7 +103,8 @@ class CommitLog:
             dead=[s.dead for s in shards if s.dead],
             tally=sum((s.tally for s in shards), Tally()),
         )
-        if not create(self.fs, self._path("_commits", name), orjson.dumps(asdict(files))):
+        whole = files.tally.data + files.tally.dead == rows
+        if not whole or not create(self.fs, self._path("_commits", name), orjson.dumps(asdict(files))):
             files = self._window(name)
         self.sweep(window, files)
         return files
