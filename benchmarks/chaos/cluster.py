@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ _START_SECONDS = 120.0
 
 
 class Cluster:
-    """Nodes that run until ``with`` is left; `address` is for ``cluster.address=``.
+    """Nodes that run until ``with`` is left; `address` is for ``cluster.address=``, `environment` for drivers.
 
     Each node is a ``ray start --block`` with its own raylet, so that a raylet can be killed as on a machine that dies.
     """
@@ -29,6 +30,8 @@ class Cluster:
         self.cpus = (head_cpus, extra_cpus)
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # Ray's sockets need a short path
         self.address = f"127.0.0.1:{_free_port()}"
+        # A token of its own: else a token file of the user decides whether nodes and drivers find each other.
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._count = 0
 
@@ -51,7 +54,8 @@ class Cluster:
     def workers(self) -> dict[int, str]:
         """Ray's worker processes on all nodes, with what they do just now."""
         found = {pid: title(pid) for node in self._nodes for pid in descendants(node.pid)}
-        return {pid: name for pid, name in found.items() if name.startswith("ray::")}
+        # A raylet ends with its agents: that would be a node's death, and the head's too.
+        return {pid: name for pid, name in found.items() if name.startswith("ray::") and "Agent" not in name}
 
     def raylet(self) -> int | None:
         """The raylet of the node that may be killed."""
@@ -76,7 +80,7 @@ class Cluster:
                 [sys.executable, "-m", "ray.scripts.scripts", *always, *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal"},
+                env=os.environ | self.environment | {"RAY_BACKEND_LOG_LEVEL": "fatal"},
                 start_new_session=True,
             )
         self._nodes.append(node)

@@ -55,7 +55,7 @@ def _line(number: int, kind: str, chance: random.Random) -> str:
     prompt = " ".join(tiny.prompts_of(name, 1, seed=number)[0] for name in names)
     row: dict[str, Any] = {"line": number, "id": f"r{0 if kind == 'repeated' else number}"}
     if kind != "empty":
-        row["prompt"] = prompt * 40 if kind == "long" else prompt
+        row["prompt"] = prompt * 200 if kind == "long" else prompt
     text = json.dumps(row)
     return text[:-8] if kind == "cut" else text
 

@@ -52,8 +52,8 @@ class Kit:
 class Size:
     """How large a run is."""
 
-    least_lines: int = 64
-    most_lines: int = 96
+    least_lines: int = 60
+    most_lines: int = 80
     window: int = 40
     shard: int = 5
     new_tokens: int = 16
@@ -62,10 +62,15 @@ class Size:
 class Job:
     """A running command, in a process group of its own."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], environment: dict[str, str], log: Path) -> None:
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                words, cwd=_ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                words,
+                cwd=_ROOT,
+                env=os.environ | environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property
@@ -96,7 +101,7 @@ class Run:
             str(folder / "in.jsonl"),
             str(self.output),
             *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
-            *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 2])}"),
+            *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
             f"cluster.address={cluster.address}",
         )
         self.progress = Progress(self.output)
@@ -122,7 +127,7 @@ class Run:
     def _start(self) -> None:
         if len(self.exits) == _STARTS:
             raise RuntimeError(f"seed {self.seed}: the job did not get through in {_STARTS} starts: {self.exits}")
-        self.job = Job(self.words, self.folder / f"job-{len(self.exits) + 1}.log")
+        self.job = Job(self.words, self.cluster.environment, self.folder / f"job-{len(self.exits) + 1}.log")
 
     def _reach(self, wanted: Kill) -> bool:
         """Wait for the moment of a kill, starting the job anew as often as it fails; False where it got through."""
