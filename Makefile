@@ -10,7 +10,10 @@ STAMPS := $(VENV)/.stamps
 # of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-compare test test-all lint clean
+# Seeded runs of `make chaos`.
+RUNS ?= 100
+
+.PHONY: demo demo-compare test test-all chaos lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
@@ -29,6 +32,10 @@ test: $(STAMPS)/test lint
 # Everything that `test` leaves out for time.
 test-all: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -m ""
+
+# Kills workers, nodes and drivers of real jobs and counts every record; seeds that are recorded already are skipped.
+chaos: $(STAMPS)/test
+	$(BIN)/python -m benchmarks.chaos --runs $(RUNS)
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .

@@ -12,14 +12,16 @@ _PACKAGES = ("torch", "transformers", "peft", "ray", "pyarrow", "numpy", "sacreb
 
 
 def write_results(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON, with what is needed to judge and to repeat them."""
+    """Write figures as JSON, with what is needed to judge and to repeat them; whole or not at all."""
     about = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": {"processor": _processor(), "cpus": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | figures, indent=1) + "\n")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(about | figures, indent=1) + "\n")
+    part.replace(path)
 
 
 def _processor() -> str:

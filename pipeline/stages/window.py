@@ -56,7 +56,8 @@ class WindowJob:
             missing = self.missing(run)
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
-        files = self.log.finish_window(window, partial(merge_files, self.log, window, self.settings.file_bytes))
+        join = partial(merge_files, self.log, window, self.settings.file_bytes)
+        files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         return 0, files.tally
 

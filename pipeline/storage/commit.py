@@ -100,14 +100,21 @@ class CommitLog:
         return {window: self._window(name) for window, name in found.items()}
 
     def finish_window(
-        self, window: int, join: Callable[[WindowFiles], WindowFiles] = lambda files: files
+        self, window: int, rows: int, join: Callable[[WindowFiles], WindowFiles] = lambda files: files
     ) -> WindowFiles:
         """Write the window marker over the window's shards, rows answered twice kept once; sweep the rest.
 
-        ``join`` may put other files of the same rows in the place of the shards' files.
+        Where the shards listed do not answer all of its ``rows``, no marker is written: another driver finished the
+        window a moment ago, or (`FileNotFoundError`) the store lists less than there is. ``join`` may put other files
+        of the same rows in the place of the shards' files.
         """
         name = f"window-{window:06d}.json"
-        return self._mark(name, join(files_of(self.cut_shards(window))), window)
+        files = files_of(self.cut_shards(window))
+        if files.tally.data + files.tally.dead == rows:
+            return self._mark(name, join(files), window)
+        files = self._window(name)
+        self.sweep(window, files)
+        return files
 
     def replace_window(self, window: int, files: WindowFiles) -> WindowFiles:
         """Write a new marker of a finished window, and sweep what the one before named alone."""

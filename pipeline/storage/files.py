@@ -11,6 +11,10 @@ from ..errors import UserError
 
 _MAGIC = "*?["
 
+# No request may wait for ever: seconds to connect and between two bytes of an answer, and botocore's tries of one
+# request. s3fs asks five times again on top of that: a store that never answers is known after four minutes, not hours.
+_S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3}}
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -24,13 +28,21 @@ class InputFile:
 def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it; `UserError` for an unknown scheme."""
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url, **_client_options(url))
     except (ValueError, ImportError) as error:
         raise UserError(f"url: cannot use {masked(url)}: {one_line(error)}") from None
     if re.match(r"https?://[^/?#]*@", str(path)):
         # For http the path is the whole URL, and paths are written to the plan and into messages.
         raise UserError(f"url: {masked(url)} holds a password; give it through fsspec's own configuration")
     return fs, str(path)
+
+
+def _client_options(url: str) -> dict[str, Any]:
+    """Time limits of the store's client, below what the user's own fsspec configuration says of it."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": _S3_CLIENT | own}
 
 
 def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 _T = TypeVar("_T")
 
-ATTEMPTS = 7  # about a minute in all
+ATTEMPTS = 7  # about a minute in all, where the store answers at once that it cannot
+_LONGEST = 120.0  # seconds after which a call is not tried again: where it does not answer, each try takes minutes
+_UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for so many bytes
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
 _STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
@@ -36,7 +39,7 @@ def is_transient(error: BaseException) -> bool:
 _retried: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
     retry=retry_if_exception(is_transient),
     wait=wait_random_exponential(multiplier=1, max=20),
-    stop=stop_after_attempt(ATTEMPTS),
+    stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(_LONGEST),
     reraise=True,
 )
 
@@ -50,7 +53,7 @@ def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     if isinstance(fs, LocalFileSystem):
         os.replace(_synced_part(path, content), path)
     else:
-        fs.pipe_file(path, content)
+        _upload(fs, path, content)
 
 
 @_retried
@@ -60,7 +63,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         if isinstance(fs, LocalFileSystem):
             _link(_synced_part(path, content), path)
         else:
-            fs.pipe_file(path, content, mode="create")
+            _upload(fs, path, content, mode="create")
     except OSError as error:
         # SeaweedFS answers EINVAL where AWS says that the object exists.
         if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
@@ -120,6 +123,14 @@ def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: boo
 
 def _path(info: Any) -> str:
     return str(info["name"] if isinstance(info, dict) else info)
+
+
+def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str = "overwrite") -> None:
+    """Write an object of a store; `TimeoutError` where it stops taking bytes: clients limit only waits for answers."""
+    if isinstance(fs, AsyncFileSystem):
+        sync(fs.loop, fs._pipe_file, path, content, mode=mode, timeout=_UPLOAD + len(content) / _SLOWEST)
+    else:
+        fs.pipe_file(path, content, mode=mode)
 
 
 def _finds_prefixes(fs: fsspec.AbstractFileSystem) -> bool:

@@ -64,7 +64,7 @@ def test_only_files_with_a_marker_are_seen(folder: str) -> None:
     log.commit(shard, data, pa.table({}))
     [committed] = log.committed_files("data")
     assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
-    assert log.finish_window(0).tally.data == 3
+    assert log.finish_window(0, 3).tally.data == 3
     assert CommitLog(folder).finished_windows()[0].tally.mixtures == {"a:1.0": 3}
 
 

@@ -160,10 +160,10 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     expected = by_id(settings.output)
     settings, finish = replace(settings, output=str(tmp_path / "half")), CommitLog.finish_window
 
-    def die_at_the_second(log: CommitLog, window: int) -> WindowFiles:
+    def die_at_the_second(log: CommitLog, window: int, *rest: Any) -> WindowFiles:
         if window == 1:
             raise StoppedError("killed")
-        return finish(log, window)
+        return finish(log, window, *rest)
 
     with mock.patch.object(CommitLog, "finish_window", die_at_the_second), pytest.raises(StoppedError):
         run(settings)

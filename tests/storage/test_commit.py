@@ -154,7 +154,7 @@ def test_shards_of_another_window_are_apart(log: CommitLog) -> None:
     write_shard(log, "a-0", [0], window=1)
     write_shard(log, "a-0", [0], window=10)
     assert [s.name for s in log.shards(1)] == ["w000001-a-0"]
-    log.finish_window(1)
+    log.finish_window(1, 1)
     assert list(log.finished_windows()) == [1]
     assert len(log.committed_files("data")) == 2
 
@@ -171,7 +171,7 @@ def test_after_any_crashes_a_retry_leaves_each_row_once(rows: list[int], crashes
         except KilledError:
             assert set(visible_rows(log)) <= set(rows)
     assert visible_rows(log) == sorted(rows)
-    log.finish_window(WINDOW)
+    log.finish_window(WINDOW, len(rows))
     assert visible_rows(log) == sorted(rows)
 
 
@@ -179,35 +179,35 @@ def test_a_shard_that_repeats_rows_is_hidden_until_the_window_is_finished(log: C
     write_shard(log, "a-0", [0, 1, 3])
     write_shard(log, "b-0", [1, 2, 3, 7])
     assert visible_rows(log) == [0, 1, 3]
-    log.finish_window(WINDOW)
+    log.finish_window(WINDOW, 5)
     assert visible_rows(log) == [0, 1, 2, 3, 7]
 
 
 def test_a_row_answered_twice_keeps_its_first_answer(log: CommitLog) -> None:
     write_shard(log, "a-0", [1, 0])
     write_shard(log, "b-0", [2, 1])
-    log.finish_window(WINDOW)
+    log.finish_window(WINDOW, 3)
     assert sorted(visible(log, "data", "output")) == ["a-0:0", "a-0:1", "b-0:2"]
 
 
 def test_a_shard_with_only_repeated_rows_is_dropped(log: CommitLog) -> None:
     write_shard(log, "a-0", [0, 1, 3])
     write_shard(log, "b-0", [3, 1])
-    files = log.finish_window(WINDOW)
+    files = log.finish_window(WINDOW, 3)
     assert (len(files.data), len(files.dead), visible_rows(log)) == (1, 1, [0, 1, 3])
 
 
 def test_a_window_marker_counts_what_its_files_hold(log: CommitLog) -> None:
     write_shard(log, "a-0", [0, 1, 3, 5])
     write_shard(log, "b-0", [5, 6, 7, 3])
-    files = log.finish_window(WINDOW)
+    files = log.finish_window(WINDOW, 6)
     assert files.tally == tally_of([0, 1, 3, 5, 6, 7])
     assert log.finished_windows() == {WINDOW: files}
 
 
 def test_a_shard_that_comes_after_its_window_is_finished_changes_nothing(log: CommitLog) -> None:
     write_shard(log, "b-0", [0, 1])
-    files = log.finish_window(WINDOW)
+    files = log.finish_window(WINDOW, 2)
     write_shard(log, "a-0", [0, 1, 2, 3])
     write_shard(log, "b-0", [2])
     assert visible_rows(log) == [0, 1]
@@ -219,11 +219,20 @@ def test_a_window_whose_end_was_cut_off_is_finished_by_the_next_try(log: CommitL
     write_shard(log, "a-0", [0, 1, 3])
     write_shard(log, "b-0", [1, 2, 3, 7])
     with crash_at(write), pytest.raises(KilledError):
-        log.finish_window(WINDOW)
+        log.finish_window(WINDOW, 5)
     assert visible_rows(log) == [0, 1, 3]
     write_shard(log, "a-1", [4])
-    log.finish_window(WINDOW)
+    log.finish_window(WINDOW, 6)
     assert visible_rows(log) == [0, 1, 2, 3, 4, 7]
+
+
+def test_no_marker_is_written_over_a_part_of_a_window(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0, 1, 3])
+    with pytest.raises(FileNotFoundError):  # as if the store listed one shard of two
+        log.finish_window(WINDOW, 4)
+    assert (visible_rows(log), log.finished_windows()) == ([0, 1, 3], {})
+    files = log.finish_window(WINDOW, 3)
+    assert CommitLog(log.url).finish_window(WINDOW, 3) == files, "finished by another driver, and swept"
 
 
 def test_files_of_other_tools_are_no_markers(log: CommitLog) -> None:
@@ -300,7 +309,7 @@ class WindowMachine(RuleBasedStateMachine):
             self._write(f"{self.attempt:03d}-{task:06d}", missing, None)
         try:
             with crash_at(crash):
-                self.log.finish_window(WINDOW, partial(merge_files, self.log, WINDOW, join))
+                self.log.finish_window(WINDOW, ROWS, partial(merge_files, self.log, WINDOW, join))
         except KilledError:
             self.finished = WINDOW in self.log.finished_windows()
             return

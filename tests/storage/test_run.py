@@ -55,7 +55,7 @@ def test_only_committed_rows_are_read_before_and_after_the_window_is_finished(ur
     commit(log, "w000001-a-0", ["c"])
     log.fs.pipe_file(f"{log.root}/data/w000002-a-0.parquet", b"half a file")
     assert ids_of(url) == ["a", "b", "c"]
-    log.finish_window(0)
+    log.finish_window(0, 2)
     assert ids_of(url) == ["a", "b", "c"]
 
 

@@ -1,0 +1,1 @@
+"""Exactly once, proved by kills: seeded runs of real jobs on a real cluster."""

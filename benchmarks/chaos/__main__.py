@@ -1,0 +1,107 @@
+"""Seeded kills of real jobs, every line counted: `python -m benchmarks.chaos [--runs 100] [--seed N]`.
+
+Each seed draws an input, three to five kills (a worker process in any stage, a node, the driver) and their moments. The
+job is started anew until it is through; then each line of the input must be in data or dead letters once. Records go
+to `benchmarks/results/chaos.json` after each run; seeds that are there already are skipped. Exit 1 names what failed.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.evaluation.results import write_results
+
+from .cluster import Cluster
+from .runs import Kit, Run, Size
+
+_PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
+
+
+def main() -> int:
+    """Run what is missing; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks.chaos")
+    parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
+    parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
+    parser.add_argument("--most", type=int, help="end after so many runs")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/chaos.json"))
+    parser.add_argument("--work", type=Path, default=Path("out/chaos"), help="folders of failed runs stay here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    size = Size()
+    known = _known(args.results, asdict(size))
+    wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
+    wanted = wanted[: args.most]
+    with tempfile.TemporaryDirectory() as folder:
+        kit = Kit.make(Path(folder))
+        for start in range(0, len(wanted), _PER_CLUSTER):
+            with Cluster() as cluster:
+                for seed in wanted[start : start + _PER_CLUSTER]:
+                    known[seed] = _run(seed, cluster, kit, args.work.resolve(), size)
+                    _write(args.results, known, asdict(size))
+    failed = sorted(seed for seed, record in known.items() if not record["exact"])
+    if failed:
+        print(f"failed: seeds {', '.join(map(str, failed))}; again with --seed N, logs in {args.work}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size) -> dict[str, Any]:
+    folder = work / f"seed-{seed:04d}"
+    run = Run(seed, cluster, kit, folder, size)
+    try:
+        record = run.run()
+    except Exception as error:  # a run that cannot be counted is a failed one; the others go on
+        traceback.print_exc()
+        record = {"seed": seed, "exact": False, "error": f"{type(error).__name__}: {error}"}
+    if record["exact"]:
+        shutil.rmtree(folder)
+    print(_line(record), flush=True)
+    return record
+
+
+def _line(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return f"seed {record['seed']:4}  FAILED  {record['error']}"
+    kinds = " ".join(kill["kind"] for kill in record["kills"])
+    return (
+        f"seed {record['seed']:4}  {'exact ' if record['exact'] else 'FAILED'}  {record['lines']:3} lines"
+        f"  lost {record['lost']}  doubled {record['doubled']}  orphans {record['orphans']}"
+        f"  {len(record['exits'])} starts  {record['seconds']:5.1f} s  {kinds}"
+    )
+
+
+def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Records by seed, if they were made with runs of this size."""
+    if not path.exists():
+        return {}
+    values = json.loads(path.read_text())
+    return {record["seed"]: record for record in values["runs"]} if values["config"] == size else {}
+
+
+def _write(path: Path, known: dict[int, dict[str, Any]], size: dict[str, Any]) -> None:
+    records = [known[seed] for seed in sorted(known)]
+    counted = [record for record in records if "error" not in record]
+    kills = Counter(kill["kind"] for record in counted for kill in record["kills"])
+    sums = {key: sum(r[key] for r in counted) for key in ("lines", "lost", "doubled", "misplaced", "orphans")}
+    figures = {
+        "runs": len(records),
+        "failed": sum(not record["exact"] for record in records),
+        **sums,
+        "starts": sum(len(record["exits"]) for record in counted),
+        "kills": kills.total(),
+        "kills_by_kind": dict(kills.most_common()),
+        "seconds": round(sum(record["seconds"] for record in counted), 1),
+    }
+    write_results(path, {"case": "chaos", "config": size, "figures": figures, "runs": records})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

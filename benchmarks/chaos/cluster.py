@@ -1,0 +1,120 @@
+"""A Ray cluster of several nodes on this machine: a head that lives, and a node that may be killed and replaced."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from .processes import descendants, kill, title
+
+# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute.
+_HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+_START_SECONDS = 120.0
+
+
+class Cluster:
+    """Nodes that run until ``with`` is left; `address` is for ``cluster.address=``, `environment` for drivers.
+
+    Each node is a ``ray start --block`` with its own raylet, so that a raylet can be killed as on a machine that dies.
+    """
+
+    def __init__(self, head_cpus: int = 1, extra_cpus: int = 2) -> None:
+        self.cpus = (head_cpus, extra_cpus)
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # Ray's sockets need a short path
+        self.address = f"127.0.0.1:{_free_port()}"
+        # A token of its own: else a token file of the user decides whether nodes and drivers find each other.
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._count = 0
+
+    def __enter__(self) -> "Cluster":
+        try:
+            port = self.address.rpartition(":")[2]
+            head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}")
+            self._start(self.cpus[0], *head, f"--system-config={json.dumps(_HEALTH)}")
+            self._start(self.cpus[1], f"--address={self.address}")
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def workers(self) -> dict[int, str]:
+        """Ray's worker processes on all nodes, with what they do just now."""
+        found = {pid: title(pid) for node in self._nodes for pid in descendants(node.pid)}
+        # A raylet ends with its agents: that would be a node's death, and the head's too.
+        return {pid: name for pid, name in found.items() if name.startswith("ray::") and "Agent" not in name}
+
+    def raylet(self) -> int | None:
+        """The raylet of the node that may be killed."""
+        return next((pid for pid in descendants(self._nodes[-1].pid) if _is_raylet(pid)), None)
+
+    def replace_node(self) -> None:
+        """A new node in the place of one whose raylet was killed."""
+        dead = self._nodes.pop()
+        _end(dead)
+        self._start(self.cpus[1], f"--address={self.address}")
+
+    def _start(self, cpus: int, *words: str) -> None:
+        self._count += 1
+        log = self.folder / f"node-{self._count}.log"
+        always = (
+            *("start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"),
+            # Ports by the system: Ray's own ranges are made for one node on a machine.
+            *("--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={200 * 2**20}"),
+        )
+        with log.open("wb") as out:
+            node = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *always, *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | self.environment | {"RAY_BACKEND_LOG_LEVEL": "fatal"},
+                start_new_session=True,
+            )
+        self._nodes.append(node)
+        deadline = time.monotonic() + _START_SECONDS
+        while b"Ray runtime started" not in log.read_bytes():
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"a node of the cluster did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.1)
+
+    def _stop(self) -> None:
+        for node in reversed(self._nodes):
+            _end(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """Stop a node, and whatever of it does not stop by itself."""
+    family = descendants(node.pid)
+    if node.poll() is None:
+        node.send_signal(signal.SIGTERM)
+    try:
+        node.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        node.wait()
+    for pid in family:
+        kill(pid)
+
+
+def _is_raylet(pid: int) -> bool:
+    return title(pid).partition(" ")[0].endswith("/raylet")
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

@@ -1,0 +1,97 @@
+"""What is killed, and when: drawn from the seed of a run."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cluster import Cluster
+from .processes import kill
+
+DRIVER, NODE = "driver", "node"
+# What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.
+_TITLES = {"generate": "GenerateRecords", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
+KINDS = (*_TITLES, DRIVER, NODE)
+_LOOK = 0.004  # seconds between two looks at the output or the processes; a commit takes about 10 ms
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: so many seconds after so many committed files, or finished windows, were seen."""
+
+    kind: str
+    files: int
+    windows: int
+    delay: float
+
+
+def draw(chance: random.Random, files: int, windows: int) -> list[Kill]:
+    """Three to five kills over the first three quarters of a run with so many data files and windows.
+
+    The driver is among them at least once. A third follow a commit at once, or the end of a window: there the protocol
+    is between two steps. Others come a while later, or while the job starts.
+    """
+    kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(2, 4))]
+    chance.shuffle(kinds)
+    return [
+        Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, 4)]), 3))
+        for kind, moment in zip(kinds, sorted(_moments(chance, len(kinds), files, windows)), strict=True)
+    ]
+
+
+def _moments(chance: random.Random, count: int, files: int, windows: int) -> list[tuple[int, int]]:
+    """Pairs of files and windows to wait for; the end of a window but for the last counts as its files."""
+    per_window = files // windows
+    moments = []
+    for _ in range(count):
+        if windows > 1 and chance.random() < 0.2:
+            window = chance.randint(1, windows - 1)
+            moments.append((window * per_window, window))
+        else:
+            moments.append((chance.randint(0, files * 3 // 4), 0))
+    return moments
+
+
+class Progress:
+    """What an output folder has come to, as far as it was looked at: the names of data files and of window markers."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._files: set[str] = set()
+        self._windows: set[str] = set()
+
+    def look(self) -> tuple[int, int]:
+        """Data files ever seen and windows finished."""
+        self._files |= {path.name for path in self.output.glob("data/*.parquet")}
+        self._windows |= {path.name for path in self.output.glob("_commits/window-*.json")}
+        return len(self._files), len(self._windows)
+
+    def reaches(self, wanted: Kill) -> bool:
+        """Whether it is time for a kill, but for its delay."""
+        files, windows = self.look()
+        return files >= wanted.files and windows >= wanted.windows
+
+
+def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:
+    """Wait until ``ready``; False where ``alive`` ends before, or the time."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if not alive() or time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def strike(wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool]) -> bool:
+    """Kill a worker of the kind as soon as there is one, or the node; False where there was none in time."""
+    if wanted.kind == NODE:
+        raylet = cluster.raylet()
+        return raylet is not None and kill(raylet)
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = sorted(pid for pid, title in cluster.workers().items() if _TITLES[wanted.kind] in title)
+        return bool(found)
+
+    return wait(look, alive, 20) and kill(chance.choice(found))

@@ -1,0 +1,84 @@
+"""The input of a run, whose lines are numbered, and how often each line came out."""
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import read_dead, read_run
+from pipeline.storage.commit import CommitLog
+from tests import tiny
+
+_LINE = re.compile(r'"line": ?(\d+)')
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Numbers of the lines that must be answered, and of those that must become dead letters."""
+
+    good: set[int]
+    bad: set[int]
+
+
+@dataclass(frozen=True)
+class Count:
+    """How the output differs from one row for each line."""
+
+    lost: int
+    doubled: int
+    misplaced: int  # good lines among the dead letters, or bad ones among the data
+    orphans: int  # files and shard markers that no window marker names
+
+    @property
+    def exact(self) -> bool:
+        """Every line is in exactly one of data and dead letters, and there is nothing else."""
+        return not any(asdict(self).values())
+
+
+def write_lines(path: Path, chance: random.Random, count: int) -> Lines:
+    """Records for the tiny model; among them repeated ids, cut lines, records without a prompt and too long ones."""
+    kinds = ["repeated", "cut", "empty", "long"]
+    kinds += chance.choices(["good", *kinds], weights=[92, 2, 2, 2, 2], k=count - len(kinds) - 1)
+    chance.shuffle(kinds)
+    kinds.insert(0, "good")  # what is repeated
+    made = [_line(number, kind, chance) for number, kind in enumerate(kinds)]
+    path.write_text("".join(f"{line}\n" for line in made))
+    good = {number for number, kind in enumerate(kinds) if kind == "good"}
+    return Lines(good, set(range(count)) - good)
+
+
+def _line(number: int, kind: str, chance: random.Random) -> str:
+    names = chance.sample(tiny.ADAPTERS, chance.choice([1, 1, 2]))
+    prompt = " ".join(tiny.prompts_of(name, 1, seed=number)[0] for name in names)
+    row: dict[str, Any] = {"line": number, "id": f"r{0 if kind == 'repeated' else number}"}
+    if kind != "empty":
+        row["prompt"] = prompt * 200 if kind == "long" else prompt
+    text = json.dumps(row)
+    return text[:-8] if kind == "cut" else text
+
+
+def seen(output: str) -> tuple[list[int], list[int]]:
+    """Line numbers in the data and in the dead letters, as a reader sees them."""
+    data = read_run(output).to_table(columns=["line"])["line"].to_pylist()
+    dead = read_dead(output).to_table(columns=["record"])["record"].to_pylist()
+    return data, [int(found.group(1)) for text in dead if (found := _LINE.search(text))]
+
+
+def count(output: Path, lines: Lines) -> Count:
+    """Count every line of a finished run, and look for what its window markers do not name."""
+    data, dead = seen(str(output))
+    everything = Counter(data + dead)
+    named = {
+        name for files in CommitLog(str(output)).finished_windows().values() for name in (*files.data, *files.dead)
+    }
+    there = {f"{kind}/{path.name}" for kind in ("data", "dead") for path in (output / kind).glob("*")}
+    markers = {path.name for path in (output / "_commits").glob("*") if not path.name.startswith("window-")}
+    return Count(
+        lost=len((lines.good | lines.bad) - everything.keys()),
+        doubled=sum(times - 1 for times in everything.values()),
+        misplaced=len(lines.good & set(dead)) + len(lines.bad & set(data)),
+        orphans=len(there - named) + len(markers),
+    )

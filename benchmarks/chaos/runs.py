@@ -1,0 +1,192 @@
+"""One run: a job that is killed again and again, started anew until it is through, and then counted."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from tests import tiny
+
+from .cluster import Cluster
+from .kills import DRIVER, NODE, Kill, Progress, draw, strike, wait
+from .records import count, seen, write_lines
+
+_ROOT = Path(__file__).parents[2]
+_STARTS = 12  # of the job in one run, at most
+_STUCK = 240.0  # seconds without the next moment or the end, after which a job counts as stuck and is ended
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Folders of a tiny model, its bank and its router."""
+
+    model: Path
+    bank: Path
+    router: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Kit":
+        """Make all three."""
+        model = tiny.make_model(folder / "model")
+        return cls(model, tiny.make_bank(folder / "bank", model), tiny.make_router(folder / "router", model))
+
+    def words(self, input_url: str, output: str, *more: str) -> list[str]:
+        """The command line of a job."""
+        return [
+            *(sys.executable, "-m", "jobs.generate", "--input", input_url, "--output", output),
+            *("model=custom", f"model.path={self.model}", "model.dtype=fp32", "bank=custom", f"bank.path={self.bank}"),
+            *("router=custom", f"router.path={self.router}", "errors.budget=1", *more),
+        ]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a run is."""
+
+    least_lines: int = 60
+    most_lines: int = 80
+    window: int = 40
+    shard: int = 5
+    new_tokens: int = 16
+
+
+class Job:
+    """A running command, in a process group of its own."""
+
+    def __init__(self, words: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                words,
+                cwd=_ROOT,
+                env=os.environ | environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def lives(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
+
+    def kill(self) -> bool:
+        """SIGKILL to all of its processes; False where it had ended before."""
+        if not self.lives:
+            return False
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait() == -signal.SIGKILL
+
+
+class Run:
+    """A seeded run in a folder of its own."""
+
+    def __init__(self, seed: int, cluster: Cluster, kit: Kit, folder: Path, size: Size) -> None:
+        self.seed, self.cluster, self.folder, self.output = seed, cluster, folder, folder / "out"
+        self.chance = chance = random.Random(seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        lines = chance.randint(size.least_lines, size.most_lines)
+        self.lines = write_lines(folder / "in.jsonl", chance, lines)
+        self.kills = draw(chance, lines // size.shard, -(-lines // size.window))
+        self.words = kit.words(
+            str(folder / "in.jsonl"),
+            str(self.output),
+            *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
+            *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
+            f"cluster.address={cluster.address}",
+        )
+        self.progress = Progress(self.output)
+        self.exits: list[int | str] = []  # of the job's starts: exit codes, or why it was ended
+        self.doubled_midway = 0
+        self._struck: list[dict[str, Any]] = []
+        self._begun = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Do it; the record of the run, ``exact`` where all is as it must be."""
+        self._start()
+        try:
+            for wanted in self.kills:
+                if not self._reach(wanted):
+                    break
+                self._strike(wanted)
+            while not self._through():
+                self._start()
+        finally:
+            self.job.kill()
+        return self._record()
+
+    def _start(self) -> None:
+        if len(self.exits) == _STARTS:
+            raise RuntimeError(f"seed {self.seed}: the job did not get through in {_STARTS} starts: {self.exits}")
+        self.job = Job(self.words, self.cluster.environment, self.folder / f"job-{len(self.exits) + 1}.log")
+
+    def _reach(self, wanted: Kill) -> bool:
+        """Wait for the moment of a kill, starting the job anew as often as it fails; False where it got through."""
+        while not wait(lambda: self.progress.reaches(wanted), lambda: self.job.lives, _STUCK):
+            if self._through():
+                return False
+            self._start()
+        time.sleep(wanted.delay)
+        return True
+
+    def _strike(self, wanted: Kill) -> None:
+        files, windows = self.progress.look()
+        if wanted.kind == DRIVER:
+            struck = self.job.kill()
+        else:
+            struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives)
+        if not struck:
+            return
+        at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._begun, 1)}
+        self._struck.append(asdict(wanted) | at)
+        if wanted.kind == NODE:
+            self.cluster.replace_node()
+        if wanted.kind == DRIVER:
+            self.exits.append("killed")
+            self._look_between()
+            self._start()
+
+    def _through(self) -> bool:
+        """Wait for the end of the job; whether it did all it had to."""
+        if not wait(lambda: not self.job.lives, lambda: True, _STUCK):
+            self.job.kill()
+            self.exits.append("stuck")
+            return False
+        self.exits.append(self.job.process.returncode)
+        return self.exits[-1] == 0
+
+    def _look_between(self) -> None:
+        """No reader may ever see a row twice, also while nobody works on the output."""
+        try:
+            data, dead = seen(str(self.output))
+        except UserError:  # the first driver was killed before it began
+            return
+        self.doubled_midway += len(data + dead) - len({*data, *dead})
+
+    def _record(self) -> dict[str, Any]:
+        counted = count(self.output, self.lines)
+        run = json.loads((self.output / "run.json").read_text())
+        told = {"data": len(self.lines.good), "dead": len(self.lines.bad)}
+        told_right = run["state"] == "finished" and told.items() <= run["counts"].items()
+        exact = counted.exact and told_right and not self.doubled_midway and "stuck" not in self.exits
+        return {
+            "seed": self.seed,
+            "exact": exact,
+            **asdict(counted),
+            "doubled_midway": self.doubled_midway,
+            "counts_told_right": told_right,
+            "lines": len(self.lines.good) + len(self.lines.bad),
+            "dead": len(self.lines.bad),
+            "kills": self._struck,
+            "exits": self.exits,
+            "seconds": round(time.monotonic() - self._begun, 1),
+        }

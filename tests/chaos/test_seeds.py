@@ -1,0 +1,28 @@
+"""A few of the seeded runs of `benchmarks.chaos`, in its short form: kills of any kind, every line counted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.runs import Kit, Run, Size
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+SHORT = Size(least_lines=40, most_lines=48, window=30)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as started:
+        yield started
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_line_comes_out_once_whatever_is_killed(
+    seed: int, cluster: Cluster, tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    record = Run(seed, cluster, Kit(tiny_model, tiny_bank, tiny_router), tmp_path / "run", SHORT).run()
+    assert len(record["kills"]) >= 3, record
+    assert record["exact"], record
