@@ -1,6 +1,7 @@
 """What every command shares: exit codes and one-line errors."""
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,12 +23,21 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         print(error, file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
-        print(f"interrupted; {_GO_ON}", file=sys.stderr)
-        code = INTERRUPTED
+        _leave(f"interrupted; {_GO_ON}", INTERRUPTED)
     except StoppedError as error:
-        print(f"stopped: {error}; {_GO_ON}", file=sys.stderr)
-        code = TERMINATED if str(error) == SIGTERM else INCOMPLETE
+        _leave(f"stopped: {error}; {_GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
     sys.exit(code)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """End at once. A thread that still routes a window would trip over an orderly end of Ray, or start it anew.
+
+    A local Ray ends with its driver; a cluster drops the driver's work.
+    """
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def split_tasks(args: argparse.Namespace) -> argparse.Namespace:

@@ -4,7 +4,6 @@ import threading
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayError
 
 from .graph import WindowRun
 
@@ -31,5 +30,5 @@ class RoutedAhead:
         try:
             with self._run.incidents.telling("route ahead"):
                 self._found = self._run.routed(self._run.some(self._missing), self._shard_records).materialize()
-        except (RayError, RuntimeError, OSError):  # noted; the job may also have ended meanwhile
+        except Exception:  # noted, and done again with the window; or the job has ended meanwhile
             return

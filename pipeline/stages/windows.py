@@ -35,4 +35,6 @@ class Windows:
         """Once a window commits: before, its own routing would be the slower for it."""
         if number < len(self._runs):
             run = self._runs[number]
-            self._ahead = RoutedAhead(run, self._job.missing(run), self._job.settings.shard_records)
+            missing = self._job.missing(run)
+            if len(missing):
+                self._ahead = RoutedAhead(run, missing, self._job.settings.shard_records)
