@@ -69,7 +69,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
             raise
         # The first of two tries may have gone through although its answer was lost.
-        return bool(fs.cat_file(path) == content)
+        return bool(_content(fs, path) == content)
     return True
 
 
@@ -77,10 +77,9 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
 def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     """The content of an object, or None where there is none."""
     try:
-        content: bytes = fs.cat_file(path)
+        return _content(fs, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return content
 
 
 @_retried
@@ -106,8 +105,16 @@ def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[
             found = fs.ls(folder, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    fs.invalidate_cache(folder)  # else what others write from now on would be missing for this process
     last = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
     return sorted(name for name in last if name.startswith(prefix))
+
+
+def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The content as it is now: file systems look a file up in old listings of its folder first."""
+    fs.invalidate_cache(path)
+    content: bytes = fs.cat_file(path)
+    return content
 
 
 def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str = "overwrite") -> None:
