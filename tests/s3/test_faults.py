@@ -31,10 +31,9 @@ pytestmark = pytest.mark.s3
 
 # Every third request fails, and of those that fail two in five were done.
 OFTEN = Faults(slow_down=0.08, server_error=0.06, reset_before=0.06, reset_after=0.12, silent_after=0.02, delay=0.1)
-# A client that is less patient than the job's own and asks once: the rest is up to `storage.objects`.
-IMPATIENT = json.dumps(
-    {"config_kwargs": {"read_timeout": 0.5, "retries": {"mode": "standard", "total_max_attempts": 1}}}
-)
+# A client that is less patient than the job's own, and one that asks once: the rest is up to `storage.objects`.
+IMPATIENT = {"read_timeout": 0.5}
+ONCE = IMPATIENT | {"retries": {"mode": "standard", "total_max_attempts": 1}}
 
 
 @pytest.fixture
@@ -57,8 +56,8 @@ def failing(weed: Weed, direct: object, monkeypatch: pytest.MonkeyPatch) -> Iter
     with Proxy(weed.port, OFTEN, seed=11) as proxy:
         for name, value in environment(proxy.port).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("FSSPEC_S3", IMPATIENT)  # of processes to come
-        monkeypatch.setitem(fsspec.config.conf, "s3", json.loads(IMPATIENT))
+        monkeypatch.setenv("FSSPEC_S3", json.dumps({"config_kwargs": IMPATIENT}))  # of processes to come
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": ONCE})
         fsspec.filesystem("s3").clear_instance_cache()
         yield proxy
 
@@ -129,7 +128,7 @@ def test_a_store_that_says_nothing_is_given_up_after_a_while(
     put(direct, f"{BUCKET}/silent/a", b"there")
     with Proxy(weed.port, Faults(silent_after=1.0), seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        monkeypatch.setitem(fsspec.config.conf, "s3", json.loads(IMPATIENT))
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": ONCE})
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         fsspec.filesystem("s3").clear_instance_cache()
         with pytest.raises(Exception, match=r"(?i)time"):
