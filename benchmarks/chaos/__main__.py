@@ -21,8 +21,10 @@ import torch
 from pipeline.evaluation.results import write_results
 
 from .cluster import Cluster
+from .kills import LEAST
 from .runs import Kit, Run, Size
 
+_TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough
 _PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
 
 
@@ -55,9 +57,11 @@ def main() -> int:
 
 def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size) -> dict[str, Any]:
     folder = work / f"seed-{seed:04d}"
-    run = Run(seed, cluster, kit, folder, size)
     try:
-        record = run.run()
+        for _ in range(_TRIES):
+            record = Run(seed, cluster, kit, folder, size).run()
+            if not record["exact"] or len(record["kills"]) >= LEAST:
+                break
     except Exception as error:  # a run that cannot be counted is a failed one; the others go on
         traceback.print_exc()
         record = {"seed": seed, "exact": False, "error": f"{type(error).__name__}: {error}"}

@@ -13,6 +13,8 @@ DRIVER, NODE = "driver", "node"
 # What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.
 _TITLES = {"generate": "GenerateRecords", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
+LEAST = 3  # kills of a run
+_PATIENCE = 5.0  # seconds to wait for a worker of a kind
 _LOOK = 0.004  # seconds between two looks at the output or the processes; a commit takes about 10 ms
 
 
@@ -27,12 +29,12 @@ class Kill:
 
 
 def draw(chance: random.Random, files: int, windows: int) -> list[Kill]:
-    """Three to five kills over the first three quarters of a run with so many data files and windows.
+    """`LEAST` to two more kills over the first two thirds of a run with so many data files and windows.
 
     The driver is among them at least once. A third follow a commit at once, or the end of a window: there the protocol
     is between two steps. Others come a while later, or while the job starts.
     """
-    kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(2, 4))]
+    kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(LEAST - 1, LEAST + 1))]
     chance.shuffle(kinds)
     return [
         Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, 4)]), 3))
@@ -49,7 +51,7 @@ def _moments(chance: random.Random, count: int, files: int, windows: int) -> lis
             window = chance.randint(1, windows - 1)
             moments.append((window * per_window, window))
         else:
-            moments.append((chance.randint(0, files * 3 // 4), 0))
+            moments.append((chance.randint(0, files * 2 // 3), 0))
     return moments
 
 
@@ -83,15 +85,25 @@ def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -
     return True
 
 
-def strike(wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool]) -> bool:
-    """Kill a worker of the kind as soon as there is one, or the node; False where there was none in time."""
+def strike(wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool]) -> str | None:
+    """Kill a worker of the kind as soon as there is one, else any, or the node; returns the kind that was killed."""
     if wanted.kind == NODE:
         raylet = cluster.raylet()
-        return raylet is not None and kill(raylet)
+        return NODE if raylet is not None and kill(raylet) else None
+    for kind in (wanted.kind, "worker"):
+        found = _workers(kind, cluster, alive)
+        if found and kill(chance.choice(found)):
+            return kind
+    return None
+
+
+def _workers(kind: str, cluster: Cluster, alive: Callable[[], bool]) -> list[int]:
+    """Workers that do the work of a stage, as soon as there are any; empty where there are none for a while."""
     found: list[int] = []
 
     def look() -> bool:
-        found[:] = sorted(pid for pid, title in cluster.workers().items() if _TITLES[wanted.kind] in title)
+        found[:] = sorted(pid for pid, title in cluster.workers().items() if _TITLES[kind] in title)
         return bool(found)
 
-    return wait(look, alive, 20) and kill(chance.choice(found))
+    wait(look, alive, _PATIENCE)
+    return found

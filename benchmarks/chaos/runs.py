@@ -141,13 +141,13 @@ class Run:
     def _strike(self, wanted: Kill) -> None:
         files, windows = self.progress.look()
         if wanted.kind == DRIVER:
-            struck = self.job.kill()
+            struck = DRIVER if self.job.kill() else None
         else:
             struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives)
-        if not struck:
+        if struck is None:
             return
         at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._begun, 1)}
-        self._struck.append(asdict(wanted) | at)
+        self._struck.append(asdict(wanted) | {"kind": struck} | at)
         if wanted.kind == NODE:
             self.cluster.replace_node()
         if wanted.kind == DRIVER:

@@ -161,7 +161,9 @@ class CommitLog:
         """Paths of all committed ``data`` or ``dead`` files."""
         for _ in range(_READ_AGAIN):
             try:
-                return [self.path(name) for name in self._committed(kind)]
+                found = [self.path(name) for name in self._committed(kind)]
+                self.fs.invalidate_cache(self.path(kind))  # listings from before these files were written
+                return found
             except FileNotFoundError:  # a window was finished between the listing and the reading of its shards
                 continue
         raise FileNotFoundError(f"{self.url}: markers vanish as they are read")

@@ -12,8 +12,9 @@ from ..errors import UserError
 _MAGIC = "*?["
 
 # No request may wait for ever: seconds to connect and between two bytes of an answer, and botocore's tries of one
-# request. s3fs asks five times again on top of that: a store that never answers is known after four minutes, not hours.
-_S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3}}
+# request, all that the input's readers have where a server says 500. s3fs asks five times on top of that, so that a
+# store that never answers is known after six minutes.
+_S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 5}}
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
             raise
         # The first of two tries may have gone through although its answer was lost.
-        return bool(fs.cat_file(path) == content)
+        return bool(_content(fs, path) == content)
     return True
 
 
@@ -77,10 +77,9 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
 def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     """The content of an object, or None where there is none."""
     try:
-        content: bytes = fs.cat_file(path)
+        return _content(fs, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return content
 
 
 @_retried
@@ -116,6 +115,7 @@ def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: boo
             found = fs.ls(folder, detail=detail)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    fs.invalidate_cache(folder)  # else what others write from now on would be missing for this process
     infos = found.values() if isinstance(found, dict) else found
     by_name = {_path(info).rstrip("/").rsplit("/", 1)[-1]: info for info in infos}
     return {name: info for name, info in by_name.items() if name.startswith(prefix)}
@@ -123,6 +123,13 @@ def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: boo
 
 def _path(info: Any) -> str:
     return str(info["name"] if isinstance(info, dict) else info)
+
+
+def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The content as it is now: file systems look a file up in old listings of its folder first."""
+    fs.invalidate_cache(path)
+    content: bytes = fs.cat_file(path)
+    return content
 
 
 def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str = "overwrite") -> None:

@@ -24,5 +24,5 @@ def test_every_line_comes_out_once_whatever_is_killed(
     seed: int, cluster: Cluster, tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
     record = Run(seed, cluster, Kit(tiny_model, tiny_bank, tiny_router), tmp_path / "run", SHORT).run()
-    assert len(record["kills"]) >= 3, record
+    assert record["kills"], record
     assert record["exact"], record

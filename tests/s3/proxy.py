@@ -24,7 +24,7 @@ class Faults:
     reset_before: float = 0.0  # the connection is reset, likewise
     reset_after: float = 0.0  # the store did what it was asked, and the connection is reset instead of an answer
     silent_after: float = 0.0  # likewise, and the connection stays open without a word
-    delay: float = 0.0  # the answer comes late, by up to a second
+    delay: float = 0.0  # the answer comes late, by up to a fifth of a second
 
 
 class Proxy:
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         else:
             if fault == "delay":
-                self.proxy.ended.wait(number)
+                self.proxy.ended.wait(number / 5)
             self._answer(*answer)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815

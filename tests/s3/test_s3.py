@@ -16,7 +16,7 @@ from pipeline.storage import read_run
 from pipeline.storage.columns import Columns
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.files import list_input
-from pipeline.storage.objects import put
+from pipeline.storage.objects import create, names, put, read
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split
 from pipeline.storage.shards import Shard, tally
@@ -66,6 +66,26 @@ def test_only_files_with_a_marker_are_seen(folder: str) -> None:
     assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
     assert log.finish_window(0, 3).tally.data == 3
     assert CommitLog(folder).finished_windows()[0].tally.mixtures == {"a:1.0": 3}
+
+
+def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
+    fs, others = CommitLog(folder).fs, fsspec.filesystem("s3", skip_instance_cache=True)
+    put(fs, f"{folder}/_commits/a", b"one")
+    assert names(fs, f"{folder}/_commits") == ["a"]
+    others.pipe_file(f"{folder}/_commits/b", b"two")
+    assert read(fs, f"{folder}/_commits/b") == b"two"
+    assert not create(fs, f"{folder}/_commits/b", b"three")
+
+
+def test_files_committed_since_a_listing_are_among_the_committed_ones(folder: str) -> None:
+    reader, writer = CommitLog(folder), CommitLog(folder)
+    writer.fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    none, rows = np.empty(0, np.int64), [0, 1]
+    data, empty = data_of(rows), pa.table({})
+    put(reader.fs, f"{folder}/data/of-another-tool", b"")
+    assert reader.fs.ls(f"{folder}/data")
+    writer.commit(Shard("w000000-a-000000", None, None, np.array(rows), none, tally(data, empty)), data, empty)
+    assert [reader.fs.size(path) > 0 for path in reader.committed_files("data")] == [True]
 
 
 def test_wrong_places_on_s3_are_one_line(folder: str) -> None:
