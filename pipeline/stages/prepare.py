@@ -17,7 +17,7 @@ from ..routing import Router
 from ..storage.files import list_input, one_line
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
-from ..storage.secrets import masked
+from ..storage.secrets import masked, masked_path
 from .settings import JobSettings
 
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance")
@@ -40,7 +40,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     context, fingerprints = check_models(settings)
     _, files = list_input(settings.input, folder.log.root)
-    guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked(f.path)} for f in files]}
+    guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
     before = _earlier_run(settings.output, folder)
     if before is not None and not new_run:
         _compare(before["guard"], guard, settings.output)

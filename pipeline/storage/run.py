@@ -16,7 +16,7 @@ from .duplicates import DUPLICATES
 from .files import InputFile
 from .objects import put, read
 from .plan import InputPlan
-from .secrets import masked
+from .secrets import masked, masked_path
 
 RUN, PLAN = "run.json", "_plan/plan.json"
 
@@ -57,8 +57,8 @@ class RunFolder:
     def save_plan(self, plan: InputPlan) -> None:
         """Keep the plan, so that a later run need not read the input again."""
         values = asdict(plan) | {
-            "files": [asdict(f) | {"path": masked(f.path)} for f in plan.files],
-            "seek_points": [(masked(path), *place) for path, *place in plan.seek_points],
+            "files": [asdict(f) | {"path": masked_path(f.path)} for f in plan.files],
+            "seek_points": [(masked_path(path), *place) for path, *place in plan.seek_points],
             "passed": _packed(plan.passed.serialize()),
             "duplicates": _packed(_ipc(plan.duplicates)),
         }
@@ -69,7 +69,7 @@ class RunFolder:
         values = self.read_json(PLAN)
         if values is None:
             return None
-        paths = {masked(file.path): file.path for file in files}
+        paths = {masked_path(file.path): file.path for file in files}
         values["files"] = [InputFile(**f | {"path": paths[f["path"]]}) for f in values["files"]]
         values["seek_points"] = [(paths[path], *place) for path, *place in values["seek_points"]]
         values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))

@@ -33,6 +33,11 @@ def masked(text: str) -> str:
     return text
 
 
+def masked_path(path: str) -> str:
+    """A path of a store as it is stored: of web addresses alone it is the whole URL."""
+    return masked(path) if "://" in path else path
+
+
 def password_of(url: str) -> str | None:
     """``user:password`` of a URL, or the user of a web address; None where there is neither."""
     found = re.search(r"://([^\s/@:?#]*:(?!\d+[/?#])[^\s]*)@", url) or re.search(r"https?://([^\s/?#]*)@", url)

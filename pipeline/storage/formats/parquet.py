@@ -63,6 +63,8 @@ def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
 
 
 def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[Row]:
+    # First, since Arrow checks the columns' metadata then; to look at damaged ones ourselves would end the process.
+    next(parquet.iter_batches(1, row_groups=[group]), None)
     rows = batch_rows(parquet.metadata.row_group(group), f, masked(path))
     for batch in parquet.iter_batches(rows, row_groups=[group]):
         for row in _rows(batch):
