@@ -11,7 +11,7 @@ import fsspec
 from ..errors import UserError
 
 # ``user:password@`` may hold any sign of a URL, a port (``host:80/a@b``) is none; without a password to the next slash.
-_USER = re.compile(r"(?<=://)(?:[^\s/@:?#]*:(?!\d+[/?#])[^\s'\"]*|[^\s/?#'\"]*)@")
+_USER = re.compile(r"(?<=://)(?:[^\s/@:?#]*:(?!:|\d+[/?#])[^\s'\"]*|[^\s/?#'\"]*)@")
 # What follows the path of a web address, as signatures do; of other stores, where `?` may be a glob, only ``?key=...``.
 _WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s?/'\"]*=[^\s'\"]*")
@@ -40,7 +40,7 @@ def masked_path(path: str) -> str:
 
 def password_of(url: str) -> str | None:
     """``user:password`` of a URL, or the user of a web address; None where there is neither."""
-    found = re.search(r"://([^\s/@:?#]*:(?!\d+[/?#])[^\s]*)@", url) or re.search(r"https?://([^\s/?#]*)@", url)
+    found = re.search(r"://([^\s/@:?#]*:(?!:|\d+[/?#])[^\s]*)@", url) or re.search(r"https?://([^\s/?#]*)@", url)
     return found[1] if found else None
 
 

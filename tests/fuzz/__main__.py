@@ -44,7 +44,8 @@ def main() -> int:
         print(key, json.dumps(done[key])[:1000], flush=True)
         _write(args, done, kinds)
     failed = sum(len(p["failures"]) for p in done.values())
-    print(f"{len(left[args.at_most :]) if args.at_most else 0} portions left; {_total(done.values())}; failures: {failed} -> {args.json}")
+    remaining = len(portions.keys() - done.keys())
+    print(f"{remaining} portions left; {dict(_total(done.values()))}; failures: {failed} -> {args.json}")
     return 1 if failed else 0
 
 

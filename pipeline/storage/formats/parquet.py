@@ -44,7 +44,7 @@ class Parquet:
 
 def _opened(f: object, path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(f)
+        return pq.ParquetFile(f, page_checksum_verification=True)
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
         raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
 
