@@ -10,7 +10,7 @@ STAMPS := $(VENV)/.stamps
 # of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-compare test test-all lint clean
+.PHONY: demo demo-compare test test-all fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
@@ -29,6 +29,10 @@ test: $(STAMPS)/test lint
 # Everything that `test` leaves out for time.
 test-all: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -m ""
+
+# A million mutated files put to all that reads what others made; goes on where it stopped.
+fuzz: $(STAMPS)/test
+	$(BIN)/python -m tests.fuzz --inputs 1000000 --seed 1
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .
