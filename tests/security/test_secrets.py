@@ -1,10 +1,7 @@
 """Credentials never show: not in messages, nor in what a run stores."""
 
 import os
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +21,7 @@ from pipeline.storage.secrets import masked, masking
 from pipeline.storage.tables import read_table
 
 from ..storage import memory_url, user_error
+from .servers import signed_server
 
 SECRET = "s3cr3t/Wort+mit=allem"
 
@@ -116,29 +114,11 @@ def test_a_labelled_table_s_url_is_masked() -> None:
         assert "secret" not in str(caught.value)
 
 
-class _Signed(SimpleHTTPRequestHandler):
-    """A server that wants a signature in the query, whichever."""
-
-    def do_GET(self) -> None:
-        if "sig=" not in self.path:
-            self.send_error(403)
-        else:
-            super().do_GET()
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self: BaseHTTPRequestHandler, *args: object) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "x.jsonl").write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
-    found = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Signed, directory=str(tmp_path)))
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_address[1]}"
-    found.shutdown()
-    found.server_close()
+    with signed_server(tmp_path) as url:
+        yield url
 
 
 def planned(url: str) -> InputPlan:
