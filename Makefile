@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Seeded runs of `make chaos`.
 RUNS ?= 100
 
-.PHONY: demo demo-compare test test-all chaos lint clean
+.PHONY: demo demo-compare test test-all chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
@@ -36,6 +36,10 @@ test-all: $(STAMPS)/test lint
 # Kills workers, nodes and drivers of real jobs and counts every record; seeds that are recorded already are skipped.
 chaos: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.chaos --runs $(RUNS)
+
+# A million mutated files put to all that reads what others made; goes on where it stopped.
+fuzz: $(STAMPS)/test
+	$(BIN)/python -m tests.fuzz --inputs 1000000 --seed 1
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .

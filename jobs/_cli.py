@@ -4,12 +4,14 @@ import argparse
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import UserError
 from pipeline.stages.stopping import SIGTERM, StoppedError
+from pipeline.storage.secrets import masked
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 _GO_ON = "what is committed stays, the same command again does the rest"
@@ -20,12 +22,15 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(masked(str(error)), file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
         _leave(f"interrupted; {_GO_ON}", INTERRUPTED)
     except StoppedError as error:
-        _leave(f"stopped: {error}; {_GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
+        _leave(f"stopped: {masked(str(error))}; {_GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
+    except Exception:  # not the user's: the traceback is for those who mend it, but it may quote a URL
+        print(masked(traceback.format_exc()), file=sys.stderr, end="")
+        code = INCOMPLETE
     sys.exit(code)
 
 

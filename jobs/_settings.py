@@ -14,7 +14,8 @@ from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.stages.settings import JobSettings, ModelRef, Pools
 from pipeline.storage.columns import Columns
-from pipeline.storage.files import masked, one_line, open_url
+from pipeline.storage.files import one_line, open_url
+from pipeline.storage.secrets import masked
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
 _OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
@@ -78,8 +79,16 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Job
         shard_records=config.shuffle.shard_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
-        config=config.model_dump(mode="json") | {"command": {"input": masked(input_url), "output": masked(output_url)}},
+        config=_shown(config) | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
+
+
+def _shown(config: GenerateConfig) -> dict[str, Any]:
+    """The config for run.json and the report: where it names files by URL, without credentials."""
+    values = config.model_dump(mode="json")
+    generation = values["generation"]
+    files = {key: masked(generation[key]) for key in ("json_schema", "grammar") if isinstance(generation[key], str)}
+    return values | {"generation": generation | files}
 
 
 def sampling_of(generation: GenerationSettings) -> Sampling:

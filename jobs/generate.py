@@ -16,7 +16,7 @@ from pipeline.report import write_report
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.settings import Pools
-from pipeline.storage.files import masked
+from pipeline.storage.secrets import masked
 
 
 def main(argv: list[str]) -> int:

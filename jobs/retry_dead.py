@@ -22,9 +22,9 @@ from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.retry import RetryJob
 from pipeline.stages.settings import Pools
 from pipeline.stages.watch import ErrorBudget
-from pipeline.storage.files import masked
 from pipeline.storage.retry import STAGES, RetryFilter
 from pipeline.storage.run import RUN, RunFolder
+from pipeline.storage.secrets import masked
 
 _FREE = ("engine.", "cluster.", "shuffle.", "errors.")
 
@@ -64,6 +64,8 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str]:
     values.pop("command", None)
     if "***" in given:
         raise UserError("input: the URL of the run's input holds a password, which is not kept; give --input")
+    if "***" in str(values):
+        raise UserError("run: the run's config holds a password, which is not kept; its dead letters cannot be retried")
     return saved_settings(values, args.overrides, GenerateConfig), given
 
 

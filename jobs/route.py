@@ -11,7 +11,6 @@ import argparse
 import io
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +21,11 @@ from pipeline.records import SENTENCE_MIXTURES, Mixture, joined
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings
-from pipeline.storage.files import masked, open_url
+from pipeline.storage.files import open_url
 from pipeline.storage.objects import put
 from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split, staged_table
+from pipeline.storage.read import portions, read_split, staged_table
+from pipeline.storage.secrets import masked
 
 _SCHEMA = pa.schema(
     [
@@ -71,7 +71,7 @@ def _records(settings: JobSettings) -> Iterator[pa.Table]:
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):
             records = read_split(settings.input, split, settings.columns, repeated)
-            while part := list(islice(records, 512)):
+            for part in portions(records, 512):
                 yield staged_table(part, plan.passed)
 
 

@@ -22,6 +22,7 @@ from jobs._cli import OK, run_job, split_tasks, swap_folder
 from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
+from pipeline.storage.secrets import masked
 from pipeline.storage.tables import read_table
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
@@ -68,10 +69,10 @@ def rows_by_task(url: str, wanted: list[str] | None, columns: list[str]) -> dict
         rows[row["task"]].append(row)
     for task in rows:
         if not is_adapter_name(task):
-            raise UserError(f"data: {url}: {task!r} cannot be the name of an adapter (column task)")
+            raise UserError(f"data: {masked(url)}: {task!r} cannot be the name of an adapter (column task)")
     unknown = sorted(set(wanted or []) - set(rows))
     if unknown:
-        raise UserError(f"data: {url} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
+        raise UserError(f"data: {masked(url)} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
     return {task: rows[task] for task in wanted or sorted(rows)}
 
 

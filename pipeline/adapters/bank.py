@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from .config import CONFIG_FILE, AdapterConfig, read_adapter_config
+from ..untrusted import shown
+from .config import CONFIG_FILE, AdapterConfig, is_adapter_name, read_adapter_config
 from .weights import ModuleWeights, read_weights
 
 BaseShapes = dict[str, tuple[int, int]]
@@ -44,11 +45,14 @@ class AdapterBank:
         root = Path(folder)
         if not root.is_dir():
             raise UserError(f"bank: no folder {root} (bank.path)")
-        found = sorted(p.name for p in root.iterdir() if p.is_dir() and (p / CONFIG_FILE).exists())
+        found = sorted(p.name for p in root.iterdir() if p.name[0] != "." and p.is_dir() and (p / CONFIG_FILE).exists())
         wanted = list(only) if only is not None else found
         missing = sorted(set(wanted) - set(found))
         if missing:
-            raise UserError(f"bank: {root} has no adapter {', '.join(missing)} (bank.adapters)")
+            raise UserError(f"bank: {root} has no adapter {', '.join(map(_named, missing))} (bank.adapters)")
+        for name in wanted:
+            if not is_adapter_name(name):
+                raise UserError(f"bank: {shown(name)} cannot be the name of an adapter; rename its folder ({root})")
         if not wanted:
             raise UserError(f"bank: no adapter in {root}: it has no sub-folder with an adapter_config.json (bank.path)")
         # One after the other: mapping tensors is work of the interpreter, and eight threads took four times as long.
@@ -115,3 +119,7 @@ def _read(folder: Path) -> Adapter:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _named(name: str) -> str:
+    return name if is_adapter_name(name) and len(name) <= 100 else shown(name)

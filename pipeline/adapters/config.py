@@ -1,13 +1,18 @@
 """`adapter_config.json` of PEFT: what is used of it, and what is refused by name."""
 
-import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ..errors import UserError
+from ..untrusted import one_line, read_json, shown
 
 # Keys that inference uses, and keys that leave the maths of the saved tensors as it is. Any other key, today's or a
 # later PEFT's, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
@@ -34,10 +39,15 @@ _NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal")
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
+MAX_RANK = 2**15
+_MOST_PATTERNS, _LONGEST_PATTERN = 10_000, 1000
+_MOST_MATCHES = 2**20  # patterns times modules: seconds, not hours, for a config made to take long
+_FLOAT_MAX = 3.4e38  # of fp32
+
 
 def is_adapter_name(name: object) -> bool:
-    """Whether a name can be that of an adapter, whose folder in the bank has it: no path, not hidden."""
-    return isinstance(name, str) and re.fullmatch(r"[^/\\\0.][^/\\\0]*", name) is not None
+    """Whether a name can be that of an adapter, whose folder in the bank has it: text, no path, not hidden."""
+    return isinstance(name, str) and name.isprintable() and re.fullmatch(r"[^/\\.][^/\\]*", name) is not None
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,12 @@ class AdapterConfig:
     dora: bool = False
     bias: bool = False
 
+    def check_patterns(self, modules: int) -> None:
+        """`ValueError` where comparing all patterns with so many modules would take too long."""
+        patterns = len(self.rank_pattern) + len(self.alpha_pattern)
+        if patterns * modules > _MOST_MATCHES:
+            raise ValueError(f"{patterns} patterns for {modules} modules, more than {_MOST_MATCHES} in all")
+
     def rank(self, module: str) -> int:
         """Rank at a module; `rank_pattern` overrules `r`."""
         return int(_by_pattern(self.rank_pattern, module, self.r))
@@ -69,57 +85,102 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read and check the config in an adapter's folder; `UserError` for what cannot be done exactly."""
     name = folder.name
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
+        values = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:
-        raise UserError(f"bank: adapter {name!r}: cannot read adapter_config.json: {error} ({folder})") from None
+        raise UserError(
+            f"bank: adapter {name!r}: cannot read adapter_config.json: {one_line(error)} ({folder})"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"bank: adapter {name!r}: adapter_config.json is not a JSON object ({folder})")
     _refuse_other_maths(values, name, folder)
     try:
-        config = AdapterConfig(
-            r=int(values["r"]),
-            alpha=float(values["lora_alpha"]),
-            rslora=bool(values.get("use_rslora")),
-            rank_pattern={str(k): int(v) for k, v in (values.get("rank_pattern") or {}).items()},
-            alpha_pattern={str(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()},
-            dora=bool(values.get("use_dora")),
-            bias=bool(values.get("lora_bias")),
+        return AdapterConfig(
+            r=_rank(values, "r"),
+            alpha=_alpha(values, "lora_alpha"),
+            rslora=_flag(values, "use_rslora"),
+            rank_pattern=_pattern(values, "rank_pattern", _rank),
+            alpha_pattern=_pattern(values, "alpha_pattern", _alpha),
+            dora=_flag(values, "use_dora"),
+            bias=_flag(values, "lora_bias"),
         )
-        patterns = [*config.rank_pattern, *config.alpha_pattern]
-        for pattern in patterns:
-            _matcher(pattern)
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-        raise UserError(f"bank: adapter {name!r}: bad adapter_config.json: {error!r} ({folder})") from None
-    if min([config.r, *config.rank_pattern.values()]) < 1:
-        raise UserError(f"bank: adapter {name!r}: a rank below 1 in adapter_config.json ({folder})")
-    if not all(map(math.isfinite, [config.alpha, *config.alpha_pattern.values()])):
-        raise UserError(f"bank: adapter {name!r}: an alpha that is no finite number in adapter_config.json ({folder})")
-    return config
+    except ValueError as error:
+        raise UserError(f"bank: adapter {name!r}: bad adapter_config.json: {one_line(error)} ({folder})") from None
+
+
+def _rank(values: dict[str, Any], key: str) -> int:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+        raise ValueError(f"{shown(key)} is {shown(value)}, not a rank from 1 to {MAX_RANK}")
+    return value
+
+
+def _alpha(values: dict[str, Any], key: str) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _FLOAT_MAX:
+        raise ValueError(f"{shown(key)} is {shown(value)}, not a finite number")
+    return float(value)
+
+
+def _flag(values: dict[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if value not in (None, True, False):
+        raise ValueError(f"{shown(key)} is {shown(value)}, not true or false")
+    return bool(value)
+
+
+def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], str], Any]) -> dict[str, Any]:
+    given = values.get(key) or {}
+    if not isinstance(given, dict) or len(given) > _MOST_PATTERNS:
+        raise ValueError(f"{shown(key)} is {shown(given)}, not an object of at most {_MOST_PATTERNS} patterns")
+    for pattern in given:
+        _check_pattern(pattern)
+    return {pattern: read(given, pattern) for pattern in given}
 
 
 def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None:
     others = sorted(set(values) - _USED - _HARMLESS)
-    refused = [f"{key}={values[key]!r}" for key in others if values[key] not in _UNSET]
+    refused = [f"{_key(key)}={shown(values[key])}" for key in others if values[key] not in _UNSET]
     if values.get("use_dora") and values.get("lora_bias"):
         refused.append("use_dora with lora_bias (PEFT counts the bias into the norm)")
     if values.get("peft_type") != "LORA":
-        refused.append(f"peft_type={values.get('peft_type')!r}")
+        refused.append(f"peft_type={shown(values.get('peft_type'))}")
     if values.get("init_lora_weights") not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={values['init_lora_weights']!r} (it changes the base weights)")
+        refused.append(f"init_lora_weights={shown(values['init_lora_weights'])} (it changes the base weights)")
     if refused:
         raise UserError(
-            f"bank: adapter {name!r} uses {', '.join(refused)}, which the fused operator does not compute exactly;"
+            f"bank: adapter {name!r} uses {', '.join(refused[:20])}, which the fused operator does not compute exactly;"
             f" retrain or convert it as LoRA without that ({folder})"
         )
 
 
+def _key(key: str) -> str:
+    return key if key.isidentifier() and len(key) <= 100 else shown(key)
+
+
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: a key is a regular expression that matches the whole name or its end after a dot."""
-    for key, value in pattern.items():
-        if _matcher(key).match(module):
-            return value
-    return default
+    return next((value for key, value in pattern.items() if _matches(key, module)), default)
 
 
-def _matcher(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+@lru_cache(2**16)
+def _matches(key: str, module: str) -> bool:
+    # Python's own engine can take for ever over a pattern that was made for that; RE2's time is linear.
+    if _is_plain(key):
+        return re.match(rf"(.*\.)?({key})$", module) is not None
+    return bool(pc.match_substring_regex(pa.scalar(module), rf"^(.*\.)?({key})$").as_py())
+
+
+def _is_plain(key: str) -> bool:
+    """Nothing that repeats or branches: Python's engine, much faster for a single name, is linear too."""
+    return re.fullmatch(r"[\w.^$-]*", key) is not None
+
+
+def _check_pattern(key: str) -> None:
+    """`ValueError` for what either engine does not take; PEFT's own meaning is Python's."""
+    if len(key) > _LONGEST_PATTERN:
+        raise ValueError(f"the pattern {shown(key)} is longer than {_LONGEST_PATTERN} characters")
+    try:
+        re.compile(rf"(.*\.)?({key})$")
+        _matches(key, "")
+    except (re.error, OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(f"the pattern {shown(key)} cannot be used: {one_line(error)}") from None

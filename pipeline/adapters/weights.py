@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..untrusted import check_tensor_file, one_line, shown
 from .config import WEIGHTS_FILE, AdapterConfig
 
 # PEFT's names. Those of embeddings have no `.weight`; `base_layer` is its copy of an adapted embedding's own weight.
@@ -22,6 +23,9 @@ _PARTS = {
     **{"base_layer.weight": "base.weight", "base_layer.bias": "base.bias"},
     **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
 }
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LONGEST_KEY = 500
+_MOST_DIMENSIONS, _LARGEST = 8, 2**31  # of a tensor: what has no values may claim any size
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
     Tensors are mapped into memory, not read: their pages come from the disk with the first use.
     """
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    if not path.exists():
         pickled = [p.name for p in folder.glob("adapter_model.*")]
         what = f"only {', '.join(pickled)}: pickle is refused, since it can run code" if pickled else "no weights"
         raise UserError(f"bank: adapter {folder.name!r} has {what}; save it as adapter_model.safetensors ({folder})")
@@ -67,19 +71,24 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
     embeddings = set()
     unset = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
     try:
+        check_tensor_file(path)
         with safe_open(str(path), framework="pt") as tensors:
             for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
-                if match is None or match["part"] in unset:
-                    raise _bad(folder, f"unknown tensor {key!r}")
+                if match is None or match["part"] in unset or not key.isprintable() or len(key) > _LONGEST_KEY:
+                    raise _bad(folder, f"unknown tensor {shown(key)}")
                 parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
                 if part in parts:
-                    raise _bad(folder, f"unknown tensor {key!r} beside the one that is there")
+                    raise _bad(folder, f"unknown tensor {shown(key)} beside the one that is there")
+                shape = tensors.get_slice(key).get_shape()
+                if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST:
+                    raise _bad(folder, f"tensor {shown(key)} has the shape {shown(shape)}")
                 parts[part] = tensors.get_tensor(key)
                 if match["part"].startswith("lora_embedding"):
                     embeddings.add(match["module"])
-    except SafetensorError as error:
-        raise _bad(folder, f"{path.name} is not a safetensors file: {error}") from None
+        config.check_patterns(len(modules))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _bad(folder, f"{path.name} is not a safetensors file of LoRA: {one_line(error)}") from None
     adapted = {module: parts for module, parts in modules.items() if not set(parts) <= {"base.weight", "base.bias"}}
     if not adapted:
         raise _bad(folder, "no LoRA tensors")
@@ -95,8 +104,8 @@ def _checked(
         if side not in parts:
             raise _bad(folder, f"{module} lacks lora_{side}")
     for tensor in parts.values():
-        if not tensor.is_floating_point():
-            raise _bad(folder, f"{module} holds {tensor.dtype} values")
+        if tensor.dtype not in _DTYPES:
+            raise _bad(folder, f"{module} holds {tensor.dtype} values; save it as fp32, fp16 or bf16")
     a, b = parts["A"], parts["B"]
     rank = config.rank(module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:

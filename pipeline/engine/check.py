@@ -17,7 +17,7 @@ def load_bank(
     ``config``: the transformers config of the model; ``model``: its folder or hub id, named in errors.
     """
     bank = AdapterBank.load(folder, only)
-    bank.check_values()
     skeleton = load_skeleton(config, trust_remote_code)
     bank.check_base(base_shapes(skeleton), model.rstrip("/").rsplit("/", 1)[-1])
+    bank.check_values()  # last: it reads all tensors, which have the model's sizes now
     return bank

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..storage import read_run
-from ..storage.files import masked
+from ..storage.secrets import masked
 from ..storage.tables import read_table
 from .metrics import Answer
 from .suite import Question

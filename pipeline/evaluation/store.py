@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from ..storage.files import masked, one_line, open_url
+from ..storage.files import one_line, open_url
 from ..storage.objects import names, put
+from ..storage.secrets import masked
 
 Key = tuple[str, str]
 """Record id, and what else decides the result: the mixture's key, and the variant of the configuration if any."""
@@ -89,5 +90,5 @@ class Store:
         try:
             rows = pq.read_table(io.BytesIO(self.fs.cat_file(path)), schema=self.schema).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"evaluate: cannot read {path}: {one_line(error)}; remove it (--work)") from None
+            raise UserError(f"evaluate: cannot read {masked(path)}: {one_line(error)}; remove it (--work)") from None
         self.rows |= {(row["id"], row["mixture"]): row for row in rows}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..storage.columns import row_text
+from ..storage.secrets import masked
 from ..storage.tables import read_table
 from .text_metrics import cleaned, normalised
 
@@ -59,7 +60,7 @@ def load_suite(name: str, folder: Path, tasks: Iterable[str] | None = None, limi
     ``tasks``: only questions all of whose tasks are among these. ``limit``: at most so many of each group, the first.
     """
     url, short = _located(name, folder)
-    rows = read_table(url, ["id", "prompt"])
+    rows, url = read_table(url, ["id", "prompt"]), masked(url)
     _check_columns(rows, url)
     questions = [_question(row) for row in rows]
     _check_choices(questions, url)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import UserError
+from ..untrusted import check_tensor_file, one_line
 from .quantization import Quantization, quantization_options
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,12 +43,15 @@ def check_weights(folder: str) -> None:
         raise UserError(
             f"model: {root} has no *.safetensors; other weights, pickled ones too, are not read (model.path)"
         )
+    if (root / "adapter_config.json").exists():
+        raise UserError(f"model: {root} holds adapter_config.json: it is an adapter, no base model (model.path)")
     for file in files:
         try:
+            check_tensor_file(file)
             with safe_open(str(file), framework="pt"):
                 pass
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"model: {file} is damaged: {error} (model.path)") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"model: {file} is damaged: {one_line(error)} (model.path)") from None
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
@@ -88,6 +92,5 @@ def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
 def _loading(folder: str, load: Any) -> Any:
     try:
         return load()
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"model: cannot load {folder}: {reason}") from error
+    except Exception as error:  # of a damaged folder, each library raises kinds of its own
+        raise UserError(f"model: cannot load {folder}: {type(error).__name__}: {one_line(error)}") from error

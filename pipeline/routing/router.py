@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import UserError
 from ..records import Mixture
+from ..untrusted import check_tensor_file, one_line, read_json, shown
 from .added import CentroidHead
 from .gate import gate_score
 from .model import RouterModel, RouterShape, flatten
 from .policy import RoutingPolicy
+from .saved import check_saved
 
 _WEIGHTS, _CARD = "router.safetensors", "router.json"
 _MODEL, _KNOWN, _HEAD = "model.", "known.", "classes."  # prefixes of the tensors' names
@@ -125,6 +127,8 @@ class Router:
         router = Router.load(folder)
         router.check_bank(adapters, bank)
         router.check_prompts(tokenizer_fingerprint(vocabulary), prompt_format)
+        if router.model.shape.vocab_size <= max(vocabulary.values()):
+            raise UserError(f"router: {folder} knows fewer tokens than the tokenizer has; train it anew")
         return router
 
     def check_bank(self, adapters: Collection[str], bank: str) -> None:
@@ -132,7 +136,7 @@ class Router:
         missing = sorted(set(self.labels) - set(adapters))
         if missing:
             raise UserError(
-                f"router: it names adapters that the bank {bank} lacks: {', '.join(missing)};"
+                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(_named, missing))};"
                 " use the router that was trained for this bank, or add the adapters"
             )
 
@@ -142,7 +146,7 @@ class Router:
             trained = self.trained_for[name]
             if trained != now:
                 raise UserError(
-                    f"router: it was trained with {name}={trained}, this model has {now};"
+                    f"router: it was trained with {name}={_named(trained)}, this model has {now};"
                     " train a router for it (jobs.train_router)"
                 )
 
@@ -158,14 +162,17 @@ class Router:
         """Read a saved router; `UserError` where a file is missing, damaged, or does not belong to the other."""
         root = Path(folder)
         try:
-            card = json.loads((root / _CARD).read_text())
+            card = read_json(root / _CARD)
+            check_tensor_file(root / _WEIGHTS)
             tensors = load_file(root / _WEIGHTS)
+            check_saved(card, tensors)
             model = RouterModel(RouterShape(**card["shape"]))
             model.load_state_dict(_part(tensors, _MODEL))
             router = Router(model, Known(**_part(tensors, _KNOWN)), CentroidHead(**_part(tensors, _HEAD)), card)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"router: cannot load {root}: {reason}; it should hold {_CARD} and {_WEIGHTS}") from None
+            raise UserError(
+                f"router: cannot load {root}: {one_line(error)}; it should hold {_CARD} and {_WEIGHTS}"
+            ) from None
         if not all(torch.isfinite(t).all() for t in router._tensors().values()):
             raise UserError(f"router: NaN or infinite weights in {root / _WEIGHTS}")
         if set(tensors) != set(router._tensors()) or router._hash() != card.get("fingerprint"):
@@ -182,6 +189,10 @@ class Router:
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _named(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 100 else shown(name)
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

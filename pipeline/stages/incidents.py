@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..storage.files import masked, one_line
+from ..storage.files import one_line
+from ..storage.secrets import masked
 
 _STARTS = 3  # of one actor, each ended by the death of its process
 _AT_START = ", at the start of an actor"

@@ -14,9 +14,10 @@ from ..errors import UserError
 from ..models import PromptFormat, check_quantization, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
 from ..routing import Router
-from ..storage.files import list_input, masked, one_line
+from ..storage.files import list_input, one_line
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
+from ..storage.secrets import masked, masked_path
 from .settings import JobSettings
 
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance")
@@ -39,11 +40,11 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     context, fingerprints = check_models(settings)
     _, files = list_input(settings.input, folder.log.root)
-    guard = _guard(settings, fingerprints) | {"input": [asdict(f) for f in files]}
+    guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
     before = _earlier_run(settings.output, folder)
     if before is not None and not new_run:
         _compare(before["guard"], guard, settings.output)
-    plan = folder.load_plan() if before is not None and not new_run else None
+    plan = folder.load_plan(files) if before is not None and not new_run else None
     plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.log.root)
     _check_columns(settings, plan)
     if before is None and folder.log.has_markers() and not new_run:

@@ -1,7 +1,6 @@
 """Read stage: splits of the input become tables of records."""
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import ray
 from ..storage.columns import Columns
 from ..storage.formats import SeekPoint
 from ..storage.plan import InputPlan, Split
-from ..storage.read import read_split, staged_table
+from ..storage.read import portions, read_split, staged_table
+from ..storage.secrets import masking
 from .incidents import Incidents
 
 _ROWS = 512  # a table's rows: small, so that routing starts early
@@ -60,12 +60,18 @@ class SplitReader:
 
     def _read(self, table: pa.Table) -> Iterator[pa.Table]:
         repeated, missing = ray.get(self.shared)
+        with masking():
+            yield from self._tables(table, repeated, missing)
+
+    def _tables(
+        self, table: pa.Table, repeated: dict[int, tuple[int, int]], missing: np.ndarray | None
+    ) -> Iterator[pa.Table]:
         for row in table.to_pylist():
             records = read_split(self.url, _split(row), self.columns, repeated)
             if missing is not None:
                 wanted = set(missing[(missing >= row["row"]) & (missing < row["row"] + row["take"])].tolist())
                 records = (record for record in records if record.row in wanted)
-            while part := list(islice(records, _ROWS)):
+            for part in portions(records, _ROWS):
                 yield staged_table(part, self.passed)
 
 

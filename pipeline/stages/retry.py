@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..storage.files import masked
 from ..storage.lease import Lease
 from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
+from ..storage.secrets import masked
 from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents

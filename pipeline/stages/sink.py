@@ -11,6 +11,7 @@ from ray.data import Datasink
 from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
+from ..storage.secrets import masking
 from ..storage.shards import Shard, Tally, shard_prefix, tally
 from .incidents import Incidents
 from .tables import prompts_of
@@ -110,9 +111,7 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
         data, dead = self.shape.data(answered), self.shape.dead(refused, self.place.first_row)
         name = f"{shard_prefix(self.place.window)}{self.place.attempt}-{task:06d}"
-        shard = self.log.commit(
-            Shard(name, None, None, answered["row"].to_numpy(), refused["row"].to_numpy(), tally(data, dead)),
-            data,
-            dead,
-        )
+        rows = answered["row"].to_numpy(), refused["row"].to_numpy()
+        with masking():
+            shard = self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
         return shard.tally

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from .files import open_url
 from .objects import create, names, put, read, remove
+from .secrets import masked
 from .shards import (
     Rows,
     Shard,
@@ -166,7 +167,7 @@ class CommitLog:
                 return found
             except FileNotFoundError:  # a window was finished between the listing and the reading of its shards
                 continue
-        raise FileNotFoundError(f"{self.url}: markers vanish as they are read")
+        raise FileNotFoundError(f"{masked(self.url)}: markers vanish as they are read")
 
     def _committed(self, kind: str) -> list[str]:
         markers = [name for name in names(self.fs, self.path("_commits")) if name.endswith(".json")]

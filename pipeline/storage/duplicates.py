@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ class DuplicateFinder:
     def __init__(self, memory_entries: int = 4_000_000) -> None:
         self._memory_entries = memory_entries
         self._pending: list[tuple[bytes, int]] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="loraloom-ids-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # once there is something to spill
 
     def add(self, identity: str, row: int) -> None:
         """Add the id of a row (counted over the whole input)."""
@@ -34,20 +33,15 @@ class DuplicateFinder:
 
     def find(self) -> pa.Table:
         """Rows whose id came before: ``row``, the ``first`` row with that id, and ``rank`` (1: the second time)."""
-        if self._spilled():
-            self._spill()
-            parts: Iterator[np.ndarray] = (np.fromfile(p, _ENTRY) for p in self._spilled())
-        else:
-            parts = iter([_entries(self._pending)])
-        found = [_repeated(part) for part in parts]
-        table = pa.concat_tables(found) if found else DUPLICATES.empty_table()
-        self._folder.cleanup()
-        return table.sort_by("row")
-
-    def _spilled(self) -> list[Path]:
-        return sorted(Path(self._folder.name).iterdir())
+        if self._folder is None:
+            return _repeated(_entries(self._pending)).sort_by("row")
+        self._spill()
+        with self._folder as folder:
+            found = [_repeated(np.fromfile(part, _ENTRY)) for part in sorted(Path(folder).iterdir())]
+        return pa.concat_tables(found).sort_by("row")
 
     def _spill(self) -> None:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="loraloom-ids-")
         entries = _entries(self._pending)
         part_of = entries["high"] >> np.uint64(58)
         for part in range(_PARTS):

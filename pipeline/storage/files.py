@@ -8,6 +8,7 @@ from typing import Any
 import fsspec
 
 from ..errors import UserError
+from .secrets import masked, password_of
 
 _MAGIC = "*?["
 
@@ -32,8 +33,9 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.url_to_fs(url, **_client_options(url))
     except (ValueError, ImportError) as error:
         raise UserError(f"url: cannot use {masked(url)}: {one_line(error)}") from None
-    if re.match(r"https?://[^/?#]*@", str(path)):
-        # For http the path is the whole URL, and paths are written to the plan and into messages.
+    password = password_of(url)
+    if password and password in str(path):
+        # Stores that take no password from the URL see it as part of the path, and paths are sent and shown.
         raise UserError(f"url: {masked(url)} holds a password; give it through fsspec's own configuration")
     return fs, str(path)
 
@@ -71,12 +73,6 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     return fs, files
 
 
-def masked(url: str) -> str:
-    """The URL without user, password and query, for messages and reports."""
-    url = re.sub(r"(?<=://)[^/?#]*@", "***@", url)
-    return re.sub(r"^(https?://[^?]*)\?.*", r"\1?***", url)  # signed queries
-
-
 def _is_file(path: str, info: dict[str, Any]) -> bool:
     return info["type"] == "file" or (bool(info.get("islink")) and os.path.isfile(path))
 
@@ -95,7 +91,12 @@ def _hidden(path: str, root: str) -> bool:
     return any(part.startswith((".", "_")) for part in below.split("/"))
 
 
+def named(path: str) -> str:
+    """A path as its name tells the format: a web address without its query."""
+    return re.sub(r"^(https?://[^?]*)\?.*", r"\1", path).lower()
+
+
 def one_line(error: Exception) -> str:
-    """What a library said, on one line."""
-    said = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+    """What a library said, on one line, without credentials."""
+    said = "no such file" if isinstance(error, FileNotFoundError) else masked(" ".join(str(error).split()))
     return said or type(error).__name__

@@ -22,8 +22,9 @@ from pathlib import Path
 import orjson
 
 from ..errors import UserError
-from .files import masked, open_url
+from .files import open_url
 from .objects import create, names, put, read, remove
+from .secrets import masked
 
 BEAT, EXPIRY = 10.0, 60.0  # seconds
 

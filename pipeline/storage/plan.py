@@ -11,9 +11,11 @@ import pyarrow as pa
 from ..errors import UserError
 from .columns import Columns
 from .duplicates import DuplicateFinder
-from .files import InputFile, list_input, masked, one_line
+from .files import InputFile, list_input, one_line
 from .formats import SeekPoint, format_of
+from .limits import MAX_PORTION, text_size
 from .schema import SchemaFinder
+from .secrets import masked
 
 SPLIT_ROWS = 2048  # rows between two seek points: the unit of reading
 
@@ -102,6 +104,7 @@ def _scan_file(
     if stated is not None:
         schema.add_schema(pa.schema([f for f in stated if f.name in columns.passed(dict.fromkeys(stated.names))]))
     chunk: list[dict[str, Any]] = []
+    size = 0
     number, last_offset = 0, -1
     for number, (offset, row) in enumerate(_read(kind.scan(fs, path), path), start=1):
         at = number - 1
@@ -112,9 +115,10 @@ def _scan_file(
         finder.add(columns.identity(row), first + at)
         if row.values is not None and stated is None:
             chunk.append(columns.passed(row.values))
-            if len(chunk) >= SPLIT_ROWS:
+            size += text_size(chunk[-1])
+            if len(chunk) >= SPLIT_ROWS or size > MAX_PORTION:
                 schema.add(chunk)
-                chunk = []
+                chunk, size = [], 0
     schema.add(chunk)
     return number
 
@@ -122,5 +126,7 @@ def _scan_file(
 def _read(rows: Iterator[Any], path: str) -> Iterator[Any]:
     try:
         yield from rows
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {path}: {one_line(error)}") from None
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, pa.ArrowException) as error:
+        raise UserError(f"input: cannot read {masked(path)}: {one_line(error)}") from None

@@ -10,6 +10,7 @@ from ..records import PASSED, STAGED, DeadLetter, Record, joined
 from .columns import Columns, row_text, settings_text
 from .files import open_url
 from .formats import format_of
+from .limits import MAX_PORTION, text_size
 from .plan import Split
 from .schema import passed_table
 
@@ -31,6 +32,20 @@ def _repeat(record: Record, given_id: str | None, first: int, rank: int) -> Reco
         return record
     message = f"the id {given_id[:100]!r} was given to row {first + 1} of the input already"
     return replace(record, dead=DeadLetter("read", "DuplicateId", message))
+
+
+def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
+    """Records in lists of at most ``rows`` rows and about 64 MiB of text (one record may have up to 16 MiB)."""
+    part: list[Record] = []
+    size = 0
+    for record in records:
+        part.append(record)
+        size += text_size((record.prompt, record.raw, record.passed))
+        if len(part) == rows or size > MAX_PORTION:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def staged_schema(passed: pa.Schema) -> pa.Schema:

@@ -1,6 +1,7 @@
 """What a run's output folder says of itself: `run.json`, the saved plan, and how to read the results."""
 
 import base64
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +13,10 @@ from fsspec.implementations.local import LocalFileSystem
 from ..errors import UserError
 from .commit import CommitLog
 from .duplicates import DUPLICATES
-from .files import InputFile, masked
+from .files import InputFile
 from .objects import put, read
 from .plan import InputPlan
+from .secrets import masked, masked_path
 
 RUN, PLAN = "run.json", "_plan/plan.json"
 
@@ -55,18 +57,21 @@ class RunFolder:
     def save_plan(self, plan: InputPlan) -> None:
         """Keep the plan, so that a later run need not read the input again."""
         values = asdict(plan) | {
+            "files": [asdict(f) | {"path": masked_path(f.path)} for f in plan.files],
+            "seek_points": [(masked_path(path), *place) for path, *place in plan.seek_points],
             "passed": _packed(plan.passed.serialize()),
             "duplicates": _packed(_ipc(plan.duplicates)),
         }
         self.write_json(PLAN, values)
 
-    def load_plan(self) -> InputPlan | None:
-        """The plan of an earlier start of this run."""
+    def load_plan(self, files: Iterable[InputFile]) -> InputPlan | None:
+        """The plan of an earlier start of this run; ``files``: the input as listed now, whose paths are not masked."""
         values = self.read_json(PLAN)
         if values is None:
             return None
-        values["files"] = [InputFile(**f) for f in values["files"]]
-        values["seek_points"] = [tuple(point) for point in values["seek_points"]]
+        paths = {masked_path(file.path): file.path for file in files}
+        values["files"] = [InputFile(**f | {"path": paths[f["path"]]}) for f in values["files"]]
+        values["seek_points"] = [(paths[path], *place) for path, *place in values["seek_points"]]
         values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))
         values["duplicates"] = pa.ipc.open_stream(base64.b64decode(values["duplicates"])).read_all()
         return InputPlan(**values)

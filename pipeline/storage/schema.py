@@ -4,7 +4,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..errors import UserError
 from .columns import row_text
+from .limits import MAX_COLUMNS
 
 _JSON = {b"loraloom": b"json"}
 _MOST_FIELDS = 1000  # of an object with a type of its own
@@ -27,7 +29,13 @@ class SchemaFinder:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Look at the passed-through values of some rows."""
-        for name in dict.fromkeys(name for row in rows for name in row):
+        names = dict.fromkeys(name for row in rows for name in row)
+        if len(names.keys() | self._types.keys()) > MAX_COLUMNS:
+            raise UserError(
+                f"input: the records have more than {MAX_COLUMNS} columns in all, {list(names)[-1][:100]!r} among them;"
+                " put what has keys of its own in each record into one column"
+            )
+        for name in names:
             if self._types.get(name, pa.null()) is not None:
                 self._merge(name, _type_of([row.get(name) for row in rows]))
 
@@ -73,6 +81,8 @@ def _field(name: str, kind: pa.DataType | None) -> pa.Field:
 
 
 def _type_of(values: list[Any]) -> pa.DataType | None:
+    if _has_map(values):
+        return None
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError):
@@ -91,6 +101,16 @@ def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if pa.types.is_floating(kind) and pa.types.is_integer(a) != pa.types.is_integer(b):
         return pa.float64()
     return kind
+
+
+def _has_map(values: list[Any]) -> bool:
+    """Whether objects at one place have more keys together than a type may have: Arrow would try to make one."""
+    objects = [v for v in values if isinstance(v, dict)]
+    keys = {key for o in objects for key in o}
+    if len(keys) > _MOST_FIELDS or any(_has_map([o[key] for o in objects if key in o]) for key in keys):
+        return True
+    lists = [v for v in values if isinstance(v, list)]
+    return bool(lists) and _has_map([v for inner in lists for v in inner])
 
 
 def _is_unfit(kind: pa.DataType) -> bool:

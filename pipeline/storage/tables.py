@@ -8,6 +8,8 @@ import pyarrow.json
 import pyarrow.parquet
 
 from ..errors import UserError
+from .files import named, one_line
+from .secrets import masked
 
 _READERS: dict[str, Any] = {
     ".parquet": pyarrow.parquet.read_table,
@@ -18,16 +20,19 @@ _READERS: dict[str, Any] = {
 
 def read_table(url: str, columns: list[str]) -> list[dict[str, Any]]:
     """Rows of one Parquet, JSONL or CSV file that must have ``columns``; further columns stay."""
-    suffix = next((s for s in _READERS if url.endswith(s)), None)
+    shown = masked(url)
+    suffix = next((s for s in _READERS if named(url).endswith(s)), None)
     if suffix is None:
-        raise UserError(f"data: {url} is none of {', '.join(_READERS)}")
+        raise UserError(f"data: {shown} is none of {', '.join(_READERS)}")
     try:
         with fsspec.open(url, "rb") as f:
             table = _READERS[suffix](f)
     except (OSError, ValueError) as error:
-        raise UserError(f"data: cannot read {url}: {error}") from error
+        raise UserError(f"data: cannot read {shown}: {one_line(error)}") from None
     missing = [c for c in columns if c not in table.column_names]
     if missing:
-        raise UserError(f"data: {url} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        raise UserError(
+            f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

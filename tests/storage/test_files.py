@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.storage.files import list_input, masked, open_url
+from pipeline.storage.files import list_input, open_url
 from pipeline.storage.objects import names, put
 
 from . import MEMORY, memory_url, user_error, write_file
@@ -56,22 +56,6 @@ def test_put_works_on_other_file_systems() -> None:
 def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
     assert names(LOCAL, str(tmp_path / "gone")) == []
     assert names(MEMORY, "/gone-folder") == []
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("s3://key:secret@bucket/a", "s3://***@bucket/a"),
-        ("ftp://user@host/x?a=1", "ftp://***@host/x?a=1"),
-        ("s3://key:p@ss@bucket/a", "s3://***@bucket/a"),
-        ("simplecache::s3://key:secret@bucket/a", "simplecache::s3://***@bucket/a"),
-        ("s3://bucket/a@b", "s3://bucket/a@b"),
-        ("https://host/x?signature=abc", "https://host/x?***"),
-        ("/data/a@b.jsonl", "/data/a@b.jsonl"),
-    ],
-)
-def test_credentials_are_masked_and_nothing_else(url: str, shown: str) -> None:
-    assert masked(url) == shown
 
 
 def test_one_file_is_an_input_with_its_size(folder: str) -> None:

@@ -79,9 +79,9 @@ def test_a_plan_is_saved_and_loaded_whole(url: str) -> None:
     write_file(f"{source}/b.csv", b"id,prompt,m\nb,p,1\n")
     plan = plan_input(source, 2, Columns())
     folder = RunFolder(url)
-    assert folder.load_plan() is None
+    assert folder.load_plan([]) is None
     folder.save_plan(plan)
-    loaded = RunFolder(url).load_plan()
+    loaded = RunFolder(url).load_plan(plan.files)
     assert loaded == plan
     assert loaded is not None
     assert [list(loaded.splits(w)) for w in range(loaded.windows)] == [list(plan.splits(w)) for w in range(2)]

@@ -1,7 +1,8 @@
 """Input formats. A format is one file with a `Format`, and an entry in `FORMATS`."""
 
 from ...errors import UserError
-from ..files import masked
+from ..files import named
+from ..secrets import masked
 from .base import Format, Row, SeekPoint
 from .csv import Csv
 from .jsonl import Jsonl
@@ -19,7 +20,7 @@ FORMATS: dict[str, Format] = {
 def format_of(path: str) -> Format:
     """The format of a file, by the end of its name."""
     for suffix, found in FORMATS.items():
-        if path.lower().endswith(suffix):
+        if named(path).endswith(suffix):
             return found
     raise UserError(f"input: {masked(path)} is none of {', '.join(FORMATS)}")
 

@@ -9,9 +9,11 @@ import fsspec
 import pyarrow as pa
 
 from ...errors import UserError
+from ..limits import MAX_COLUMNS, MAX_LINE, open_text
+from ..secrets import masked
 from .base import Row, SeekPoint, unreadable
 
-csv.field_size_limit(16 * 2**20)
+csv.field_size_limit(MAX_LINE)
 
 
 class Csv:
@@ -32,20 +34,53 @@ class Csv:
 
 
 def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
-    compression = "gzip" if path.lower().endswith(".gz") else None
-    with fs.open(path, "rb", compression=compression) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text)
-        header = _header(reader, path)
+    with open_text(fs, path) as binary:
+        lines = _Lines(io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        # Strict: else a quote that is left open makes one record of all that follows, and nobody hears of it.
+        reader = csv.reader(lines, strict=True)
+        header = _header(reader, masked(path))
         while header is not None:
+            lines.start_record()
             try:
                 fields = next(reader, None)
+            except _TooLongError as error:
+                yield unreadable("RecordTooLong", str(error), "")
+                continue
             except csv.Error as error:
-                yield unreadable("InvalidCsv", str(error), "")
+                yield unreadable("InvalidCsv", f"up to line {reader.line_num}: {error}", "")
                 continue
             if fields is None:
                 return
             yield _row(header, fields)
+
+
+class _TooLongError(csv.Error):
+    pass
+
+
+class _Lines:
+    """Lines of a text for `csv.reader`, which takes as many as a record has: at most MAX_LINE characters."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.start_record()
+
+    def start_record(self) -> None:
+        self._left = MAX_LINE
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self._left -= len(line)
+        if self._left < 0:
+            while not line.endswith(("\n", "\r")) and (line := self._text.readline(2**20)):
+                pass
+            raise _TooLongError(f"the record is longer than {MAX_LINE} characters")
+        return line
 
 
 def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
@@ -58,6 +93,8 @@ def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
         raise UserError(f"input: the header of {path} is not UTF-8; convert the file to UTF-8") from None
     if header is not None and len(set(header)) < max(1, len(header)):
         raise UserError(f"input: {path} has an empty header line, or names a column twice in it")
+    if header is not None and len(header) > MAX_COLUMNS:
+        raise UserError(f"input: {path} has {len(header)} columns, at most {MAX_COLUMNS} are taken")
     return header
 
 

@@ -1,6 +1,5 @@
 """JSON lines, plain or gzipped: one object a line; a bad line spoils no other."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,10 +7,9 @@ import fsspec
 import orjson
 import pyarrow as pa
 
+from ..files import named
+from ..limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper, open_text
 from .base import Row, SeekPoint, unreadable
-
-MAX_LINE = 16 * 2**20  # bytes; longer lines are dead letters, so that one line cannot fill the memory
-MAX_DEPTH = 50  # levels of nesting; Arrow and orjson fail on more (64 and 254)
 
 
 class Jsonl:
@@ -48,23 +46,19 @@ def parse_line(line: bytes) -> Row:
         return unreadable("InvalidJson", str(error), text)
     if not isinstance(values, dict):
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(values, MAX_DEPTH):
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(values, MAX_DEPTH):
         return unreadable("TooDeep", f"the values are nested deeper than {MAX_DEPTH} levels", text)
+    if len(values) > MAX_COLUMNS:
+        return unreadable("TooManyColumns", f"the object has {len(values)} keys, at most {MAX_COLUMNS} are taken", text)
     return Row(values)
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    return levels == 0 or any(_is_deeper(v, levels - 1) for v in (value.values() if isinstance(value, dict) else value))
 
 
 def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
     """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 2 bytes each."""
-    with fs.open(path, "rb", compression="gzip" if _gzipped(path) else None) as opened:
-        # Files of remote stores take no length in `readline`; a buffer over them does, and reads 1 MiB at a time.
-        f = io.BufferedReader(opened, 2**20)
-        f.seek(offset)
+    # Files of remote stores take no length in `readline`; a buffer over them does.
+    with open_text(fs, path) as f:
+        if offset:
+            f.seek(offset)
         while line := f.readline(MAX_LINE + 2):
             skipped = _skip_line(f) if len(line) == MAX_LINE + 2 and not line.endswith(b"\n") else 0
             yield offset, line.removesuffix(b"\n").removesuffix(b"\r")
@@ -81,4 +75,4 @@ def _skip_line(f: Any) -> int:
 
 
 def _gzipped(path: str) -> bool:
-    return path.lower().endswith(".gz")
+    return named(path).endswith(".gz")

@@ -1,6 +1,7 @@
 """Parquet files, entered at any row group."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -8,7 +9,10 @@ import pyarrow.parquet as pq
 
 from ...errors import UserError
 from ..files import one_line
+from ..limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, text_size
+from ..secrets import masked
 from .base import Row, SeekPoint, unreadable
+from .parquet_size import batch_rows, check_rows
 
 
 class Parquet:
@@ -18,8 +22,10 @@ class Parquet:
         """See `Format.scan`."""
         with fs.open(path, "rb") as f:
             parquet = _opened(f, path)
+            _check_schema(parquet, path)
+            check_rows(parquet.metadata, fs.size(path), masked(path))
             for group in range(parquet.metadata.num_row_groups):
-                for row in _group_rows(parquet, group):
+                for row in _group_rows(parquet, group, f, path):
                     yield group, row
 
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
@@ -27,25 +33,44 @@ class Parquet:
         with fs.open(path, "rb") as f:
             parquet = _opened(f, path)
             for group in range(start.offset, parquet.metadata.num_row_groups):
-                yield from _group_rows(parquet, group)
+                yield from _group_rows(parquet, group, f, path)
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
         """The file's own schema, dictionaries as plain values."""
         with fs.open(path, "rb") as f:
-            schema = _opened(f, path).schema_arrow
+            schema = _check_schema(_opened(f, path), path)
         return pa.schema([pa.field(f.name, _plain(f.type)) for f in schema])
 
 
 def _opened(f: object, path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(f)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {path} as Parquet: {one_line(error)}") from None
+        return pq.ParquetFile(f, page_checksum_verification=True)
+    except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+        raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
 
 
-def _group_rows(parquet: pq.ParquetFile, group: int) -> Iterator[Row]:
-    for batch in parquet.iter_batches(1024, row_groups=[group]):
-        yield from _rows(batch)
+def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
+    try:
+        schema = parquet.schema_arrow
+        names = schema.names
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
+    if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
+        raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
+    if any(_is_deeper(field.type, MAX_DEPTH) for field in schema):
+        raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
+    return schema
+
+
+def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[Row]:
+    # First, since Arrow checks the columns' metadata then; to look at damaged ones ourselves would end the process.
+    next(parquet.iter_batches(1, row_groups=[group]), None)
+    rows = batch_rows(parquet.metadata.row_group(group), f, masked(path))
+    for batch in parquet.iter_batches(rows, row_groups=[group]):
+        for row in _rows(batch):
+            # What a batch has in bytes says nothing of dictionaries, whose values may come again and again.
+            too_long = row.values is not None and text_size(row.values) > MAX_LINE
+            yield unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "") if too_long else row
 
 
 def _rows(batch: pa.RecordBatch) -> list[Row]:
@@ -59,3 +84,8 @@ def _rows(batch: pa.RecordBatch) -> list[Row]:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_deeper(kind: pa.DataType, levels: int) -> bool:
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return bool(inner) and (levels == 0 or any(_is_deeper(part, levels - 1) for part in inner))

@@ -1,0 +1,80 @@
+"""Whether a saved router is one: its card and tensors, looked at before anything is built from them."""
+
+from typing import Any
+
+import torch
+
+from ..untrusted import shown
+from .model import RouterModel, RouterShape
+
+_LARGEST = 2**31  # of any size in the card; the tensors must have it too
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_saved(card: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """`ValueError` for the first thing that is not as `Router.save` writes it; nothing large is allocated."""
+    if not isinstance(card, dict) or not isinstance(card.get("shape"), dict):
+        raise ValueError("the card is not an object with a shape")
+    _check_card(card)
+    shape = card["shape"]
+    for name, size in shape.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < _LARGEST:
+            raise ValueError(f"the shape's {shown(name)} is {shown(size)}")
+    _check_tensors(RouterShape(**shape), len(card["labels"]), tensors)
+
+
+def _check_card(card: dict[str, Any]) -> None:
+    labels, thresholds = card.get("labels"), card.get("gate_thresholds")
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+        raise ValueError(f"the labels are {shown(labels)}, not names")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label comes twice")
+    if not _is_number(card.get("temperature")) or card["temperature"] <= 0:
+        raise ValueError(f"the temperature is {shown(card.get('temperature'))}")
+    if not isinstance(thresholds, dict) or not all(map(_is_number, thresholds.values())):
+        raise ValueError(f"the gate_thresholds are {shown(thresholds)}, not numbers")
+    for name in ("tokenizer_fingerprint", "prompt_format"):
+        if not isinstance(card.get(name), str):
+            raise ValueError(f"the {name} is {shown(card.get(name))}, not text")
+
+
+def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Tensor]) -> None:
+    references, held_out, added = (
+        _rows(tensors, name) for name in ("known.references", "known.held_out", "classes.added")
+    )
+    with torch.device("meta"):
+        network = {f"model.{name}": tuple(t.shape) for name, t in RouterModel(shape).state_dict().items()}
+    wanted = network | {
+        "known.references": (references, shape.embedding),
+        "known.reference_targets": (references,),
+        "known.held_out": (held_out, shape.embedding),
+        "known.held_out_targets": (held_out,),
+        "classes.trained": (shape.classes, shape.embedding),
+        "classes.added": (added, shape.embedding),
+        "classes.margins": (added,),
+        "classes.floors": (added,),
+    }
+    if set(wanted) != set(tensors):
+        raise ValueError(f"missing or unknown tensors: {shown(sorted(set(wanted) ^ set(tensors)))}")
+    for name, sizes in wanted.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != sizes:
+            raise ValueError(f"{name} has the shape {shown(list(tensor.shape))}, not {list(sizes)}")
+        if not (tensor.dtype == torch.int64 if name.endswith("_targets") else tensor.dtype in _FLOATS):
+            raise ValueError(f"{name} holds {tensor.dtype} values")
+    if shape.classes + added != labels:
+        raise ValueError(f"{labels} labels for {shape.classes} trained and {added} added classes")
+    if not references:
+        raise ValueError("known.references is empty")
+    for name in ("known.reference_targets", "known.held_out_targets"):
+        if not ((tensors[name] >= 0) & (tensors[name] < labels)).all():
+            raise ValueError(f"{name} holds numbers of no label")
+
+
+def _rows(tensors: dict[str, torch.Tensor], name: str) -> int:
+    tensor = tensors.get(name)
+    return 0 if tensor is None or tensor.ndim == 0 else tensor.shape[0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,0 +1,239 @@
+"""What is fuzzed: each target takes the bytes of one file; only a `UserError` of one line may come out."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
+
+from pipeline.adapters import AdapterBank
+from pipeline.errors import UserError
+from pipeline.records import Record
+from pipeline.routing import Router, RoutingPolicy
+from pipeline.routing.added import CentroidHead
+from pipeline.routing.model import RouterModel, RouterShape
+from pipeline.routing.router import Known
+from pipeline.storage.columns import Columns, record_text
+from pipeline.storage.formats import Row, SeekPoint
+from pipeline.storage.formats.csv import Csv
+from pipeline.storage.formats.jsonl import parse_line
+from pipeline.storage.plan import plan_input
+from pipeline.storage.read import read_split, staged_table
+from pipeline.storage.schema import SchemaFinder
+
+from ..adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
+
+COLUMNS = Columns(sampling="sampling", choices="choices")
+ROWS: list[dict[str, Any]] = [
+    {"id": "a1", "prompt": "What is 2 + 2?", "task": "maths", "n": 1, "x": 0.5},
+    {"id": 2, "prompt": "é中😀\u0000", "tags": ["a", "b"], "nested": {"k": [1, {"l": None}]}},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "n": 2.5},
+    {"id": "a3", "prompt": "b", "sampling": {"n": 2, "stop": ["x"]}, "choices": ["yes", "no"]},
+    {"custom_id": "request-1", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}},
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file. ``share``: of all inputs, in thousandths."""
+
+    name: str
+    share: int
+    seeds: Sequence[bytes]
+    run: Callable[[bytes], None]
+
+
+def targets(folder: Path) -> list[Target]:
+    """All targets; ``folder``: for the files of those that read from the disk."""
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS]
+    jsonl = [*lines, b"".join(lines)]
+    csv = [
+        b'id,prompt,task\n1,"a ""b"", c",x\n2,"two\r\nlines",y\n',
+        b'id,messages,choices\n1,"[{""role"": ""user"", ""content"": ""hi""}]","[""a"", ""b""]"\n',
+    ]
+    packed = [gzip.compress(content, mtime=0) for content in jsonl]
+    bank, router = _AdapterFolder(folder / "bank"), _RouterFolder(folder / "router")
+    return [
+        Target("lines of jsonl", 400, jsonl, _read_lines),
+        Target("records of csv", 200, csv, _read_csv),
+        Target("jsonl", 40, jsonl, _reader("jsonl")),
+        Target("csv", 30, csv, _reader("csv")),
+        Target("jsonl.gz", 20, packed, _reader("jsonl.gz")),
+        Target("parquet", 40, _parquet_files(), _reader("parquet")),
+        Target("adapter_config.json", 150, bank.configs, bank.read_config),
+        Target("adapter_model.safetensors", 80, bank.weights, bank.read_weights),
+        Target("router.json", 20, router.cards, router.read_card),
+        Target("router.safetensors", 20, router.weights, router.read_weights),
+    ]
+
+
+def _read_lines(content: bytes) -> None:
+    """Lines to records to tables, without files."""
+    _to_table([parse_line(line) for line in content.split(b"\n")])
+
+
+def _read_csv(content: bytes) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/fuzz/rows.csv", content)
+    _to_table(list(Csv().read(memory, "/fuzz/rows.csv", SeekPoint(0, 0))))
+
+
+def _to_table(rows: list[Row]) -> None:
+    records = [COLUMNS.record(number, row) for number, row in enumerate(rows)]
+    for record in records:
+        _check(record)
+    finder = SchemaFinder()
+    finder.add([record.passed for record in records])
+    assert staged_table(records, finder.schema()).num_rows == len(rows)
+
+
+def _reader(suffix: str) -> Callable[[bytes], None]:
+    """Plans a file in memory, then reads its records as the stages do."""
+    memory = fsspec.filesystem("memory")
+
+    def run(content: bytes) -> None:
+        memory.pipe_file(f"/fuzz/input.{suffix}", content)
+        url = f"memory://fuzz/input.{suffix}"
+        plan = plan_input(url, 8, COLUMNS)
+        found = 0
+        for window in range(plan.windows):
+            repeated = plan.duplicates_of(window)
+            for split in plan.splits(window):
+                records = list(read_split(url, split, COLUMNS, repeated))
+                table = staged_table(records, plan.passed)
+                assert table.num_rows == split.take
+                found += len(records)
+                for record in records:
+                    _check(record)
+        assert found == plan.rows
+
+    return run
+
+
+def _check(record: Record) -> None:
+    assert isinstance(record.id, str)
+    if record.dead is None:
+        assert record.prompt
+        return
+    assert record.dead.stage == "read"
+    assert record.dead.message
+    assert len(record.dead.message) < 2000
+    record_text(record).encode()
+
+
+def _parquet_files() -> list[bytes]:
+    plain = [{"id": f"r{n}", "prompt": f"text {n % 3}", "n": n, "x": n / 2, "tags": ["a"] * n} for n in range(6)]
+    chats = [{"id": n, "messages": [{"role": "user", "content": "hi"}]} for n in range(4)]
+    options: list[dict[str, Any]] = [{}, {"compression": "zstd"}, {"use_dictionary": False, "compression": "none"}]
+    files = []
+    for rows in (plain, chats):
+        for option in options:
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=3, **option)
+            files.append(buffer.getvalue())
+    return files
+
+
+class _AdapterFolder:
+    """A bank of one adapter, one file of which is replaced at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bank = folder
+        self.good = make_adapter(folder / "legal")
+        settings: list[dict[str, Any]] = [
+            {},
+            {"rank_pattern": {"q_proj": 4, ".*v_proj": 4}, "alpha_pattern": {r"layers\.0.*": 2}, "use_rslora": True},
+        ]
+        self.configs = [json.dumps(PLAIN | more).encode() for more in settings]
+        self.weights = [save(make_tensors()), save(make_tensors(4, 1, {V: (8, 6)}))]
+
+    def read_config(self, content: bytes) -> None:
+        """The weights are good."""
+        self._read("adapter_config.json", content)
+
+    def read_weights(self, content: bytes) -> None:
+        """The config is good."""
+        self._read("adapter_model.safetensors", content)
+
+    def _read(self, name: str, content: bytes) -> None:
+        path = self.good / name
+        good = path.read_bytes()
+        path.unlink()  # what is mapped must not change
+        path.write_bytes(content)
+        try:
+            bank = AdapterBank.load(self.bank)
+            bank.check_base(SHAPES, "tiny")
+            bank.check_values()
+            assert len(bank.fingerprint) == 16
+        finally:
+            path.unlink()
+            path.write_bytes(good)
+
+
+class _RouterFolder:
+    """A router, one file of which is replaced at a time; it routes where it is taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        _small_router().save(folder)
+        self.cards = [(folder / "router.json").read_bytes()]
+        self.weights = [(folder / "router.safetensors").read_bytes()]
+
+    def read_card(self, content: bytes) -> None:
+        """The weights are good."""
+        self._read("router.json", content)
+
+    def read_weights(self, content: bytes) -> None:
+        """The card is good."""
+        self._read("router.safetensors", content)
+
+    def _read(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        good = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        try:
+            router = Router.load(self.folder)
+            router.check_bank(["art", "legal", "med"], "bank")
+            router.check_prompts("tok1", "chat")
+            router.route([[1, 2, 3]], RoutingPolicy())
+        finally:
+            path.unlink()
+            path.write_bytes(good)
+
+
+def _small_router() -> Router:
+    """An untrained one of a few kilobytes."""
+    shape = RouterShape(60, 3, embedding=4, hidden=4, features=4)
+    unit, places = torch.eye(4)[:3].half(), torch.arange(3)
+    card: dict[str, Any] = {
+        "shape": shape.to_json(),
+        "labels": ["art", "legal", "med"],
+        "temperature": 1.25,
+        "gate_thresholds": {"0.95": 0.1, "0.99": -0.1},
+        "tokenizer_fingerprint": "tok1",
+        "prompt_format": "chat",
+    }
+    known = Known(unit, places, unit.clone(), places.clone())
+    return Router(RouterModel(shape), known, CentroidHead.of(unit.clone()), card)
+
+
+def outcome(target: Target, content: bytes) -> str:
+    """``taken``, or ``refused`` by a good message; anything else is raised."""
+    try:
+        target.run(content)
+    except UserError as error:
+        message = str(error)
+        assert message, "an empty message"
+        assert "\n" not in message, f"more than one line: {message!r}"
+        assert len(message) < 4000, f"{len(message)} characters: {message[:200]!r}"
+        return "refused"
+    return "taken"

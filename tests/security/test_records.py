@@ -1,0 +1,185 @@
+"""Records made to do harm: each becomes a dead letter, or its file one clear error; time and memory stay bounded."""
+
+import gzip
+import io
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.records import Record
+from pipeline.stages.sink import OutputShape
+from pipeline.storage.columns import Columns
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.limits import MAX_COLUMNS, MAX_LINE
+from pipeline.storage.plan import plan_input
+from pipeline.storage.read import portions, read_split, staged_table
+from pipeline.storage.shards import Shard, Tally
+
+from ..storage import memory_url, user_error, write_file
+
+COLUMNS = Columns()
+GOOD = b'{"id": "good", "prompt": "text"}\n'
+
+
+def records_of(content: bytes, suffix: str = ".jsonl") -> list[Record]:
+    """Plan a file of that content and read it as the stages do, tables included."""
+    url = f"{memory_url()}/input{suffix}"
+    write_file(url, content)
+    plan = plan_input(url, 1000, COLUMNS)
+    found = [r for split in plan.splits(0) for r in read_split(url, split, COLUMNS, plan.duplicates_of(0))]
+    assert staged_table(found, plan.passed).num_rows == plan.rows
+    return found
+
+
+def kinds(found: list[Record]) -> list[str]:
+    """Ids of good records, error types of bad ones."""
+    return [r.dead.error_type if r.dead else r.id for r in found]
+
+
+def peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+LINES = {
+    "100 MB": (b'{"prompt": "' + b"x" * 100_000_000 + b'"}', "RecordTooLong"),
+    "100,000 levels": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "InvalidJson"),
+    "200 levels": (b'{"prompt": "a", "x": ' + b"[" * 200 + b"]" * 200 + b"}", "TooDeep"),
+    "a lone surrogate": (b'{"prompt": "\\ud800"}', "InvalidJson"),
+    "a lone surrogate as bytes": (b'{"prompt": "\xed\xa0\x80"}', "InvalidUtf8"),
+    "invalid UTF-8": (b'{"prompt": "\xff"}', "InvalidUtf8"),
+    "a control character": (b'{"prompt": "a\x01b"}', "InvalidJson"),
+    "NUL bytes": (b"\0" * 100, "InvalidJson"),
+    "1e999": (b'{"prompt": "a", "x": 1e999}', "InvalidJson"),
+    "NaN": (b'{"prompt": "a", "x": NaN}', "InvalidJson"),
+    "an id in an object": (b'{"id": {"$ne": 1}, "prompt": "a"}', "BadId"),
+    "an id of 30 digits": (b'{"id": 123456789012345678901234567890, "prompt": "a"}', "BadId"),
+    "20,000 columns": (json.dumps({f"c{n}": 1 for n in range(20_000)}).encode(), "TooManyColumns"),
+    "messages as text": (b'{"messages": "hi"}', "BadMessages"),
+    "no messages": (b'{"messages": []}', "BadMessages"),
+    "a message as text": (b'{"messages": ["hi"]}', "BadMessages"),
+    "a role in a list": (b'{"messages": [{"role": ["user"], "content": "hi"}]}', "BadMessages"),
+    "a message without content": (b'{"messages": [{"role": "user"}]}', "BadMessages"),
+    "a prompt in a list": (b'{"prompt": ["a"]}', "BadPrompt"),
+    "a request of another program": (b'{"custom_id": "1", "body": {"messages": []}}', "MissingPrompt"),
+}
+
+
+@pytest.mark.parametrize(("line", "error"), LINES.values(), ids=LINES)
+def test_a_hostile_line_is_a_dead_letter_and_spoils_no_other(line: bytes, error: str) -> None:
+    before = peak_mb()
+    found = records_of(line + b"\n" + GOOD)
+    assert kinds(found) == [error, "good"]
+    assert len(found[0].raw or "") <= MAX_LINE
+    assert peak_mb() - before < 1024
+
+
+IDS = ["../../x", "/etc/passwd", "a\nb", "a\0b", "\x1b[2J", "x" * 1_000_000, "con", "%2e%2e%2f", "\u202egpj", " "]
+
+
+@pytest.mark.parametrize("identity", IDS, ids=lambda text: repr(text)[:20])
+def test_an_id_is_kept_as_it_is_and_names_no_file(identity: str, tmp_path: Path) -> None:
+    (record,) = records_of(json.dumps({"id": identity, "prompt": "a"}).encode())
+    assert (record.id, record.dead) == (identity, None)
+    shape = OutputShape(pa.schema([]), False, "r", "b")
+    dead = pa.table({"id": [record.id], "stage": ["s"], "error_type": ["e"], "message": ["m"], "record": ["x"]})
+    rows = shape.schema.empty_table()["route_score"].to_numpy().astype("int64")
+    log = CommitLog(str(tmp_path / "out"))
+    log.commit(Shard("w000000-a-000000", None, None, rows, rows, Tally()), shape.schema.empty_table(), dead)
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(name.split("/")[1] for name in written) == ["_commits", "dead"]
+    assert all(name.split("/")[2].startswith("w000000-a-000000") for name in written)
+
+
+def test_columns_that_differ_from_record_to_record_are_refused_before_they_fill_the_memory() -> None:
+    lines = b"".join(b'{"prompt": "a", "k%d": 1}\n' % n for n in range(MAX_COLUMNS + 500))
+    with user_error("more than 1000 columns", "into one column"):
+        records_of(lines)
+
+
+def test_objects_with_keys_of_their_own_in_each_record_are_stored_as_json() -> None:
+    lines = b"".join(
+        json.dumps({"id": n, "prompt": "a", "x": [{f"k{n}-{m}": 1 for m in range(900)}]}).encode() + b"\n"
+        for n in range(50)
+    )
+    assert len(records_of(lines)) == 50
+
+
+def test_records_are_held_by_their_size_not_only_by_their_number() -> None:
+    long = [Record(n, str(n), prompt="x" * 2**23) for n in range(20)]
+    assert [len(part) for part in portions(iter(long), 512)] == [8, 8, 4]
+    short = [Record(n, str(n), prompt="x") for n in range(1000)]
+    assert [len(part) for part in portions(iter(short), 512)] == [512, 488]
+
+
+def test_an_open_quote_does_not_swallow_the_file_in_silence() -> None:
+    found = records_of(b'id,prompt\n1,a\n2,"open\n3,c\n4,d\n', ".csv")
+    assert kinds(found) == ["1", "InvalidCsv"]
+    assert "up to line 5" in (found[1].dead.message if found[1].dead else "")
+
+
+def test_an_open_quote_in_a_long_file_takes_no_more_than_a_record_may_have() -> None:
+    line = b"2," + b"x" * 1000 + b"\n"
+    found = records_of(b'id,prompt\n1,"open\n' + line * (MAX_LINE // 1000 + 100), ".csv")
+    assert kinds(found)[0] == "RecordTooLong"
+    assert len(found) > 50
+    many = records_of(b"id,prompt\n1," + b'"\n",' * (MAX_LINE // 4) + b"\n2,b\n", ".csv")
+    assert (kinds(many)[0], kinds(many)[-1]) == ("RecordTooLong", "2")
+
+
+def test_a_csv_line_of_100_mb_is_skipped_whole() -> None:
+    before = peak_mb()
+    assert kinds(records_of(b"id,prompt\n1," + b"x" * 100_000_000 + b"\n2,b\n", ".csv")) == ["RecordTooLong", "2"]
+    assert peak_mb() - before < 1024
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz"])
+@pytest.mark.parametrize("unit", [b"x", b"\n"], ids=["one line", "empty lines"])
+def test_a_gzip_bomb_is_refused(suffix: str, unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.limits._BOMB_BYTES", 2**16)
+    with user_error("unpacks to more than 300 times its size"):
+        records_of(gzip.compress(b"id,prompt\n" + unit * 400_000), suffix)
+
+
+def test_a_file_that_only_shrinks_well_is_read() -> None:
+    assert len(records_of(gzip.compress(GOOD * 1000), ".jsonl.gz")) == 1000
+
+
+def parquet_of(table: pa.Table, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()
+
+
+def test_a_parquet_value_that_stands_for_gigabytes_is_held_a_few_at_a_time() -> None:
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * (MAX_LINE + 1)])  # 5 GB as text
+    table = pa.table({"id": [str(n) for n in range(300)], "prompt": long})
+    content = parquet_of(table, compression="zstd", dictionary_pagesize_limit=2**30)
+    assert len(content) < 2**20
+    before = peak_mb()
+    assert set(kinds(records_of(content, ".parquet"))) == {"RecordTooLong"}
+    assert peak_mb() - before < 1500
+
+
+def test_a_parquet_file_with_a_damaged_page_is_one_error() -> None:
+    table = pa.table({"id": [str(n) for n in range(1000)], "prompt": [f"text {n}" for n in range(1000)]})
+    content = parquet_of(table, compression="zstd", write_page_checksum=True)
+    assert len(records_of(content, ".parquet")) == 1000
+    for place in range(100, 2000, 200):
+        damaged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        with user_error("input.parquet"):
+            records_of(damaged, ".parquet")
+
+
+def test_a_parquet_file_with_too_many_columns_or_levels_is_refused() -> None:
+    with user_error("more than 1000 columns"):
+        records_of(parquet_of(pa.table({f"c{n}": [1] for n in range(1001)})), ".parquet")
+    deep: Any = 1
+    for _ in range(60):
+        deep = {"x": deep}
+    with user_error("deeper than 50"):
+        records_of(parquet_of(pa.table({"prompt": ["a"], "x": [deep]})), ".parquet")
