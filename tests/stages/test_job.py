@@ -155,7 +155,7 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
     write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(40)])
     # The first window is shuffled into two partitions, the second fits one.
-    settings = replace(job_settings, shard_records=4, window_records=33)
+    settings = replace(job_settings, shard_records=4, window_records=33, file_bytes=0)
     run(settings)
     expected = by_id(settings.output)
     settings, finish = replace(settings, output=str(tmp_path / "half")), CommitLog.finish_window
