@@ -30,7 +30,7 @@ class Assignment:
         """Names of all adapters in it, sorted."""
         return sorted({name for mixture in self.mixtures for name in mixture.adapters})
 
-    @property
+    @cached_property
     def units(self) -> int:
         """How many rows, or tokens."""
         return len(self.places)

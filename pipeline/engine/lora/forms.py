@@ -59,17 +59,28 @@ class Form:
 class Union(Form):
     """``((x A^T) * w) B^T`` with all adapters of the batch in A and B, w zero for those of other units."""
 
+    def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
+        super().__init__(group, panel, weights, extras)
+        self._shaped = weights.view(len(weights), 1, 1, -1)
+        # Views are made once: a decode step of a small model waits for Python as long as for its small products.
+        self._a: dict[tuple[tuple[int, int], int], torch.Tensor] = {}
+        self._b: dict[tuple[int, int], torch.Tensor] = {}
+
     def _inners(self, inputs: InputSet, x: torch.Tensor) -> list[torch.Tensor]:
         width, modules = inputs.kind
-        a = self.panel.A[inputs.kind][inputs.place, 0].view(-1, width)
+        a = self._a.get((inputs.kind, inputs.place))
+        if a is None:
+            a = self._a[inputs.kind, inputs.place] = self.panel.A[inputs.kind][inputs.place, 0].view(-1, width)
         inner = a.index_select(1, x.flatten()).T if self.group.embedding else linear(x.reshape(-1, width), a)
         units, ranks = self.weights.shape
-        shaped = inner.reshape(units, -1, modules, ranks)
-        return [self._weighted(shaped, self.weights.view(units, 1, 1, ranks)).view(-1, modules, ranks)]
+        weighted = self._weighted(inner.reshape(units, -1, modules, ranks), self._shaped)
+        return list(weighted.view(-1, modules, ranks).unbind(1))
 
     def _outer(self, site: Site, output: torch.Tensor) -> None:
-        out, place = site.out
-        output.view(-1, out).addmm_(self._inner[0][:, site.number], self.panel.B[out][place, 0])
+        b = self._b.get(site.out)
+        if b is None:
+            b = self._b[site.out] = self.panel.B[site.out[0]][site.out[1], 0]
+        output.view(-1, site.out[0]).addmm_(self._inner[site.number], b)
 
     def select(self, units: torch.Tensor) -> Form:
         """The same for some of the units."""
