@@ -83,11 +83,11 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Records by seed, if they were made with runs of this size."""
-    if not path.exists():
+    """Records by seed, if they were made with runs of this size; exact ones with too few kills prove nothing."""
+    values = json.loads(path.read_text()) if path.exists() else {"config": None, "runs": []}
+    if values["config"] != size:
         return {}
-    values = json.loads(path.read_text())
-    return {record["seed"]: record for record in values["runs"]} if values["config"] == size else {}
+    return {r["seed"]: r for r in values["runs"] if not r["exact"] or len(r["kills"]) >= LEAST}
 
 
 def _write(path: Path, known: dict[int, dict[str, Any]], size: dict[str, Any]) -> None:

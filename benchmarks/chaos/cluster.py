@@ -15,8 +15,14 @@ from types import TracebackType
 
 from .processes import descendants, kill, title
 
-# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute.
-_HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute. No workers ahead of
+# the first driver: see `pipeline.stages.cluster`.
+_SYSTEM = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+    "prestart_worker_first_driver": False,
+}
 _START_SECONDS = 120.0
 
 
@@ -39,7 +45,7 @@ class Cluster:
         try:
             port = self.address.rpartition(":")[2]
             head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}")
-            self._start(self.cpus[0], *head, f"--system-config={json.dumps(_HEALTH)}")
+            self._start(self.cpus[0], *head, f"--system-config={json.dumps(_SYSTEM)}")
             self._start(self.cpus[1], f"--address={self.address}")
         except BaseException:
             self._stop()

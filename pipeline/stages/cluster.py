@@ -10,6 +10,9 @@ import ray
 from ..errors import UserError
 from .settings import Pools
 
+# Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
+# them die before, the driver waits for ever.
+_LOCAL = {"prestart_worker_first_driver": False}
 _PROJECT = str(Path(__file__).resolve().parents[2])
 
 
@@ -27,7 +30,8 @@ def connect(address: str | None, cpus: int) -> None:
         if address:
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
-            ray.init(address="local", num_cpus=cpus or None, include_dashboard=False, runtime_env=environment, **quiet)
+            local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": _LOCAL}
+            ray.init(address="local", runtime_env=environment, **local, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None
     _only_to_files(logging.getLogger("ray.data"))
