@@ -50,6 +50,7 @@ def ids_of(output: Path) -> Counter[str]:
     return Counter(found[0] + found[1])
 
 
+@pytest.mark.slow  # the seeded runs kill drivers too
 def test_a_killed_driver_loses_and_doubles_nothing(
     tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:

@@ -64,7 +64,9 @@ def failing(weed: Weed, direct: object, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def table_of(rows: list[int], schema: pa.Schema) -> pa.Table:
     if schema is DEAD:
-        return pa.Table.from_pylist([dict.fromkeys(DEAD.names, "") | {"id": f"r{row}"} for row in rows], schema=DEAD)
+        return pa.Table.from_pylist(
+            [dict.fromkeys(DEAD.names, "") | {"id": f"r{row}", "row": row} for row in rows], schema=DEAD
+        )
     values = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
     rest = {"adapters": ["a"], "weights": [1.0], "mixture": "a:1.0", "route_score": 0.5, "fallback": False}
     return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
