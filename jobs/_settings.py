@@ -79,16 +79,18 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Job
         shard_records=config.shuffle.shard_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
-        config=_shown(config) | {"command": {"input": masked(input_url), "output": masked(output_url)}},
+        config=_shown(config.model_dump(mode="json"))
+        | {"command": {"input": masked(input_url), "output": masked(output_url)}},
     )
 
 
-def _shown(config: GenerateConfig) -> dict[str, Any]:
-    """The config for run.json and the report: where it names files by URL, without credentials."""
-    values = config.model_dump(mode="json")
-    generation = values["generation"]
-    files = {key: masked(generation[key]) for key in ("json_schema", "grammar") if isinstance(generation[key], str)}
-    return values | {"generation": generation | files}
+def _shown(value: Any) -> Any:
+    """Values of the config for run.json and the report: URLs in it (of a grammar, of a cluster) without credentials."""
+    if isinstance(value, dict):
+        return {key: _shown(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return masked(value) if isinstance(value, str) and "://" in value else value
 
 
 def sampling_of(generation: GenerationSettings) -> Sampling:

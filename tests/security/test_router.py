@@ -93,7 +93,9 @@ TENSORS: dict[str, Callable[[Tensors], object]] = {
     "references of whole numbers": lambda t: t.update({"known.references": t["known.references"].int()}),
     "targets of no label": lambda t: t.update({"known.held_out_targets": t["known.held_out_targets"] + 99}),
     "negative targets": lambda t: t.update({"known.reference_targets": t["known.reference_targets"] - 9}),
-    "targets that are no whole numbers": lambda t: t.update({"known.reference_targets": t["known.references"][:, 0]}),
+    "targets that are no whole numbers": lambda t: t.update(
+        {"known.reference_targets": t["known.references"][:, 0].clone()}
+    ),
     "flat centroids": lambda t: t.update({"classes.trained": t["classes.trained"][0].clone()}),
     "a centroid without a label": lambda t: t.update({"classes.added": t["classes.trained"][:1].clone()}),
     "a network of whole numbers": lambda t: t.update({"model.head.bias": t["model.head.bias"].int()}),

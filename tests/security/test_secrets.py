@@ -1,5 +1,7 @@
 """Credentials never show: not in messages, nor in what a run stores."""
 
+import argparse
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs._cli import run_job
+from jobs._settings import add_arguments, read_settings
 from pipeline.errors import UserError
 from pipeline.storage.columns import Columns
 from pipeline.storage.files import list_input, one_line, open_url
@@ -144,3 +147,15 @@ def test_a_signed_address_that_is_refused_is_masked(server: str) -> None:
             planned(url)
         assert "secret" not in str(caught.value)
         assert "?***" in str(caught.value)
+
+
+def test_addresses_in_the_config_are_stored_without_credentials(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    (tmp_path / "model").mkdir()
+    words = ["--input", "https://h/x.jsonl?sig=secret", "--output", str(tmp_path), "model=custom", "bank=custom"]
+    words += [f"model.path={tmp_path}/model", f"bank.path={tmp_path}", "router=custom", f"router.path={tmp_path}"]
+    words += ["cluster.address='ray://user:secret@host:10001'"]
+    _, settings = read_settings(parser.parse_args(words))
+    assert "secret" not in json.dumps(settings.config)
+    assert settings.config["cluster"]["address"] == "ray://***@host:10001"
