@@ -161,6 +161,7 @@ def assert_each_once(folder: str, ids: set[str]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_job_through_a_store_that_fails_answers_every_record_once(
     failing: Proxy,
     direct: fsspec.AbstractFileSystem,
