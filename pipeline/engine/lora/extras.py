@@ -26,7 +26,7 @@ class Extras:
         by_unit = output.view(len(self._weights), -1, site.out[0])
         added = torch.zeros((), device=output.device)
         if site.name in self._gains:
-            bias = getattr(site.module, "bias", None)
+            bias = site.bias
             own = by_unit.float() if bias is None else by_unit.float() - bias.float()
             added = (self._weights @ self._gains[site.name]).unsqueeze(1) * own
         if site.name in self._shifts:

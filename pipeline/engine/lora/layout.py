@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
 from torch import nn
 
 from ...adapters import AdapterBank
@@ -33,6 +34,12 @@ class Site:
     inputs: InputSet
     number: int
     out: tuple[int, int]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The module's own bias."""
+        bias: torch.Tensor | None = getattr(self.module, "bias", None)
+        return bias
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def _by_input(names: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def sites(group: Group, modules: dict[str, nn.Module]) -> list[Site]:
-    """The modules of a group, for their hooks."""
+    """The modules of a group, for their wrappers."""
     return [
         Site(name, modules[name], inputs, number, group.outs[name])
         for inputs in group.sets

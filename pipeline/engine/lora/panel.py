@@ -2,11 +2,15 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
 from .layout import Group
 from .residency import Packed
+
+Base = Mapping[int, Sequence[torch.Tensor]]
+"""Weights [out x in] of the modules themselves, by out features, in the order of their places."""
 
 _ROUND = 16  # ranks: capacities are multiples of it, so that small changes of a batch fit
 
@@ -25,9 +29,19 @@ class Panel:
 
     ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by out features: [modules x slots x ranks x
     out]. The union of a batch's adapters is one slot; for gathered adapters each slot is one combination of them.
+    ``joined`` by out features: [modules x out x (in + ranks)], base weights and B as [W, B^T], for a panel of one slot
+    that is given ``base`` weights by out features; B is then a view of it.
     """
 
-    def __init__(self, group: Group, slots: int, ranks: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        group: Group,
+        slots: int,
+        ranks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        base: Base = MappingProxyType({}),
+    ) -> None:
         self.slots, self.ranks = slots, ranks
         counts: dict[tuple[int, int], int] = {}
         for inputs in group.sets:
@@ -39,7 +53,18 @@ class Panel:
             (width, modules): torch.zeros(count, slots, modules, ranks, width, dtype=dtype, device=device)
             for (width, modules), count in counts.items()
         }
-        self.B = {out: torch.zeros(count, slots, ranks, out, dtype=dtype, device=device) for out, count in outs.items()}
+        self.B = {
+            out: torch.zeros(count, slots, ranks, out, dtype=dtype, device=device)
+            for out, count in outs.items()
+            if out not in base
+        }
+        self.joined: dict[int, torch.Tensor] = {}
+        for out, weights in base.items():
+            width = weights[0].shape[1]
+            self.joined[out] = joined = torch.zeros(len(weights), out, width + ranks, dtype=dtype, device=device)
+            self.B[out] = joined[:, :, width:].transpose(1, 2).unsqueeze(1)
+            for place, weight in enumerate(weights):
+                joined[place, :, :width] = weight
 
     def write(self, place: Place, packed: Packed) -> None:
         """Put an adapter at its place."""
@@ -58,10 +83,15 @@ class Panel:
 
 
 class UnionPanel:
-    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them."""
+    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them.
 
-    def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
-        self._group, self._dtype, self._device = group, dtype, device
+    ``base``: base weights to join them to, by out features.
+    """
+
+    def __init__(
+        self, group: Group, dtype: torch.dtype, device: torch.device, base: Base = MappingProxyType({})
+    ) -> None:
+        self._group, self._dtype, self._device, self._base = group, dtype, device, base
         self.panel: Panel | None = None
         self.places: dict[str, Place] = {}
 
@@ -92,7 +122,8 @@ class UnionPanel:
         return start if self.panel.ranks - start >= rank else None
 
     def _rebuild(self, adapters: Mapping[str, Packed], needed: int) -> Panel:
-        self.panel = Panel(self._group, 1, -(-needed // _ROUND) * _ROUND, self._dtype, self._device)
+        ranks = -(-needed // _ROUND) * _ROUND
+        self.panel = Panel(self._group, 1, ranks, self._dtype, self._device, self._base)
         self.places = {}
         start = 0
         for name, packed in adapters.items():
