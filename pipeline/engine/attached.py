@@ -12,7 +12,8 @@ from torch import nn
 from ..adapters import AdapterBank
 from ..errors import UserError
 from ..records import Mixture
-from .lora import FusedLora, LoraSettings
+from .lora.operator import FusedLora
+from .lora.settings import LoraSettings
 
 Asked = Mixture | Mapping[str, float] | str | None
 """A mixture, weights by adapter name, the name of one adapter, or None for the base model alone."""
