@@ -156,7 +156,7 @@ def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apa
     parts: tuple[Any, AdapterBank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, bank = parts
-    asked = [Mixture.of({"red": 0.5, "blue": 0.5}), Mixture.of({"blue": 1 / 3, "cold": 2 / 3}), Mixture()]
+    asked = [Mixture.of({"red": 0.5, "tall": 0.5}), Mixture.of({"tall": 1 / 3, "cold": 2 / 3}), Mixture()]
     tokens = torch.randint(1, 600, (3, 7), generator=torch.Generator().manual_seed(1))
     found = {}
     for most in (0, 2**20):
