@@ -13,7 +13,7 @@ from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
 from pipeline.engine.lora import cost, joined
 from pipeline.engine.lora.forms import narrowed
-from pipeline.engine.lora.layout import Group, InputSet, group_modules
+from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
 from pipeline.engine.lora.panel import GatherPanel, Panel, Place, UnionPanel
 from pipeline.engine.lora.residency import Packed, Residency
 from pipeline.models import load_model
@@ -21,7 +21,15 @@ from pipeline.records import Mixture
 from tests import tiny
 
 CPU = torch.device("cpu")
-ONE = Group({}, {}, (InputSet(("q",), (576, 1), 0),), {"q": (576, 0)}, frozenset(), frozenset(), embedding=False)
+ONE = Group(
+    {},
+    {},
+    (InputSet(("q",), (576, 1), 0),),
+    {"q": (OutKind(576, 576, 0), 0)},
+    frozenset(),
+    frozenset(),
+    embedding=False,
+)
 
 
 @pytest.fixture(scope="module")

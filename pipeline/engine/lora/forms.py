@@ -75,7 +75,7 @@ class Union(Form):
     """``((x A^T) * w) B^T`` with all adapters of the batch in A and B, w zero for those of other units.
 
     Where the panel holds the base weights W beside B, module and adapters are one product,
-    ``[x, (x A^T) * w] [W, B^T]^T``, summed in fp32 and rounded once.
+    ``[x, (x A^T) * w] [W, B]^T``, summed in fp32 and rounded once.
     """
 
     def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
@@ -83,16 +83,34 @@ class Union(Form):
         self._shaped = weights.view(len(weights), 1, 1, -1)
         # Views are made once: a decode step of a small model waits for Python as long as for its small products.
         self._a: dict[tuple[tuple[int, int], int], torch.Tensor] = {}
-        self._b: dict[tuple[int, int], torch.Tensor] = {}
+        self._b: dict[str, torch.Tensor] = {}
+        self._joined: dict[str, torch.Tensor] = {}
+        self._beside: list[torch.Tensor] = []
+        self._beside_of: Sequence[torch.Tensor] = ()
 
     def output(self, site: Site, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """As `Form.output`."""
-        joined = self.panel.joined.get(site.out[0])
-        if joined is None or self.extras is not None:
-            return super().output(site, x, base)
-        inner = self._inner_of(site, x)[site.number]
-        both = torch.cat((x.reshape(len(inner), -1), inner), 1)
-        return linear(both, joined[site.out[1]], site.bias).view(*x.shape[:-1], -1)
+        weight = self._joined.get(site.name)
+        if weight is None:
+            if self.extras is not None or site.kind not in self.panel.joined:
+                return super().output(site, x, base)
+            weight = self._joined[site.name] = self.panel.joined[site.kind][site.place]
+        inner = self._inner_of(site, x)
+        if inner is not self._beside_of:
+            self._beside, self._beside_of = self._both(x.reshape(-1, site.kind.width), inner), inner
+        return linear(self._beside[site.number], weight, site.bias).view(*x.shape[:-1], -1)
+
+    def _both(self, x: torch.Tensor, inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The input [tokens x in] with each module's ranks beside it, before it on side 0 and after it on side 1.
+
+        Two modules share a copy of the input.
+        """
+        found: list[torch.Tensor] = []
+        width = x.shape[1] + self.panel.ranks
+        for first in range(0, len(inner), 2):
+            row = torch.cat((inner[first], x, *inner[first + 1 : first + 2]), 1)
+            found += [row[:, :width], row[:, self.panel.ranks :]]
+        return found
 
     def _inners(self, inputs: InputSet, x: torch.Tensor) -> Sequence[torch.Tensor]:
         width, modules = inputs.kind
@@ -105,10 +123,10 @@ class Union(Form):
         return weighted.view(-1, modules, ranks).unbind(1)
 
     def _outer(self, site: Site, output: torch.Tensor, inner: Sequence[torch.Tensor]) -> None:
-        b = self._b.get(site.out)
+        b = self._b.get(site.name)
         if b is None:
-            b = self._b[site.out] = self.panel.B[site.out[0]][site.out[1], 0]
-        output.view(-1, site.out[0]).addmm_(inner[site.number], b)
+            b = self._b[site.name] = self.panel.B[site.kind][site.place, 0]
+        output.view(-1, site.kind.out).addmm_(inner[site.number], b)
 
     def select(self, units: torch.Tensor) -> Form:
         """The same for some of the units."""
@@ -168,8 +186,8 @@ class Gather(Form):
         return inners
 
     def _outer(self, site: Site, output: torch.Tensor, inner: Sequence[torch.Tensor]) -> None:
-        out, place = site.out
-        b = self.panel.B[out][place]
+        out = site.kind.out
+        b = self.panel.B[site.kind][site.place]
         by_unit = output.view(len(self.weights), -1, out)
         for (slot, chosen), own in zip(self._alone, inner, strict=False):
             if isinstance(chosen, slice):

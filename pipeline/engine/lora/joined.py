@@ -1,12 +1,12 @@
 """Base weights with room for B beside them: one product computes a module and its adapters."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from .layers import plain_weight
-from .layout import Site
+from .layout import OutKind, Site
 from .panel import Base
 
 # Weights of the largest module that is joined: 2 MiB in bf16. A call costs a CPU about 20 microseconds however small it
@@ -14,23 +14,25 @@ from .panel import Base
 _MOST = 2**20
 
 
-def joinable(sites: Iterable[Site], dtype: torch.dtype, device: torch.device) -> Base:
-    """Base weights [out x in] by out features, in the order of their places, where all of one size can be joined.
+def joinable(sites: Sequence[Site], dtype: torch.dtype, device: torch.device) -> Base:
+    """Base weights of those kinds of modules that can be joined, each with all that share an input with it.
 
     On a GPU nothing is joined: recorded steps (`engine/graphs`) pay no calls.
     """
-    if device.type != "cpu":
-        return {}
-    by_out: dict[int, list[Site]] = {}
+    by_kind: dict[OutKind, list[torch.Tensor]] = {}
+    apart: set[OutKind] = set()
+    for site in sorted(sites, key=lambda site: site.place):
+        weight = _small_plain_weight(site.module, dtype) if device.type == "cpu" else None
+        if weight is None:
+            apart.add(site.kind)
+        else:
+            by_kind.setdefault(site.kind, []).append(weight)
+    together: dict[int, set[OutKind]] = {}
     for site in sites:
-        by_out.setdefault(site.out[0], []).append(site)
-    found = {}
-    for out, same in by_out.items():
-        weights = [_small_plain_weight(site.module, dtype) for site in sorted(same, key=lambda s: s.out[1])]
-        base = [weight for weight in weights if weight is not None]
-        if len(base) == len(weights) and len({weight.shape for weight in base}) == 1:
-            found[out] = base
-    return found
+        together.setdefault(id(site.inputs), set()).add(site.kind)
+    while more := {kind for kinds in together.values() if kinds & apart for kind in kinds} - apart:
+        apart |= more
+    return {kind: weights for kind, weights in by_kind.items() if kind not in apart}
 
 
 def _small_plain_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:

@@ -1,16 +1,17 @@
 """Buffers of stacked adapters that a batch multiplies with: only what is new in a batch is written."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 
-from .layout import Group
+from .layout import Group, OutKind
 from .residency import Packed
 
-Base = Mapping[int, Sequence[torch.Tensor]]
-"""Weights [out x in] of the modules themselves, by out features, in the order of their places."""
+Base = Mapping[OutKind, Sequence[torch.Tensor]]
+"""Weights [out x in] of the modules themselves, in the order of their places."""
 
 _ROUND = 16  # ranks: capacities are multiples of it, so that small changes of a batch fit
 
@@ -27,10 +28,10 @@ class Place:
 class Panel:
     """For one group: ``slots`` stacks of ``ranks`` ranks each, zero where nothing lies.
 
-    ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by out features: [modules x slots x ranks x
+    ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by `OutKind`: [modules x slots x ranks x
     out]. The union of a batch's adapters is one slot; for gathered adapters each slot is one combination of them.
-    ``joined`` by out features: [modules x out x (in + ranks)], base weights and B as [W, B^T], for a panel of one slot
-    that is given ``base`` weights by out features; B is then a view of it.
+    ``joined`` by `OutKind`, for those of ``base``, in a panel of one slot: [modules x out x (in + ranks)], base weights
+    and B as [B^T, W] on side 0, [W, B^T] on side 1; B is then a view of it.
     """
 
     def __init__(
@@ -46,25 +47,24 @@ class Panel:
         counts: dict[tuple[int, int], int] = {}
         for inputs in group.sets:
             counts[inputs.kind] = counts.get(inputs.kind, 0) + 1
-        outs: dict[int, int] = {}
-        for out, _ in group.outs.values():
-            outs[out] = outs.get(out, 0) + 1
+        outs = Counter(kind for kind, _ in group.outs.values())
         self.A = {
             (width, modules): torch.zeros(count, slots, modules, ranks, width, dtype=dtype, device=device)
             for (width, modules), count in counts.items()
         }
         self.B = {
-            out: torch.zeros(count, slots, ranks, out, dtype=dtype, device=device)
-            for out, count in outs.items()
-            if out not in base
+            kind: torch.zeros(count, slots, ranks, kind.out, dtype=dtype, device=device)
+            for kind, count in outs.items()
+            if kind not in base
         }
-        self.joined: dict[int, torch.Tensor] = {}
-        for out, weights in base.items():
-            width = weights[0].shape[1]
-            self.joined[out] = joined = torch.zeros(len(weights), out, width + ranks, dtype=dtype, device=device)
-            self.B[out] = joined[:, :, width:].transpose(1, 2).unsqueeze(1)
+        self.joined: dict[OutKind, torch.Tensor] = {}
+        for kind, weights in base.items():
+            joined = torch.zeros(len(weights), kind.out, kind.width + ranks, dtype=dtype, device=device)
+            begin = 0 if kind.side else ranks  # of the base weights
             for place, weight in enumerate(weights):
-                joined[place, :, :width] = weight
+                joined[place, :, begin : begin + kind.width] = weight
+            b = joined[:, :, kind.width :] if kind.side else joined[:, :, :ranks]
+            self.joined[kind], self.B[kind] = joined, b.transpose(1, 2).unsqueeze(1)
 
     def write(self, place: Place, packed: Packed) -> None:
         """Put an adapter at its place."""
