@@ -1,5 +1,5 @@
 """The HTML report of a run."""
 
-from .build import write_report
+from .build import NAME, render, write_report
 
-__all__ = ["write_report"]
+__all__ = ["NAME", "render", "write_report"]
