@@ -61,6 +61,7 @@ class JobSettings:
     error_budget: float = 0.01
     error_max: int | None = None
     window_records: int = 1_000_000
+    limit: int | None = None  # only the first so many records of the input
     shard_records: int = 512
     file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
     hang_seconds: float = 1800.0  # without a new pass of the engine
