@@ -33,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> GenerateConfig:
     """The config of a command; `UserError` with all that is wrong in it."""
     seed = [] if args.seed is None else [f"seed={args.seed}"]
-    return load_settings("generate", [*args.overrides, *seed], GenerateConfig)
+    return load_config([*args.overrides, *seed])
+
+
+def load_config(words: list[str]) -> GenerateConfig:
+    """The config that some words give; `UserError` with all that is wrong in it."""
+    return load_settings("generate", words, GenerateConfig)
 
 
 def read_settings(args: argparse.Namespace, needs_files: bool = True) -> tuple[GenerateConfig, JobSettings]:

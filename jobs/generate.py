@@ -20,7 +20,8 @@ from jobs._cli import INCOMPLETE, OK, run_job
 from jobs._dry_run import dry_run
 from jobs._progress import MODES, View, view_of
 from jobs._settings import add_arguments, pools_of, read_config, read_settings, shown_config
-from pipeline.report import write_report
+from pipeline.errors import UserError
+from pipeline.report import check_tracking, log_run, write_report
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.settings import Pools
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
         print(as_yaml(shown_config(read_config(args))), end="")
         return OK
     config, settings = read_settings(args)
+    check_tracking(config.tracking.mlflow)
     view = view_of(args.progress)
     job = GenerateJob(settings, view.say, listener=view.update)
     prepared = job.prepare(args.new_run)
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
         return OK
     with view:
         result = job.run(lambda: _start_pools(config))
-    _write_more(args.output, config, result)
+    _write_more(args.output, config, result, view)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
     return _exit_code(result, config.errors.budget, args)
 
@@ -78,9 +80,15 @@ def _say_input(plan: InputPlan, view: View) -> None:
         view.say(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
 
 
-def _write_more(output: str, config: GenerateConfig, result: JobResult) -> None:
+def _write_more(output: str, config: GenerateConfig, result: JobResult, view: View) -> None:
     """What is derived from the committed rows: report, dataset card, answers in the form of the requests."""
     write_report(output)
+    if config.tracking.mlflow and result.seconds:  # a finished run that was started again has been logged
+        try:
+            logged = log_run(output, config.tracking.mlflow, config.tracking.experiment)
+            view.say(f"tracked as MLflow run {logged}")
+        except UserError as error:  # the run itself is done
+            print(masked(str(error)), file=sys.stderr)
     if result.incomplete:
         return
     folder = RunFolder(output)

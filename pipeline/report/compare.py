@@ -56,17 +56,18 @@ def _figures(run: Run) -> list[tuple[str, str]]:
 
 
 def _config(a: Run, b: Run) -> list[tuple[str, str, str]]:
-    one, other = ({**_flat(r.values["config"]), **_flat(r.values["fingerprints"], "fingerprint")} for r in (a, b))
+    one, other = ({**flat(r.values["config"]), **flat(r.values["fingerprints"], "fingerprint")} for r in (a, b))
     keys = dict.fromkeys([*one, *other])
     return [(key, str(one.get(key)), str(other.get(key))) for key in keys if one.get(key) != other.get(key)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
-        flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return flat
+        found |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _mixtures(a: Run, b: Run) -> list[tuple[str, float, float]]:
