@@ -27,7 +27,7 @@ from pipeline.storage.retry import STAGES, RetryFilter
 from pipeline.storage.run import RUN, RunFolder
 from pipeline.storage.secrets import masked
 
-_FREE = ("engine.", "cluster.", "shuffle.", "errors.")
+_FREE = ("engine.", "cluster.", "shuffle.", "errors.", "cost.")
 
 
 def main(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,10 @@ def test_ray_datasets_become_ray_datasets(config: list[str], tmp_path: Path) -> 
     assert {a["id"]: a["output"] for a in answered} == expected
     routed = route(dataset, config).take_all()
     assert {a["id"]: a["mixture"] for a in routed} == {a["id"]: a["mixture"] for a in answered}
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)[1]
+    assert "map_batches(Generate, fn_constructor_args=(config,), batch_size=512" in code
+    staged = dataset.map_batches(Generate, fn_constructor_args=(config,), batch_size=16, concurrency=1, num_cpus=0.5)
+    assert {a["id"]: a["output"] for a in staged.take_all()} == expected
     processor = build_processor(
         config,
         preprocess=lambda row: {"prompt": row["prompt"], "sampling_params": {"max_tokens": 2}},
@@ -135,6 +140,16 @@ def test_ray_datasets_become_ray_datasets(config: list[str], tmp_path: Path) -> 
     assert max(r["tokens"] for r in short) <= 2
 
 
+def test_the_page_says_what_works(config: list[str]) -> None:
+    first, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    code = re.sub(r"^config = .*$", "", first, flags=re.M)
+    known: dict[str, Any] = {"config": config}
+    exec(code, known)
+    assert known["answers"][0]["error"] is None
+    assert code.count("\n") > 4
+
+
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_url_is_answered_exactly_once(config: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

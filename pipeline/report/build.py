@@ -94,7 +94,7 @@ def _charts(run: Run, top: list[tuple[str, int]], sample: Sample) -> dict[str, s
     if top:
         found["mixtures"] = charts.bars([(readable(key), count) for key, count in top], "mixtures")
     names, together = run.together()
-    if len(names) > 1:
+    if len(names) > 1 and together.sum() > np.trace(together):
         found["together"] = charts.heat(names, together, "adapters that answer together")
     if run.counts["finish_reasons"]:
         reasons = sorted(run.counts["finish_reasons"].items(), key=lambda item: -item[1])

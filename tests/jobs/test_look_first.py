@@ -59,7 +59,7 @@ def test_the_first_records_alone_are_another_run(many: dict[str, str], capsys: p
 
 
 def test_a_dry_run_estimates_and_writes_nothing(many: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    dry = [*words(many), "--dry-run", "--sample-seconds", "0.1", "cost.device_hour=2", "cost.currency=EUR"]
+    dry = [*words(many), "--dry-run", "--sample-seconds", "0.001", "cost.device_hour=2", "cost.currency=EUR"]
     assert generate.main([*dry, "engine.batch_size=8"]) == 0
     said = capsys.readouterr().out
     assert not Path(many["--output"]).exists()

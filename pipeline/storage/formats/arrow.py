@@ -43,6 +43,8 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tup
         at = offset or first
         f.seek(at)
         while (message := _message(f, path)) is not None:
+            if message.type != "record batch":
+                raise UserError(f"input: {masked(path)} holds a {message.type}; write it as Parquet")
             batch = pa.ipc.read_record_batch(message, schema)
             batch.validate(full=True)
             for part in range(0, batch.num_rows, 256):
@@ -58,15 +60,18 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tup
 def _schema(f: pa.NativeFile, path: str) -> tuple[pa.Schema, int]:
     message = _message(f, path)
     try:
-        if message is None:
-            raise ValueError("it is empty")
+        if message is None or message.type != "schema":
+            raise ValueError("it does not begin with a schema")
         schema = pa.ipc.read_schema(message)
+        names = schema.names
     except (ValueError, OSError, pa.ArrowException) as error:
         raise UserError(
             f"input: cannot read {masked(path)} as an Arrow stream (datasets.save_to_disk): {one_line(error)}"
         ) from None
-    if len(schema) > MAX_COLUMNS or any(map(is_deeper_than_allowed, schema.types)):
-        raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or values nested too deep")
+    if len(names) > MAX_COLUMNS or len(set(names)) < len(names) or any(map(is_deeper_than_allowed, schema.types)):
+        raise UserError(
+            f"input: {masked(path)} has more than {MAX_COLUMNS} columns, names one twice, or nests values too deep"
+        )
     if any(pa.types.is_dictionary(kind) for kind in schema.types):
         raise UserError(f"input: {masked(path)} has dictionary-encoded columns; write it as Parquet")
     return schema, f.tell()
