@@ -127,7 +127,7 @@ def test_ray_datasets_become_ray_datasets(config: list[str], tmp_path: Path) -> 
     routed = route(dataset, config).take_all()
     assert {a["id"]: a["mixture"] for a in routed} == {a["id"]: a["mixture"] for a in answered}
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)[1]
-    assert "map_batches(Generate, fn_constructor_args=(config,), batch_size=512" in code
+    assert "Generate, fn_constructor_args=(config,), batch_size=512, concurrency=1" in " ".join(code.split())
     staged = dataset.map_batches(Generate, fn_constructor_args=(config,), batch_size=16, concurrency=1, num_cpus=0.5)
     assert {a["id"]: a["output"] for a in staged.take_all()} == expected
     processor = build_processor(
