@@ -12,7 +12,6 @@ import numpy as np
 
 from ..storage import read_dead, read_run
 from ..storage.run import RunFolder
-from . import charts
 from .compare import Comparison, compare
 from .figures import Run, readable
 from .sample import Sample, sample_data, sample_dead
@@ -86,6 +85,8 @@ def _cost(run: Run, device_hour: float | None) -> list[tuple[str, str]]:
 
 def _charts(run: Run, top: list[tuple[str, int]], sample: Sample) -> dict[str, str]:
     """SVG by name; a chart that would show nothing is left out."""
+    from . import charts  # matplotlib takes a second to import, which a job can spend at its end
+
     found: dict[str, str] = {}
     times, records, tokens = run.rates()
     if len(records) > 1:
@@ -105,6 +106,8 @@ def _charts(run: Run, top: list[tuple[str, int]], sample: Sample) -> dict[str, s
 
 
 def _histograms(numbers: dict[str, np.ndarray]) -> dict[str, str]:
+    from . import charts
+
     fallback = numbers["fallback"].astype(bool)
     parts = [("routed", ~fallback), ("base model alone", fallback)] if fallback.any() else []
     prompts, answers = numbers["prompt_tokens"], numbers["completion_tokens"]

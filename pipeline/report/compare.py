@@ -58,7 +58,8 @@ def _figures(run: Run) -> list[tuple[str, str]]:
 def _config(a: Run, b: Run) -> list[tuple[str, str, str]]:
     one, other = ({**flat(r.values["config"]), **flat(r.values["fingerprints"], "fingerprint")} for r in (a, b))
     keys = dict.fromkeys([*one, *other])
-    return [(key, str(one.get(key)), str(other.get(key))) for key in keys if one.get(key) != other.get(key)]
+    differing = [key for key in keys if one.get(key) != other.get(key) and key != "command.output"]
+    return [(key, str(one.get(key)), str(other.get(key))) for key in differing]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
