@@ -85,17 +85,17 @@ class Progress:
         """Another stage has begun; ``window`` counts from 0."""
         self._tell(stage=name, **({} if window is None else {"window": window + 1}))
 
-    def committed(self, tally: Tally) -> None:
-        """So much is committed now."""
-        now = time.monotonic()
+    def committed(self, tally: Tally, stage: str | None = None) -> None:
+        """So much is committed now; ``stage``: another one has begun with that."""
+        now, changes = time.monotonic(), {} if stage is None else {"stage": stage}
         with self._lock:
-            if tally == self._now.tally:
+            if tally == self._now.tally and not changes:
                 return
             self._recent.append((now, tally))
             while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT:
                 self._recent.popleft()
             self._note(tally)
-        self._tell(tally=tally)
+        self._tell(tally=tally, **changes)
 
     def _tell(self, **changes: object) -> None:
         with self._lock:

@@ -39,7 +39,7 @@ class Windows:
             with Watch(self._job.log, run.window, counted, self._budget, self._switch.stop, begun, counting):
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
-            self._progress.committed(counted)
+            self._progress.committed(counted, "committed")
         return incomplete
 
     def _begun(self, number: int) -> None:

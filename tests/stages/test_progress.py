@@ -44,6 +44,8 @@ def test_a_look_that_finds_nothing_new_is_not_told(clock: mock.Mock) -> None:
     progress.committed(Tally())
     assert len(heard) == told
     assert (heard[-1].stage, heard[-1].window, heard[-1].windows) == ("routing", 1, 1)
+    progress.committed(Tally(), "committed")
+    assert heard[-1].stage == "committed"
 
 
 def test_the_timeline_stays_bounded_and_keeps_both_ends(clock: mock.Mock) -> None:
