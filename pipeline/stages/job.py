@@ -196,12 +196,9 @@ class GenerateJob:
                 **asdict(result.tally),
             }
             values["incidents"] = [{"what": what, "times": times} for what, times in result.incidents]
-            values["devices"] = {
-                "generate_actors": self._pools.generate_actors,
-                "gpus_each": self._pools.gpus,
-                "threads_each": self._pools.threads,
-                "device_seconds": round(self._spent + result.seconds * self._pools.generate_actors, 2),
-            }
+            devices = self._pools.devices
+            spent = self._spent + result.seconds * devices["generate_actors"]
+            values["devices"] = devices | {"device_seconds": round(spent, 2)}
             values["timeline"] = [astuple(point) for point in self.progress.timeline]
             values["timings"] = {
                 "seconds": round(result.seconds, 2),

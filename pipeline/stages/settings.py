@@ -37,6 +37,11 @@ class Pools:
     generate_cpus: float = 0.25
     write_cpus: float = 0.25
 
+    @property
+    def devices(self) -> dict[str, float]:
+        """What answers: generating actors, and GPUs or CPU threads of each; for run.json and the report."""
+        return {"generate_actors": self.generate_actors, "gpus_each": self.gpus, "threads_each": self.threads}
+
 
 @dataclass(frozen=True)
 class JobSettings:
