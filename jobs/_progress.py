@@ -78,7 +78,7 @@ class Lines(Quiet):
         now, stage = time.monotonic(), (snapshot.stage, snapshot.window)
         if stage != self._stage or now - self._last >= _SECONDS:
             self._last, self._stage = now, stage
-            print(line_of(snapshot), flush=True)
+            self._show(snapshot)
 
     def say(self, line: str) -> None:
         """See `View.say`."""
@@ -88,13 +88,12 @@ class Lines(Quiet):
         """See `View.result`."""
         print("\n".join(lines), flush=True)
 
+    def _show(self, snapshot: Snapshot) -> None:
+        print(line_of(snapshot), flush=True)
 
-class JsonLines(Quiet):
-    """One JSON object a line: ``{"event": "progress" | "message" | "result", ...}``."""
 
-    def update(self, snapshot: Snapshot) -> None:
-        """See `View.update`."""
-        self._print("progress", values_of(snapshot))
+class JsonLines(Lines):
+    """One JSON object a line, as often as `Lines`: ``{"event": "progress" | "message" | "result", ...}``."""
 
     def say(self, line: str) -> None:
         """See `View.say`."""
@@ -103,6 +102,9 @@ class JsonLines(Quiet):
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
         """See `View.result`."""
         self._print("result", values)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._print("progress", values_of(snapshot))
 
     def _print(self, event: str, values: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "time": round(time.time(), 1), **values}), flush=True)

@@ -17,7 +17,7 @@ class Snapshot:
     """A job at one moment. ``window`` counts from 1; ``tally``: of all that is committed, also by earlier commands.
 
     ``done_before``: records that were committed when this command began. Rates are those of the last minute: records
-    and generated tokens a second, None before the first shard of this command.
+    and generated tokens a second, None before the first look at this command's shards.
     """
 
     stage: str
@@ -62,7 +62,7 @@ class Point:
 
 
 class Progress:
-    """Collects what happens in a job, from any thread, and tells a listener at each change."""
+    """Collects what happens in a job, from any thread; tells a listener at each stage and each look at the store."""
 
     def __init__(self, listener: Listener = lambda snapshot: None) -> None:
         """``listener``: called with the lock held, so one call at a time; it must not wait."""
@@ -86,16 +86,15 @@ class Progress:
         self._tell(stage=name, **({} if window is None else {"window": window + 1}))
 
     def committed(self, tally: Tally, stage: str | None = None) -> None:
-        """So much is committed now; ``stage``: another one has begun with that."""
-        now, changes = time.monotonic(), {} if stage is None else {"stage": stage}
+        """So much is committed now, which may be what was before; ``stage``: another one has begun with that."""
+        now = time.monotonic()
         with self._lock:
-            if tally == self._now.tally and not changes:
-                return
             self._recent.append((now, tally))
             while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT:
                 self._recent.popleft()
-            self._note(tally)
-        self._tell(tally=tally, **changes)
+            if tally != self._now.tally:
+                self._note(tally)
+        self._tell(tally=tally, **({} if stage is None else {"stage": stage}))
 
     def _tell(self, **changes: object) -> None:
         with self._lock:

@@ -35,17 +35,21 @@ def test_rates_are_those_of_the_last_minute_of_this_command(clock: mock.Mock) ->
     assert last.seconds == 190
 
 
-def test_a_look_that_finds_nothing_new_is_not_told(clock: mock.Mock) -> None:
+def test_a_look_that_finds_nothing_new_slows_the_rate_and_adds_no_point(clock: mock.Mock) -> None:
     heard: list[Snapshot] = []
     progress = Progress(heard.append)
     progress.begin(10, 1, Tally())
     progress.stage("routing", 0)
-    told = len(heard)
-    progress.committed(Tally())
-    assert len(heard) == told
     assert (heard[-1].stage, heard[-1].window, heard[-1].windows) == ("routing", 1, 1)
-    progress.committed(Tally(), "committed")
-    assert heard[-1].stage == "committed"
+    clock.return_value = 110.0
+    progress.committed(Tally(data=5))
+    points = list(progress.timeline)
+    clock.return_value = 120.0
+    progress.committed(Tally(data=5))
+    assert [s.records_per_second for s in heard[-2:]] == [0.5, 0.25]
+    assert progress.timeline == points
+    progress.committed(Tally(data=10), "committed")
+    assert (heard[-1].stage, heard[-1].eta) == ("committed", 0)
 
 
 def test_the_timeline_stays_bounded_and_keeps_both_ends(clock: mock.Mock) -> None:
