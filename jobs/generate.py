@@ -17,18 +17,15 @@ from typing import Any
 from conf import as_yaml
 from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK, run_job
+from jobs._derived import write_derived
 from jobs._dry_run import dry_run
 from jobs._progress import MODES, View, view_of
 from jobs._settings import add_arguments, pools_of, read_config, read_settings, shown_config
-from pipeline.errors import UserError
-from pipeline.report import check_tracking, log_run, write_report
+from pipeline.report import check_tracking
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.settings import Pools
-from pipeline.storage.card import write_card
-from pipeline.storage.export import export_errors, export_lines
 from pipeline.storage.plan import InputPlan
-from pipeline.storage.run import RUN, RunFolder
 from pipeline.storage.secrets import masked
 
 
@@ -49,7 +46,7 @@ def main(argv: list[str]) -> int:
         return OK
     with view:
         result = job.run(lambda: _start_pools(config))
-    _write_more(args.output, config, result, view)
+    write_derived(args.output, config, result, view.say)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
     return _exit_code(result, config.errors.budget, args)
 
@@ -78,24 +75,6 @@ def _say_input(plan: InputPlan, view: View) -> None:
     view.say(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")
     if plan.duplicates.num_rows:
         view.say(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
-
-
-def _write_more(output: str, config: GenerateConfig, result: JobResult, view: View) -> None:
-    """What is derived from the committed rows: report, dataset card, answers in the form of the requests."""
-    write_report(output)
-    if config.tracking.mlflow and result.seconds:  # a finished run that was started again has been logged
-        try:
-            logged = log_run(output, config.tracking.mlflow, config.tracking.experiment)
-            view.say(f"tracked as MLflow run {logged}")
-        except UserError as error:  # the run itself is done
-            print(masked(str(error)), file=sys.stderr)
-    if result.incomplete:
-        return
-    folder = RunFolder(output)
-    write_card(folder, folder.read_json(RUN) or {})
-    if config.input.layout == "openai_batch":
-        export_lines(output, f"{output.rstrip('/')}/batch_output.jsonl", "openai_batch")
-        export_errors(output, f"{output.rstrip('/')}/batch_errors.jsonl")
 
 
 def _start_pools(config: GenerateConfig) -> Pools:

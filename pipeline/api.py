@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jobs._derived import write_derived
 from jobs._settings import job_settings, load_config, pools_of
 
 from .batches import Generate, Route
@@ -88,6 +89,7 @@ def _run(source: str, output: str, config: list[str]) -> Any:
         return size_pools(pools_of(settings), settings.engine.actors, settings.engine.threads)
 
     result = GenerateJob(job_settings(settings, source, output)).run(start_pools)
+    write_derived(output, settings, result, print)
     if result.over_budget or result.incomplete:
         raise UserError(
             f"generate: {result.tally.dead} dead letters and {result.incomplete} records without an answer of"

@@ -160,6 +160,7 @@ def test_a_url_is_answered_exactly_once(config: list[str], tmp_path: Path, capsy
         a["id"]: a["output"] for a in generate(records(20), config)
     }
     assert read_run(str(tmp_path / "out")).count_rows() == 20
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.ray

@@ -81,17 +81,18 @@ def _mixtures(a: Run, b: Run) -> list[tuple[str, float, float]]:
 def _answers(url_a: str, url_b: str) -> tuple[list[dict[str, Any]], int, int]:
     columns = ["id", "output", "mixture"]
     first = {row["id"]: row for row in read_run(url_a).head(_IDS, columns=columns).to_pylist()}
+    dataset = read_run(url_b)
     differing: list[dict[str, Any]] = []
     same, compared, scanned = 0, 0, 0
-    wanted = pc.field("id").isin(list(first))
-    for batch in read_run(url_b).to_batches(columns=columns, filter=wanted, batch_readahead=2, fragment_readahead=1):
-        for row in batch.to_pylist():
+    for fragment in dataset.get_fragments():
+        wanted = fragment.to_table(schema=dataset.schema, columns=columns, filter=pc.field("id").isin(list(first)))
+        for row in wanted.to_pylist():
             before = first[row["id"]]
             compared += 1
             same += row["output"] == before["output"]
             if row["output"] != before["output"] and len(differing) < _SHOWN:
                 differing.append({"id": cut(row["id"]), "a": _shown(before), "b": _shown(row)})
-        scanned += batch.num_rows
+        scanned += fragment.count_rows()
         if compared >= len(first) or scanned > _SCANNED:
             break
     return differing, same, compared
