@@ -31,7 +31,7 @@ class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
     ``before``: counts of the other windows. ``over``: called once when the budget is spent; ``begun``: once when the
-    first shard is seen.
+    first shard is seen; ``counting``: with the counts after each look.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class Watch:
         budget: ErrorBudget,
         over: Callable[[str], None],
         begun: Callable[[], None] = lambda: None,
+        counting: Callable[[Tally], None] = lambda counted: None,
     ) -> None:
         self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
+        self.counting = counting
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -64,6 +66,7 @@ class Watch:
                 self.look()
             except Exception:  # stores raise kinds of their own; a look may be missed
                 continue
+            self.counting(self.counted)
             if self._seen and not had:
                 self.begun()
             if self.budget.is_over(self.counted):
