@@ -15,6 +15,7 @@ from jobs._settings import add_arguments, pools_of, read_settings
 from pipeline.report import write_report
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.logs import write_json_lines
 from pipeline.stages.settings import Pools
 from pipeline.storage.secrets import masked
 
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--new-run", action="store_true", help="discard what an earlier run left in the output")
     args = parser.parse_intermixed_args(argv)
     config, settings = read_settings(args)
+    if config.cluster.log_format == "json":
+        write_json_lines()
     job = GenerateJob(settings)
     prepared = job.prepare(args.new_run)
     print(f"{prepared.plan.rows} records in {len(prepared.plan.files)} file(s), {prepared.plan.windows} window(s)")
@@ -38,8 +41,10 @@ def main(argv: list[str]) -> int:
 
 
 def _start_pools(config: GenerateConfig) -> Pools:
-    connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+    dashboard = connect(config.cluster.address, config.cluster.cpus)
+    if dashboard:
+        print(f"dashboard  {dashboard}", flush=True)
+    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 def _summarise(result: JobResult, output: str) -> None:

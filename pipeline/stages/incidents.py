@@ -1,6 +1,7 @@
 """What goes wrong in tasks and actors, told to the driver: Ray drops a failed block, and its error with it."""
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,6 +24,8 @@ class _Notes:
     def __init__(self) -> None:
         self._noted: Counter[str] = Counter()
         self._open: Counter[str] = Counter()  # starts without an end, by actor
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._calls: Counter[str] = Counter()
 
     def note(self, what: str) -> None:
         self._noted[what if what in self._noted or len(self._noted) < _KINDS else "others"] += 1
@@ -36,6 +39,13 @@ class _Notes:
 
     def noted(self) -> list[tuple[str, int]]:
         return self._noted.most_common()
+
+    def spend(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] += seconds
+        self._calls[stage] += 1
+
+    def spent(self) -> dict[str, tuple[float, int]]:
+        return {stage: (seconds, self._calls[stage]) for stage, seconds in self._seconds.items()}
 
 
 class Incidents:
@@ -55,12 +65,16 @@ class Incidents:
 
     @contextmanager
     def telling(self, stage: str) -> Iterator[None]:
-        """Note an error of what runs inside, and let it go on."""
+        """Note how long what runs inside takes, and its error, which goes on."""
+        start = time.monotonic()
         try:
             yield
         except Exception as error:
             self._note(f"{stage}: {type(error).__name__}: {masked(one_line(error))[:300]}")
             raise
+        finally:
+            if self._actor:
+                self._actor.spend.remote(stage, time.monotonic() - start)  # nobody waits for it
 
     @contextmanager
     def starting(self, stage: str) -> Iterator[None]:
@@ -79,6 +93,11 @@ class Incidents:
     def noted(self) -> list[tuple[str, int]]:
         """What was noted, and how often, the most frequent first."""
         return (self._ask("noted") or []) if self._actor else []
+
+    def spent(self) -> dict[str, tuple[float, int]]:
+        """Seconds that tasks and actors of each stage were busy, added up over all of them, and how many calls."""
+        spent = (self._ask("spent") or {}) if self._actor else {}
+        return {stage.replace(_AT_START, " start"): found for stage, found in spent.items()}
 
     def failed_starts(self) -> list[str]:
         """Those of actors that could not start."""

@@ -12,7 +12,6 @@ from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
 from .generate import GenerateRecords
-from .graph import WindowRun
 from .incidents import Incidents
 from .job import GenerateJob
 from .prepare import Prepared
@@ -75,9 +74,7 @@ class RetryJob(GenerateJob):
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
         for window, retried in rows.items():
-            run = WindowRun(
-                self.settings, pools, plan, window, prepared.context, shape, self._incidents, self._generator, retried
-            )
+            run = self._window_run(prepared, pools, shape, window, retried)
             left = job.rounds(run)
             files = self.log.finished_windows()[window]
             amend_window(self.log, window, files, window * plan.window_rows, retried)
