@@ -5,15 +5,17 @@ goes nowhere. Metrics are made once a process: tasks share theirs.
 """
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.util.metrics import Counter, Gauge, Metric
 
-from ..engine.server import Load
 from ..storage.shards import Tally
+
+if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
+    from ..engine.server import Load
 
 COUNTERS = {
     "loraloom_routed_records": "Records that got a mixture",
@@ -56,7 +58,7 @@ class EngineMetrics:
         self._tags = {"run": run, "actor": ray.get_runtime_context().get_actor_id() or "none"}
         self._loads = self._evictions = 0
 
-    def show(self, load: Load) -> None:
+    def show(self, load: "Load") -> None:
         """Put the engine's state out; loads and evictions are counted from the last time."""
         for name, value in {
             "loraloom_batch_fill": load.rows / load.most_rows,
