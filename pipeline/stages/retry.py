@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class RetryJob(GenerateJob):
             raise UserError(
                 f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
             )
+        self.settings = replace(self.settings, run=(self.folder.read_json(RUN) or {}).get("run", ""))
         switch = StopSwitch()
         with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
             self.log.sweep_finished()  # else shards that came late would be taken for answers

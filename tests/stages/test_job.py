@@ -125,7 +125,7 @@ def test_output_does_not_depend_on_batches_actors_windows_or_input_order(
         shard_records=7,
         window_records=23,
     )
-    run(other, Pools(generate=Share(actors=2, most_actors=2)))
+    run(other, Pools(route=Share(actors=1, most_actors=2), generate=Share(actors=2, most_actors=2)))
     assert by_id(other.output) == expected
     assert by_id(other.output, "mixture") == by_id(base.output, "mixture")
 

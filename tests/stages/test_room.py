@@ -87,3 +87,15 @@ def test_one_model_on_several_gpus_is_refused(word: str) -> None:
 def test_fewer_actors_at_most_than_at_least_are_refused() -> None:
     with pytest.raises(UserError, match="most_actors must not be less"):
         composed("cluster.stages.generate.actors=3", "cluster.stages.generate.most_actors=2")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_data_takes_what_a_stage_asks_for() -> None:
+    import ray
+
+    [here] = ray.nodes()
+    share = Share(memory=2**20, labels={"ray.io/node-id": f"in({here['NodeID']}, other)"})
+    check_room(Pools(read=share), ray.nodes())
+    answered = ray.data.range(4).map_batches(lambda batch: batch, **share.asked)
+    assert answered.count() == 4
