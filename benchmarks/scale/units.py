@@ -60,7 +60,15 @@ def of_records() -> dict[str, Any]:
     routed = pa.concat_tables(route(table) for table in staged)
     done = time.perf_counter()
     rows = routed.num_rows
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "in.jsonl"
+        lines = Path(settings.input).read_bytes().splitlines()
+        rewritten = (orjson.loads(line) | {"id": f"{copy}-{n}"} for copy in range(200) for n, line in enumerate(lines))
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rewritten))
+        begun = time.perf_counter()
+        planned = plan_input(str(path), settings.window_records, Columns()).rows / (time.perf_counter() - begun)
     return {
+        "planned_per_second": planned,
         "input_bytes": plan.files[0].size / plan.rows,
         "prompt_tokens": sum(map(len, routed["tokens"].to_pylist())) / rows,
         "routed_bytes": routed.nbytes / rows,

@@ -92,7 +92,7 @@ def test_a_job_runs_on_the_cluster_and_its_metrics_are_exported(
 def test_ctrl_c_asks_and_the_job_stops_or_runs_on(
     head: Head, tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
-    words = tiny_command(tmp_path, tiny_model, tiny_bank, tiny_router, records=400)
+    words = tiny_command(tmp_path, tiny_model, tiny_bank, tiny_router, records=2000, tokens=200)
     code, said = interrupted(head, words, answer="n\n")
     assert (code, "runs on" in said) == (130, True)
     code, said = interrupted(head, words, answer="y\n")  # the same job, followed again
@@ -100,13 +100,13 @@ def test_ctrl_c_asks_and_the_job_stops_or_runs_on(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "stopped"
 
 
-def tiny_command(folder: Path, model: Path, bank: Path, router: Path, records: int) -> list[str]:
+def tiny_command(folder: Path, model: Path, bank: Path, router: Path, records: int, tokens: int = 8) -> list[str]:
     rows = [{"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(records)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         *("jobs.generate", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out")),
         *("model=custom", f"model.path={model}", "model.dtype=fp32", "bank=custom", f"bank.path={bank}"),
-        *("router=custom", f"router.path={router}", "generation.max_new_tokens=8", "shuffle.shard_records=8"),
+        *("router=custom", f"router.path={router}", f"generation.max_new_tokens={tokens}", "shuffle.shard_records=8"),
     ]
 
 
