@@ -26,6 +26,7 @@ class Head:
         ports = {
             "port": free_port(),
             "dashboard-port": dashboard,
+            "ray-client-server-port": free_port(),
             "dashboard-agent-listen-port": free_port(),
             "metrics-export-port": self.metrics_port,
             "min-worker-port": 0,
