@@ -74,7 +74,8 @@ class Incidents:
             raise
         finally:
             if self._actor:
-                self._actor.spend.remote(stage, time.monotonic() - start)  # nobody waits for it
+                with suppress(RayError):  # nobody waits for it either
+                    self._actor.spend.remote(stage, time.monotonic() - start)
 
     @contextmanager
     def starting(self, stage: str) -> Iterator[None]:
