@@ -34,22 +34,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=_RESULTS)
     parser.add_argument("--most", type=int, default=1000, help="cases in this call")
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--kit", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        _one(json.loads(args.case), args.records, args.output)
+        _one(json.loads(args.case), args.kit, args.records, args.output)
         return
     done: dict[str, Any] = json.loads(args.output.read_text())["cases"] if args.output.exists() else {}
-    for case in [case for case in cases(args.nodes) if case.name not in done][: args.most]:
-        with tempfile.TemporaryDirectory() as temporary:
-            found = Path(temporary) / "case.json"
-            words = ["--case", json.dumps(vars(case)), "--records", str(args.records), "--output", str(found)]
+    with tempfile.TemporaryDirectory() as temporary:
+        kit, found = Path(temporary) / "kit", Path(temporary) / "case.json"
+        Kit.make(kit)
+        for case in [case for case in cases(args.nodes) if case.name not in done][: args.most]:
+            words = ["--case", json.dumps(vars(case)), "--kit", str(kit)]
+            words += ["--records", str(args.records), "--output", str(found)]
             # A token of its own: else a token file of the user decides whether nodes and driver find each other.
             own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_BACKEND_LOG_LEVEL": "fatal"}
             subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], env=os.environ | own, check=True)
             done[case.name] = json.loads(found.read_text())
-        figures = {name: case | _efficiency(case, done) for name, case in done.items()}
-        write_results(args.output, {"config": {"records_a_node": args.records, "shard_records": 32}, "cases": figures})
-        print(case.name, json.dumps(figures[case.name]), flush=True)
+            figures = {name: case | _efficiency(case, done) for name, case in done.items()}
+            about = {"records_a_node": args.records, "shard_records": 32}
+            write_results(args.output, {"config": about, "cases": figures})
+            print(case.name, json.dumps(figures[case.name]), flush=True)
 
 
 def cases(nodes: list[int]) -> list[Case]:
@@ -70,14 +74,13 @@ def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
     return against(alone, case) if alone else {}
 
 
-def _one(values: dict[str, Any], records: int, output: Path) -> None:
+def _one(values: dict[str, Any], kit: Path, records: int, output: Path) -> None:
     case = Case(**values)
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
-        folder = Path(temporary)
         nodes = start(case.nodes)
         try:
-            found = run(case, Kit.make(folder / "kit"), folder, records * case.nodes, nodes)
-            output.write_text(json.dumps(found))
+            made = Kit(kit / "model", kit / "bank", kit / "router")
+            output.write_text(json.dumps(run(case, made, Path(temporary), records * case.nodes, nodes)))
         finally:
             ray.shutdown()
             nodes.cluster.shutdown()
