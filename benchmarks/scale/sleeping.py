@@ -62,10 +62,8 @@ class AssignsMixtures:
     def _mixture(self, row: int) -> Mixture:
         count, hot = self._scale["mixtures"], self._scale["hot"]
         chance = zlib.crc32(str(row).encode())
-        if hot:
-            number = 0 if chance % 1000 < hot * 1000 else 1 + chance // 1000 % max(1, count - 1)
-        else:
-            number = row % count
+        cold = 1 + chance // 1000 % max(1, count - 1)
+        number = (0 if chance % 1000 < hot * 1000 else cold) if hot else row % count
         adapters = min(count, self._scale["adapters"])
         first, second = number % adapters, (number // adapters + number + 1) % adapters
         return Mixture.of({f"a{first}": 1.0}) if first == second else Mixture.of({f"a{first}": 0.5, f"a{second}": 0.5})
