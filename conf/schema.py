@@ -74,13 +74,38 @@ class OutputSettings(Strict):
     file_mb: NonNegativeInt
 
 
-class StageCpus(Strict):
-    """CPUs that a task or actor of each stage asks for."""
+class StageSettings(Strict):
+    """What one task or actor of a stage asks of Ray."""
 
-    read: PositiveFloat
-    route: PositiveFloat
-    generate: PositiveFloat
-    write: PositiveFloat
+    cpus: PositiveFloat
+    memory_gb: Annotated[float, Field(ge=0)]
+    accelerator: Text | None
+    labels: dict[str, str]
+
+
+class RouteStage(StageSettings):
+    """The routing actors: between so many and so many."""
+
+    actors: PositiveInt
+    most_actors: PositiveInt
+
+
+class GenerateStage(StageSettings):
+    """The generating actors; 0 actors: as many as the cluster has room for."""
+
+    actors: NonNegativeInt
+    most_actors: NonNegativeInt
+    gpus: Annotated[float, Field(ge=0)] | None
+    tensor_parallel: PositiveInt
+
+
+class StageGroup(Strict):
+    """All stages."""
+
+    read: StageSettings
+    route: RouteStage
+    generate: GenerateStage
+    write: StageSettings
 
 
 class ClusterSettings(Strict):
@@ -88,8 +113,9 @@ class ClusterSettings(Strict):
 
     address: str | None
     cpus: NonNegativeInt
-    route_actors: PositiveInt
-    stage_cpus: StageCpus
+    autoscaling: bool
+    log_format: Literal["text", "json"]
+    stages: StageGroup
 
 
 class GenerationSettings(Strict):
@@ -146,6 +172,7 @@ class ShuffleSettings(Strict):
     """Shards of a window."""
 
     shard_records: PositiveInt
+    shard_adapters: PositiveInt
 
 
 class CostSettings(Strict):

@@ -2,22 +2,23 @@
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from conf import load_settings
-from conf.schema import EngineConfig, GenerateConfig, GenerationSettings, RoutingSettings
+from conf.schema import EngineConfig, GenerateConfig, GenerationSettings, RoutingSettings, StageSettings
 from pipeline.engine import Constraint, LoraSettings, Sampling, schema_text
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
-from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
-from pipeline.stages.settings import JobSettings, ModelRef, Pools
+from pipeline.stages.settings import JobSettings, ModelRef, Pools, Share
 from pipeline.storage.columns import Columns
 from pipeline.storage.files import one_line, open_url
 from pipeline.storage.secrets import masked
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
+_DATE = "{date}"
 _OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
 
 
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that read records."""
     parser.add_argument("--input", help="file, folder or glob; any URL that fsspec knows")
     parser.add_argument("--output", help="folder or URL of the results")
+    parser.add_argument(
+        "--date", help="what {date} in --input and --output stands for: YYYY-MM-DD, today, yesterday (UTC)"
+    )
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N records of the input")
     parser.add_argument("--seed", type=int, help="seed of sampling (config: seed)")
     parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
@@ -42,8 +46,9 @@ def load_config(words: list[str]) -> GenerateConfig:
 
 
 def read_settings(args: argparse.Namespace, needs_files: bool = True) -> tuple[GenerateConfig, JobSettings]:
-    """The config and the stages' settings; `UserError` where the config is wrong."""
+    """The config and the stages' settings; `UserError` where the config is wrong. URLs in ``args`` get their date."""
     config = read_config(args)
+    fill_date(args)
     missing = [f"--{name}" for name in ("input", "output") if getattr(args, name) is None]
     if missing and needs_files:
         raise UserError(f"command: {' and '.join(missing)} must be given")
@@ -57,16 +62,48 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def fill_date(args: argparse.Namespace) -> None:
+    """Put ``--date`` in the place of ``{date}`` in both URLs."""
+    urls = (args.input, args.output)
+    if any(_DATE in (url or "") for url in urls) != (args.date is not None):
+        raise UserError("config: --date goes with {date} in --input or --output, as in s3://lake/in/dt={date}/")
+    if args.date is not None:
+        args.input, args.output = (url and url.replace(_DATE, _date(args.date)) for url in urls)
+
+
+def _date(text: str) -> str:
+    days = {"today": 0, "yesterday": 1}
+    if text in days:
+        return (datetime.now(UTC).date() - timedelta(days[text])).isoformat()
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise UserError(f"config: --date {text} is not YYYY-MM-DD, today or yesterday") from None
+
+
 def pools_of(config: GenerateConfig) -> Pools:
-    """What the stages ask of Ray, before the cluster is known."""
-    cpus = config.cluster.stage_cpus
+    """What the stages ask of Ray, before the cluster is known; `UserError` for what no engine can do."""
+    stages, count = config.cluster.stages, config.engine.actors
+    generate = stages.generate
+    if generate.tensor_parallel > 1 or (generate.gpus or 0) > 1:
+        raise UserError(
+            f"config: cluster.stages.generate: tensor_parallel={generate.tensor_parallel}, gpus={generate.gpus}: the"
+            " native engine runs a model on one GPU; take a model that fits one, or model.quantization=8bit or 4bit"
+        )
+    least, most = (count, count) if count else (generate.actors, generate.most_actors or generate.actors)
+    if most < least or stages.route.most_actors < stages.route.actors:
+        raise UserError("config: cluster.stages: most_actors must not be less than actors")
     return Pools(
-        route_actors=config.cluster.route_actors,
-        read_cpus=cpus.read,
-        route_cpus=cpus.route,
-        generate_cpus=cpus.generate,
-        write_cpus=cpus.write,
+        read=_share(stages.read),
+        route=replace(_share(stages.route), actors=stages.route.actors, most_actors=stages.route.most_actors),
+        generate=replace(_share(generate), gpus=generate.gpus, actors=least, most_actors=most),
+        write=_share(stages.write),
+        threads=config.engine.threads,
     )
+
+
+def _share(stage: StageSettings) -> Share:
+    return Share(stage.cpus, None, int(stage.memory_gb * 2**30), stage.accelerator, dict(stage.labels))
 
 
 def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None) -> JobSettings:
@@ -75,9 +112,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
     return JobSettings(
         input=input_url,
         output=output_url,
-        model=ModelRef(
-            resolve_model(model.path), model.dtype, model.prompt_format, model.trust_remote_code, model.quantization
-        ),
+        model=ModelRef(model.path, model.dtype, model.prompt_format, model.trust_remote_code, model.quantization),
         bank=config.bank.path,
         adapters=None if adapters is None else tuple(adapters),
         router=config.router.path,
@@ -100,6 +135,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         window_records=config.window.records,
         limit=limit,
         shard_records=config.shuffle.shard_records,
+        shard_adapters=config.shuffle.shard_adapters,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
         config=shown_config(config)

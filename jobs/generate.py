@@ -24,6 +24,7 @@ from jobs._settings import add_arguments, pools_of, read_config, read_settings, 
 from pipeline.report import check_tracking
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.logs import write_json_lines
 from pipeline.stages.settings import Pools
 from pipeline.storage.plan import InputPlan
 from pipeline.storage.secrets import masked
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
         return OK
     config, settings = read_settings(args)
     check_tracking(config.tracking.mlflow)
+    if config.cluster.log_format == "json":
+        write_json_lines()
     view = view_of(args.progress)
     job = GenerateJob(settings, view.say, listener=view.update)
     prepared = job.prepare(args.new_run)
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
         dry_run(job, prepared, config, args.sample_seconds, args.basis)
         return OK
     with view:
-        result = job.run(lambda: _start_pools(config))
+        result = job.run(lambda: _start_pools(config, view))
     write_derived(args.output, config, result, view.say)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
     return _exit_code(result, config.errors.budget, args)
@@ -77,9 +80,11 @@ def _say_input(plan: InputPlan, view: View) -> None:
         view.say(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
 
 
-def _start_pools(config: GenerateConfig) -> Pools:
-    connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+def _start_pools(config: GenerateConfig, view: View) -> Pools:
+    dashboard = connect(config.cluster.address, config.cluster.cpus)
+    if dashboard:
+        view.say(f"dashboard  {dashboard}")
+    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 def _summary(result: JobResult, output: str) -> list[str]:

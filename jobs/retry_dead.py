@@ -73,7 +73,7 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
 
 def _start_pools(config: GenerateConfig) -> Pools:
     connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
     if _is_dataset(records):
         settings = load_config(list(config))
         connect(settings.cluster.address, settings.cluster.cpus)
-        pools = size_pools(pools_of(settings), settings.engine.actors, settings.engine.threads)
+        pools = size_pools(pools_of(settings), settings.cluster.autoscaling)
         return map_stage(records, Generate, (tuple(config), None, pools.threads), pools, settings.shuffle.shard_records)
     return _kept(Generate, tuple(config))(list(records)).to_pylist()
 
@@ -86,7 +86,7 @@ def _run(source: str, output: str, config: list[str]) -> Any:
 
     def start_pools() -> Any:
         connect(settings.cluster.address, settings.cluster.cpus)
-        return size_pools(pools_of(settings), settings.engine.actors, settings.engine.threads)
+        return size_pools(pools_of(settings), settings.cluster.autoscaling)
 
     result = GenerateJob(job_settings(settings, source, output)).run(start_pools)
     write_derived(output, settings, result, print)

@@ -11,7 +11,7 @@ from .processes import kill
 
 DRIVER, NODE = "driver", "node"
 # What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.
-_TITLES = {"generate": "GenerateRecords", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
+_TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
 LEAST = 3  # kills of a run
 _PATIENCE = 5.0  # seconds to wait for a worker of a kind

@@ -71,7 +71,7 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     records = [r for s in plan.splits(0) for r in read_split(settings.input, s, settings.columns, {})]
     context, _ = check_models(settings)
     routed = RouteRecords(settings, context)(staged_table(records, plan.passed)).sort_by("mixture")
-    threads = size_pools(pools_of(config), config.engine.actors, config.engine.threads).threads
+    threads = size_pools(pools_of(config), config.cluster.autoscaling).threads
     actor = GenerateRecords(settings, "cpu", threads)
     loaded = time.perf_counter()
     tables = [routed.slice(at, settings.shard_records) for at in range(0, routed.num_rows, settings.shard_records)]
@@ -88,7 +88,7 @@ def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, floa
 
     def run(given: JobSettings) -> tuple[float, int]:
         start = time.perf_counter()
-        pools = size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+        pools = size_pools(pools_of(config), config.cluster.autoscaling)
         result = GenerateJob(given, lambda line: None).run(lambda: pools)
         return time.perf_counter() - start, result.tally.completion_tokens
 

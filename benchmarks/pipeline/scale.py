@@ -102,7 +102,7 @@ def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any
 
 def _pools(config: GenerateConfig) -> Pools:
     connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.engine.actors, config.engine.threads)
+    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 if __name__ == "__main__":

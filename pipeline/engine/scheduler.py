@@ -49,6 +49,11 @@ class Scheduler:
         return len(self._waiting) < self.limits.look_ahead
 
     @property
+    def waiting(self) -> int:
+        """Requests that were added and hold no row now."""
+        return len(self._waiting) + len(self._preempted)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a row runs or waits."""
         return bool(self.running or self._waiting or self._preempted)

@@ -17,6 +17,20 @@ from .session import Session
 Answer = Completion | Failure
 
 
+@dataclass(frozen=True)
+class Load:
+    """What an engine is busy with at a moment. ``adapter_loads`` and ``adapter_evictions`` count from its start."""
+
+    rows: int
+    most_rows: int
+    waiting: int
+    mixtures: int
+    kv_positions: int
+    kv_limit: int
+    adapter_loads: int
+    adapter_evictions: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """A request, as an object of its own, and where its answer goes."""
@@ -49,7 +63,8 @@ class EngineServer:
         watching: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.engine = engine
-        self._new_session = partial(Session, engine, sampling, reroute)
+        self._begin = partial(Session, engine, sampling, reroute)
+        self._session = self._begin()
         self._on_error, self._watching = on_error, watching
         self._jobs: deque[_Job] = deque()
         self._unanswered: set[_Job] = set()
@@ -73,6 +88,21 @@ class EngineServer:
             with self._changed:
                 self._unanswered.difference_update(jobs)
 
+    def load(self) -> Load:
+        """What the engine is busy with; from any thread, as good as a look from outside is."""
+        scheduler, counts = self._session.scheduler, self.engine.lora.residency.counts
+        running = [*scheduler.running]
+        return Load(
+            len(running),
+            self.engine.settings.batch_size,
+            len(self._jobs) + scheduler.waiting,
+            len({row.mixture for row in running}),
+            scheduler.cache.positions,
+            scheduler.cache.limit,
+            counts.loads,
+            counts.evictions,
+        )
+
     def close(self) -> None:
         """Answer what is in flight, and end the thread. Later requests raise `RuntimeError`."""
         with self._changed:
@@ -92,20 +122,19 @@ class EngineServer:
             raise
 
     def _run(self) -> None:
-        session = self._new_session()
         in_flight: _InFlight = {}
         while in_flight or self._wait():
             try:
                 with self._watching():
-                    _step(session, self._jobs, in_flight)
+                    _step(self._session, self._jobs, in_flight)
             except Exception as error:
                 self._on_error(error.with_traceback(None))  # which holds the memory of the pass
-                del session
+                self._session = self._begin()
                 if is_out_of_memory(error) and halve(self.engine):
                     self._jobs.extendleft(reversed(in_flight.values()))
                 else:
                     self._run_apart([*in_flight.values()])
-                session, in_flight = self._new_session(), {}
+                self._session, in_flight = self._begin(), {}
 
     def _wait(self) -> bool:
         """Wait for a request; false once the server is closed and none is left."""
@@ -120,7 +149,7 @@ class EngineServer:
             self._run_part(part)
 
     def _run_part(self, part: Sequence[_Job]) -> None:
-        session, waiting = self._new_session(), deque(part)
+        session, waiting = self._begin(), deque(part)
         in_flight: _InFlight = {}
         try:
             while waiting or in_flight:

@@ -10,6 +10,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ..errors import UserError
+from .room import check_room
 from .settings import Pools
 
 # Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
@@ -19,10 +20,13 @@ LOCAL = {"prestart_worker_first_driver": False, "idle_worker_killing_time_thresh
 _PROJECT = str(Path(__file__).resolve().parents[2])
 
 
-def connect(address: str | None, cpus: int) -> None:
-    """Connect to a running Ray, or start a local one with ``cpus`` CPUs (0: all of the machine)."""
+def connect(address: str | None, cpus: int) -> str | None:
+    """Connect to a running Ray, or start a local one with ``cpus`` CPUs (0: all of the machine).
+
+    Returns the address of its dashboard, where it has one and this call connected to it.
+    """
     if ray.is_initialized():
-        return
+        return None
     # Else Ray 2.60 prints an error for every actor pool that can restart. RAY_BACKEND_LOG_LEVEL=info brings all back.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray Data starts an actor for them
@@ -32,22 +36,32 @@ def connect(address: str | None, cpus: int) -> None:
     environment = {"env_vars": {"PYTHONPATH": path}}
     try:
         if address:
-            ray.init(address=address, runtime_env=environment, **quiet)
+            context = ray.init(address=address, runtime_env=environment, **quiet)
         else:
             local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": LOCAL}
-            ray.init(address="local", runtime_env=environment, **local, **quiet)
+            context = ray.init(address="local", runtime_env=environment, **local, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None
     _only_to_files(logging.getLogger("ray.data"))
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
-    """Fill in what depends on the cluster: one generating actor a GPU, else one that uses all CPUs."""
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    count = actors or gpus or 1
-    cpus = int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
-    return replace(pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count))
+def size_pools(pools: Pools, autoscaling: bool = False) -> Pools:
+    """Fill in what depends on the cluster: one generating actor a GPU, else one that uses all CPUs.
+
+    `UserError` where a stage asks for what no node has, unless nodes may come later (``autoscaling``).
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
+    each = (1 if gpus else 0) if pools.generate.gpus is None else pools.generate.gpus
+    room = int(gpus / each) if each else 1
+    least = pools.generate.actors or max(1, room)
+    generate = replace(pools.generate, gpus=each, actors=least, most_actors=max(least, pools.generate.most_actors))
+    cpus = int(min(node["Resources"].get("CPU", 1) for node in nodes))
+    sized = replace(pools, generate=generate, threads=pools.threads or max(1, cpus // least))
+    if not autoscaling:
+        check_room(sized, nodes)
+    return sized
 
 
 def map_stage(dataset: Any, stage: type, arguments: tuple[Any, ...], pools: Pools, rows: int) -> Any:
@@ -57,9 +71,8 @@ def map_stage(dataset: Any, stage: type, arguments: tuple[Any, ...], pools: Pool
         fn_constructor_args=arguments,
         batch_format="pyarrow",
         batch_size=rows,
-        num_cpus=pools.generate_cpus,
-        num_gpus=pools.gpus or None,
-        compute=ActorPoolStrategy(size=pools.generate_actors),
+        compute=ActorPoolStrategy(min_size=pools.generate.actors, max_size=pools.generate.most_actors),
+        **pools.generate.asked,
     )
 
 

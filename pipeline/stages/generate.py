@@ -1,10 +1,14 @@
 """Generate stage: the fused engine in an actor; a record that breaks it is found and set aside."""
 
 import os
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
+import ray
 import torch
 
 from ..adapters import AdapterBank
@@ -27,9 +31,14 @@ from ..records import (
 )
 from ..routing import Router, SentenceRouter
 from .incidents import Incidents
+from .local import on_this_node
+from .logs import tell_here
+from .metrics import EngineMetrics
 from .sampling import RecordSampling
 from .settings import JobSettings
 from .tables import with_columns, with_dead_letters
+
+_SHOWN_EVERY = 5.0  # seconds between two looks at the engine, for metrics
 
 
 class GenerateRecords:
@@ -37,11 +46,17 @@ class GenerateRecords:
 
     def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Incidents | None = None) -> None:
         self.incidents = incidents or Incidents()
+        begun = time.monotonic()
         with self.incidents.starting("generate"):
             self._start(settings, device, threads)
+        if ray.is_initialized():
+            tell_here("engine ready", run=settings.run, device=device, seconds=round(time.monotonic() - begun, 1))
+            metrics = EngineMetrics(settings.run)
+            threading.Thread(target=self._show, args=(metrics,), daemon=True, name="metrics").start()
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        settings = on_this_node(settings)
         model = settings.model
         loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code, model.quantization)
         bank = AdapterBank.load(settings.bank, settings.adapters)
@@ -59,6 +74,12 @@ class GenerateRecords:
         self.server = EngineServer(
             self.engine, settings.sampling, self.reroute, self._leave_if_device_is_lost, self.watchdog.watching
         )
+
+    def _show(self, metrics: EngineMetrics) -> None:
+        while True:
+            with suppress(RuntimeError):  # a look at what another thread changes
+                metrics.show(self.server.load())
+            time.sleep(_SHOWN_EVERY)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.

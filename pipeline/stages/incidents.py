@@ -1,5 +1,6 @@
 """What goes wrong in tasks and actors, told to the driver: Ray drops a failed block, and its error with it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,12 +34,17 @@ class Incidents:
 
     @contextmanager
     def telling(self, stage: str) -> Iterator[None]:
-        """Note an error of what runs inside, and let it go on."""
+        """Note how long what runs inside takes, and its error, which goes on."""
+        start = time.monotonic()
         try:
             yield
         except Exception as error:
             self._note(f"{stage}: {type(error).__name__}: {masked(one_line(error))[:300]}")
             raise
+        finally:
+            if self._actor:
+                with suppress(RayError):  # nobody waits for it either
+                    self._actor.spend.remote(stage, time.monotonic() - start)
 
     @contextmanager
     def starting(self, stage: str) -> Iterator[None]:
@@ -57,6 +63,11 @@ class Incidents:
     def noted(self) -> list[tuple[str, int]]:
         """What was noted, and how often, the most frequent first."""
         return (self._ask("noted") or []) if self._actor else []
+
+    def spent(self) -> dict[str, tuple[float, int]]:
+        """Seconds that tasks and actors of each stage were busy, added up over all of them, and how many calls."""
+        spent = (self._ask("spent") or {}) if self._actor else {}
+        return {stage.replace(_AT_START, " start"): found for stage, found in spent.items()}
 
     def failed_starts(self) -> list[str]:
         """Those of actors that could not start."""

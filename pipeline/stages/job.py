@@ -1,22 +1,28 @@
 """The whole job: window by window, until every record is answered or set aside."""
 
 import time
+import uuid
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ..records import DEAD, SENTENCE_MIXTURES, joined
 from ..storage.commit import CommitLog
 from ..storage.lease import Lease
 from ..storage.plan import InputPlan
 from ..storage.run import RUN, RunFolder, packed_schema
+from ..storage.secrets import masked
 from ..storage.shards import Tally
 from ..storage.sweep import discard, sweep_unnamed
 from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents
+from .logs import tell
 from .prepare import Prepared, prepare, versions
 from .progress import Listener, Point, Progress
+from .route import RouteRecords
 from .settings import JobSettings, Pools
 from .sink import OutputShape
 from .stopping import StoppedError, StopSwitch
@@ -46,7 +52,7 @@ class JobResult:
 class GenerateJob:
     """One generation job over an input, resumable at any point.
 
-    `prepare` checks everything and needs no Ray; `run` does the work. ``generator``: see `WindowRun`.
+    `prepare` checks everything and needs no Ray; `run` does the work. ``generator``, ``router``: see `WindowRun`.
     """
 
     def __init__(
@@ -55,10 +61,11 @@ class GenerateJob:
         say: Callable[[str], None] = print,
         generator: type = GenerateRecords,
         listener: Listener = lambda snapshot: None,
+        router: type = RouteRecords,
     ) -> None:
         self.settings = settings
         self.progress = Progress(listener)
-        self._generator = generator
+        self._generator, self._router = generator, router
         self._incidents = Incidents()
         self.say = say
         self.folder = RunFolder(settings.output)
@@ -67,6 +74,7 @@ class GenerateJob:
         self._new_run = False
         self._pools = Pools()
         self._spent = 0.0  # device seconds of earlier commands that were not killed
+        self._phases: dict[str, float] = {}  # seconds of the driver before the first window
 
     def prepare(self, new_run: bool = False) -> Prepared:
         """Check and plan; raises `UserError` before anything is written.
@@ -74,7 +82,9 @@ class GenerateJob:
         ``new_run`` lets `run` discard an earlier run in the output, once Ray has started too.
         """
         if self._prepared is None:
+            start = time.monotonic()
             self._prepared = prepare(self.settings, self.folder, new_run)
+            self._phases["prepare"] = time.monotonic() - start
             self._new_run = new_run
         return self._prepared
 
@@ -89,7 +99,9 @@ class GenerateJob:
         switch = StopSwitch()
         with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
             self.progress.stage("starting Ray")
+            start = time.monotonic()
             self._pools = pools = start_pools() if self._unfinished(prepared.plan) else Pools()
+            self._phases["start of Ray"] = time.monotonic() - start
             with switch:  # after Ray, which has a handler of its own
                 return self._run(prepared, pools, switch)
 
@@ -97,6 +109,8 @@ class GenerateJob:
         plan, shape = prepared.plan, self.shape(prepared)
         start, started = time.monotonic(), time.time()
         earlier = None if self._new_run else self.folder.read_json(RUN)
+        self.settings = replace(self.settings, run=(earlier or {}).get("run") or uuid.uuid4().hex[:12])
+        tell("job started", run=self.settings.run, output=masked(self.settings.output), records=plan.rows)
         if earlier is None:
             discard(self.log)  # of a run that --new-run discards; else there is nothing
             self._new_run = False
@@ -131,12 +145,25 @@ class GenerateJob:
         if not left:
             return 0
         self._incidents = Incidents.listening()
-        runs = [
-            WindowRun(self.settings, pools, plan, window, prepared.context, shape, self._incidents, self._generator)
-            for window in left
-        ]
+        runs = [self._window_run(prepared, pools, shape, window) for window in left]
         job = WindowJob(self.settings, self.log, self.say, switch.check)
         return Windows(job, runs, budget, switch, self.progress).run(counted)
+
+    def _window_run(
+        self, prepared: Prepared, pools: Pools, shape: OutputShape, window: int, rows: np.ndarray | None = None
+    ) -> WindowRun:
+        return WindowRun(
+            self.settings,
+            pools,
+            prepared.plan,
+            window,
+            prepared.context,
+            shape,
+            self._incidents,
+            self._generator,
+            self._router,
+            rows,
+        )
 
     def _is_finished(self, plan: InputPlan) -> bool:
         if self._new_run or self._unfinished(plan):
@@ -181,6 +208,7 @@ class GenerateJob:
     ) -> None:
         values: dict[str, Any] = {
             "state": state,
+            "run": self.settings.run,
             "config": self.settings.config,
             "versions": versions(),
             "fingerprints": prepared.fingerprints,
@@ -204,5 +232,11 @@ class GenerateJob:
                 "seconds": round(result.seconds, 2),
                 "generated_tokens": result.generated_tokens,
                 "tokens_per_second": round(result.generated_tokens / max(result.seconds, 1e-9), 1),
+                "driver": {name: round(seconds, 2) for name, seconds in self._phases.items()},
+                "stages": {
+                    stage: {"seconds": round(seconds, 2), "calls": calls}
+                    for stage, (seconds, calls) in sorted(self._incidents.spent().items())
+                },
             }
+            tell("job ended", run=self.settings.run, state=state, **values["timings"])
         self.folder.write_json(RUN, values)

@@ -1,16 +1,18 @@
 """The actor that keeps the incidents of a job. It imports nothing: its process is there for the whole job."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 _KINDS = 100  # different incidents that are told apart
 
 
 class Notes:
-    """Counts of what went wrong, and of starts of actors that have no end yet."""
+    """Counts of what went wrong, starts of actors that have no end yet, and the time that stages took."""
 
     def __init__(self) -> None:
         self._noted: Counter[str] = Counter()
         self._open: Counter[str] = Counter()  # starts without an end, by actor
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._calls: Counter[str] = Counter()
 
     def note(self, what: str) -> None:
         """One more of these."""
@@ -28,3 +30,12 @@ class Notes:
     def noted(self) -> list[tuple[str, int]]:
         """What was noted and how often, the most frequent first."""
         return self._noted.most_common()
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """A call of a stage took so long."""
+        self._seconds[stage] += seconds
+        self._calls[stage] += 1
+
+    def spent(self) -> dict[str, tuple[float, int]]:
+        """Seconds of all calls of each stage, and how many there were."""
+        return {stage: (seconds, self._calls[stage]) for stage, seconds in self._seconds.items()}

@@ -18,6 +18,7 @@ from ..storage.files import list_input, one_line
 from ..storage.plan import InputPlan, plan_input
 from ..storage.run import RUN, RunFolder
 from ..storage.secrets import masked, masked_path
+from .local import on_this_node
 from .settings import JobSettings
 
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance")
@@ -84,6 +85,7 @@ def _check_writable(output: str, folder: RunFolder) -> None:
 
 def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     """Check that model, bank and router fit each other; returns the context and the fingerprints."""
+    settings = on_this_node(settings)
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
     check_weights(model.folder)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
 from .generate import GenerateRecords
-from .graph import WindowRun
 from .incidents import Incidents
 from .job import GenerateJob
 from .prepare import Prepared
@@ -54,6 +53,7 @@ class RetryJob(GenerateJob):
             raise UserError(
                 f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
             )
+        self.settings = replace(self.settings, run=(self.folder.read_json(RUN) or {}).get("run", ""))
         switch = StopSwitch()
         with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
             self.log.sweep_finished()  # else shards that came late would be taken for answers
@@ -75,9 +75,7 @@ class RetryJob(GenerateJob):
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
         for window, retried in rows.items():
-            run = WindowRun(
-                self.settings, pools, plan, window, prepared.context, shape, self._incidents, self._generator, retried
-            )
+            run = self._window_run(prepared, pools, shape, window, retried)
             left = job.rounds(run)
             files = self.log.finished_windows()[window]
             amend_window(self.log, window, files, window * plan.window_rows, retried)

@@ -15,12 +15,14 @@ from ..records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
 from ..routing import Route, Router, SentenceRoute, route_sentences
 from ..routing.sentences import Sentences, cut_left, cut_right, of_prompt
 from .incidents import Incidents
+from .local import on_this_node
+from .metrics import count_routed
 from .sampling import RecordSampling
 from .settings import JobSettings
+from .shard_plan import DEAD_KEY
 from .tables import prompts_of, with_columns, with_dead_letters
 
 _CHOICES = 4096  # lists of choices whose tokens are kept; most records share theirs with many
-DEAD_KEY = ""  # where the mixture of a dead letter would be: dead letters travel together
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class RouteRecords:
 
     def _start(self, settings: JobSettings, context: int) -> None:
         torch.set_num_threads(1)
+        settings = on_this_node(settings)
         self.settings = settings
         model = settings.model
         self.prompts = PromptFormat(load_tokenizer(model.folder, model.trust_remote_code), model.prompt_format)
@@ -56,7 +59,9 @@ class RouteRecords:
         Where sentences are routed, those of `records.SENTENCES` too.
         """
         with self.incidents.telling("route"):
-            return self._routed(table)
+            routed = self._routed(table)
+        count_routed(self.settings.run, routed)
+        return routed
 
     def _routed(self, table: pa.Table) -> pa.Table:
         limits, refused = self._limits(table)

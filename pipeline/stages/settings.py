@@ -15,7 +15,10 @@ from ..storage.columns import Columns
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The base model as a folder or hub id, and how prompts are put to it."""
+    """The base model as `local.on_this_node` takes it, and how prompts are put to it.
+
+    ``folder``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file.
+    """
 
     folder: str
     dtype: str = "auto"
@@ -25,22 +28,49 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
-class Pools:
-    """Actors of the stages and what each asks of Ray. ``gpus``: GPUs of one generating actor."""
+class Share:
+    """What one task or actor of a stage asks of Ray, and how many actors the stage has where it has some.
 
-    route_actors: int = 1
-    generate_actors: int = 1
-    gpus: float = 0
+    ``memory``: bytes that Ray counts as taken, 0: not counted. ``accelerator``: a type as Ray names it, as ``A100``.
+    ``labels``: of the nodes, as ``ray start --labels`` gives them. Between ``actors`` and ``most_actors`` a pool grows
+    as work waits, and shrinks again; both 0: as many as the cluster has room for.
+    """
+
+    cpus: float = 0.25
+    gpus: float | None = None
+    memory: int = 0
+    accelerator: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    actors: int = 1
+    most_actors: int = 1
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options of a task or an actor."""
+        options: dict[str, Any] = {
+            "num_gpus": self.gpus or None,
+            "memory": self.memory or None,
+            "accelerator_type": self.accelerator,
+            "label_selector": dict(self.labels) or None,
+        }
+        return {"num_cpus": self.cpus} | {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What each stage asks of Ray. ``threads``: CPU threads of a generating actor."""
+
+    read: Share = Share()
+    route: Share = Share(0.5)
+    generate: Share = Share()
+    write: Share = Share()
     threads: int = 1
-    read_cpus: float = 0.25
-    route_cpus: float = 0.5
-    generate_cpus: float = 0.25
-    write_cpus: float = 0.25
 
     @property
     def devices(self) -> dict[str, float]:
         """What answers: generating actors, and GPUs or CPU threads of each; for run.json and the report."""
-        return {"generate_actors": self.generate_actors, "gpus_each": self.gpus, "threads_each": self.threads}
+        generate = self.generate
+        return {"generate_actors": generate.actors, "gpus_each": generate.gpus or 0, "threads_each": self.threads}
 
 
 @dataclass(frozen=True)
@@ -68,9 +98,11 @@ class JobSettings:
     window_records: int = 1_000_000
     limit: int | None = None  # only the first so many records of the input
     shard_records: int = 512
+    shard_adapters: int = 64  # of all mixtures of a shard together
     file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
     hang_seconds: float = 1800.0  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
+    run: str = ""  # names the run in metrics and logs; `GenerateJob` gives it
 
     @property
     def asked(self) -> pa.Schema:

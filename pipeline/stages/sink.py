@@ -1,5 +1,6 @@
 """Commit stage: the Datasink that writes what a shard's rows became, through the commit protocol."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,8 +13,10 @@ from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.secrets import masking
-from ..storage.shards import Shard, Tally, shard_prefix, tally
+from ..storage.shards import Shard, shard_prefix, tally
 from .incidents import Incidents
+from .logs import tell_here
+from .metrics import count_committed
 from .tables import prompts_of
 
 
@@ -95,23 +98,33 @@ class Place:
 class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
     """Commits the rows of each write task as one shard; see `storage.commit`."""
 
-    def __init__(self, log: CommitLog, shape: OutputShape, place: Place, incidents: Incidents | None = None) -> None:
+    def __init__(
+        self, log: CommitLog, shape: OutputShape, place: Place, incidents: Incidents | None = None, run: str = ""
+    ) -> None:
         self.log = log
         self.shape = shape
         self.place = place
+        self.run = run
         self.incidents = incidents or Incidents()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
         """Write one shard; returns its tally."""
+        start = time.monotonic()
         with self.incidents.telling("commit"):
-            return asdict(self._commit(pa.concat_tables(blocks), ctx.task_idx))
+            shard = self._commit(pa.concat_tables(blocks), ctx.task_idx)
+        count_committed(self.run, shard.tally)
+        counts = {"records": shard.tally.data, "dead": shard.tally.dead, "tokens": shard.tally.completion_tokens}
+        seconds = round(time.monotonic() - start, 3)
+        tell_here(
+            "shard committed", run=self.run, window=self.place.window, shard=shard.name, **counts, seconds=seconds
+        )
+        return asdict(shard.tally)
 
-    def _commit(self, table: pa.Table, task: int) -> Tally:
+    def _commit(self, table: pa.Table, task: int) -> Shard:
         alive = table["dead_stage"].is_null()
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
         data, dead = self.shape.data(answered), self.shape.dead(refused, self.place.first_row)
         name = f"{shard_prefix(self.place.window)}{self.place.attempt}-{task:06d}"
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         with masking():
-            shard = self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
-        return shard.tally
+            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)

@@ -19,6 +19,7 @@ from ..storage.read import read_split
 from ..storage.shards import Shard, Tally, shard_prefix, tally
 from .ahead import RoutedAhead
 from .graph import WindowRun
+from .logs import tell
 from .settings import JobSettings
 from .stopping import StoppedError
 
@@ -59,6 +60,7 @@ class WindowJob:
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
         files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
+        tell("window finished", run=self.settings.run, window=window, data=files.tally.data, dead=files.tally.dead)
         return 0, files.tally
 
     def rounds(self, run: WindowRun, ahead: RoutedAhead | None = None) -> np.ndarray:
@@ -90,7 +92,7 @@ class WindowJob:
         try:
             if routed is None:
                 routed = run.routed(run.some(missing), shard_records)
-            run.generate(routed, self.log, uuid.uuid4().hex[:8], shard_records)
+            run.generate(routed, self.log, uuid.uuid4().hex[:8])
         except (RayActorError, RayTaskError) as error:
             failed = run.incidents.failed_starts()
             if failed:

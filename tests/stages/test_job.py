@@ -20,7 +20,7 @@ from pipeline.report import write_report
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob, JobResult
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, Pools
+from pipeline.stages.settings import JobSettings, Pools, Share
 from pipeline.stages.stopping import StoppedError
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
@@ -125,7 +125,7 @@ def test_output_does_not_depend_on_batches_actors_windows_or_input_order(
         shard_records=7,
         window_records=23,
     )
-    run(other, Pools(generate_actors=2, threads=1))
+    run(other, Pools(route=Share(actors=1, most_actors=2), generate=Share(actors=2, most_actors=2)))
     assert by_id(other.output) == expected
     assert by_id(other.output, "mixture") == by_id(base.output, "mixture")
 

@@ -1,4 +1,7 @@
-"""Names of the output's columns."""
+"""The commit stage: names of the output's columns, and what its tasks load."""
+
+import subprocess
+import sys
 
 import pyarrow as pa
 
@@ -6,6 +9,15 @@ from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, Record
 from pipeline.stages.sink import OutputShape
 from pipeline.stages.tables import with_columns
 from pipeline.storage.read import staged_table
+
+
+def test_read_shuffle_and_write_tasks_load_no_torch() -> None:
+    code = (
+        "import sys, pipeline.stages.read, pipeline.stages.shuffle, pipeline.stages.sink;"
+        "print({'torch', 'transformers'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n", "their processes would take seconds of CPU to start"
 
 
 def names(*passed: str) -> list[str]:

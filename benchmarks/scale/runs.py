@@ -1,0 +1,196 @@
+"""One job on a cluster of some nodes, and what its engines did with their time."""
+
+import json
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from benchmarks.chaos.runs import Kit
+from pipeline.engine import Sampling
+from pipeline.stages.cluster import connect, size_pools
+from pipeline.stages.job import GenerateJob
+from pipeline.stages.settings import JobSettings, ModelRef, Pools, Share
+from pipeline.storage import read_dead, read_run
+
+from .sleeping import AssignsMixtures, Sleeps
+
+_SYSTEM = {
+    "prestart_worker_first_driver": False,
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
+_STORE = 100 * 2**20  # bytes of a node's object store, on one machine
+
+
+@dataclass(frozen=True)
+class Case:
+    """``hot``: share of the rows with one mixture. ``slow``: times that one node takes longer. ``lose``: a node is."""
+
+    nodes: int
+    mixtures: int = 26
+    hot: float = 0.0
+    slow: float = 1.0
+    lose: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it is called in the results."""
+        kind = f"{self.hot:.0%} one mixture" if self.hot else "even"
+        more = (f", one node {self.slow:g} times slower" if self.slow != 1 else "") + (", a node lost" * self.lose)
+        return f"{self.nodes} nodes, {self.mixtures} mixtures, {kind}{more}"
+
+
+class Nodes:
+    """A head without a GPU, where records are routed, and ``count`` nodes with one fake GPU each."""
+
+    def __init__(self, count: int) -> None:
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 4, "object_store_memory": 2 * _STORE, "_system_config": _SYSTEM},
+        )
+        self.workers = [self.cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=_STORE) for _ in range(count)]
+        self.cluster.wait_for_nodes()
+
+    def lose_one(self) -> None:
+        """As when its machine dies."""
+        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+
+
+def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[str, Any]:
+    """Run the job of a case over ``records`` rows; Ray is connected to ``nodes`` already."""
+    write_input(folder / "in.jsonl", records)
+    settings = _settings(case, kit, folder)
+    (folder / "trace").mkdir()
+    job = GenerateJob(settings, lambda line: None, Sleeps, AssignsMixtures)
+    job.prepare()
+    begun = time.time()
+    moments = Moments(
+        folder / "out", int(0.3 * records / settings.shard_records), nodes.lose_one if case.lose else None
+    )
+    with moments:
+        result = job.run(pools)
+    ended = time.time()
+    engines = _engines(folder / "trace")
+    return {
+        **asdict(case),
+        "records": records,
+        **_counted(str(folder / "out"), records),
+        "incomplete": result.incomplete,
+        "job_seconds": ended - begun,
+        "first_commit_seconds": (moments.first or ended) - begun,
+        "node_lost_at_seconds": None if moments.struck is None else moments.struck - begun,
+        **_used(engines, moments.last or ended, begun),
+    }
+
+
+def start(nodes: int) -> Nodes:
+    """A cluster, with this process connected to it."""
+    started = Nodes(nodes)
+    connect(started.cluster.address, 0)
+    return started
+
+
+def pools() -> Pools:
+    """One generating actor a GPU; routing and the shuffle go where there is room."""
+    return size_pools(Pools(generate=Share(1.0, actors=0, most_actors=0), route=Share(0.5)))
+
+
+def write_input(path: Path, records: int) -> None:
+    """Rows that differ in nothing but their id."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": f"r{row}", "prompt": "red1 tall2"}) + "\n" for row in range(records)))
+
+
+def _settings(case: Case, kit: Kit, folder: Path) -> JobSettings:
+    scale = {"mixtures": case.mixtures, "hot": case.hot, "slow": case.slow, "adapters": 100}
+    return JobSettings(
+        input=str(folder / "in.jsonl"),
+        output=str(folder / "out"),
+        model=ModelRef(str(kit.model), "fp32"),
+        bank=str(kit.bank),
+        router=str(kit.router),
+        sampling=Sampling(max_new_tokens=80),
+        shard_records=32,
+        config={"scale": scale | {"trace": str(folder / "trace")}},
+    )
+
+
+class Moments:
+    """Watches the output: when the first and the last shard of the first round were committed.
+
+    ``strike`` is called once, when ``shards`` are committed.
+    """
+
+    def __init__(self, output: Path, shards: int, strike: Callable[[], None] | None) -> None:
+        self.first: float | None = None
+        self.last: float | None = None
+        self.struck: float | None = None
+        self._data, self._shards, self._strike = output / "data", shards, strike
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Moments":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen = 0
+        while not self._end.wait(0.1):
+            found = sum(1 for path in self._data.glob("w*.parquet") if "joined" not in path.name)
+            now = time.time()
+            if found > seen:
+                self.first, self.last, seen = self.first or now, now, found
+            if self._strike and self.struck is None and found >= self._shards:
+                self.struck = now
+                self._strike()
+
+
+def _engines(folder: Path) -> list[list[dict[str, Any]]]:
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.glob("*.jsonl"))]
+
+
+def _used(engines: list[list[dict[str, Any]]], end: float, begun: float) -> dict[str, Any]:
+    """What share of the time from its start to the last commit each engine worked; a slow one counts for less."""
+    ready = [engine[0]["ready"] for engine in engines]
+    worked = [sum(shard["end"] - shard["start"] for shard in engine[1:]) for engine in engines]
+    last = [max((shard["end"] for shard in engine[1:]), default=engine[0]["ready"]) for engine in engines]
+    there = sum(end - at for at in ready)
+    shards = [shard for engine in engines for shard in engine[1:]]
+    return {
+        "engines": len(engines),
+        "engines_ready_seconds": [round(at - begun, 2) for at in sorted(ready)],
+        "engine_seconds": there,
+        "engine_seconds_at_speed": sum((end - e[0]["ready"]) / e[0]["factor"] for e in engines),
+        "busy_share": sum(worked) / there,
+        "tail_seconds": end - min(last),
+        "shards": len(shards),
+        "shard_seconds_median": statistics.median(shard["end"] - shard["start"] for shard in shards),
+        "pure_shards": sum(shard["mixtures"] == 1 for shard in shards),
+        "most_adapters_in_a_shard": max(shard["adapters"] for shard in shards),
+    }
+
+
+def _counted(output: str, records: int) -> dict[str, int]:
+    times = Counter(read_run(output).to_table(["id"])["id"].to_pylist())
+    times.update(read_dead(output).to_table(["id"])["id"].to_pylist())
+    wanted = {f"r{row}" for row in range(records)}
+    return {"lost": len(wanted - times.keys()), "doubled": sum(n - 1 for n in times.values())}
+
+
+def against(one: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
+    """Efficiency of a run over that on one node: records for a second of an engine, and of the whole job by node."""
+    by_engine = many["records"] / many["engine_seconds_at_speed"] / (one["records"] / one["engine_seconds_at_speed"])
+    whole = many["records"] / many["job_seconds"] / many["nodes"] / (one["records"] / one["job_seconds"])
+    return {"efficiency": by_engine, "efficiency_with_start": whole}

@@ -1,0 +1,116 @@
+"""Actors that take the time of real ones and none of their work: they sleep as long as was measured."""
+
+import json
+import os
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.records import COMPLETED, ROUTED, Mixture
+from pipeline.stages.settings import JobSettings
+from pipeline.stages.tables import with_columns
+
+_RESULTS = Path(__file__).parents[1] / "results"
+_ROWS = 32  # of the engine that was measured
+
+
+class Latency:
+    """Seconds of a shard on the engine, from what was measured of decode steps of 32 rows and of loading adapters."""
+
+    def __init__(self) -> None:
+        decode = json.loads((_RESULTS / "engine-decode.json").read_text())["figures"]
+        of = {bank: decode[f"rows={_ROWS} bank={bank} mixed=2"] for bank in (26, 100)}
+        self.pure = of[26]["merged"]["step_ms"]["median"] / 1000
+        self.mixed = {bank: figures["fused"]["step_ms"]["median"] / 1000 for bank, figures in of.items()}
+        loads = json.loads((_RESULTS / "bank-load.json").read_text())
+        self.load = float(loads["bank_seconds_per_adapter_median"])
+
+    def step(self, mixtures: int, adapters: int) -> float:
+        """Seconds of one decode step of a full batch."""
+        return self.pure if mixtures == 1 else self.mixed[26 if adapters <= 26 else 100]
+
+
+def tokens_of(row: int) -> int:
+    """Length of a row's answer: 16 to 80 tokens, the same in every run; 48 on average."""
+    return 16 + row * 37 % 65
+
+
+class AssignsMixtures:
+    """In the place of the router: ``hot`` of the rows have one mixture, the others one of the rest each.
+
+    ``settings.config["scale"]`` holds ``mixtures``, ``hot`` and what `Sleeps` needs.
+    """
+
+    def __init__(self, settings: JobSettings, context: int, incidents: Any) -> None:
+        self._scale = settings.config["scale"]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Append the columns of `records.ROUTED`."""
+        rows = table["row"].to_pylist()
+        columns = {
+            "tokens": [[row % 600] for row in rows],
+            "mixture": [self._mixture(row).key for row in rows],
+            "route_score": [1.0] * len(rows),
+            "fallback": [False] * len(rows),
+        }
+        return with_columns(table, ROUTED, columns)
+
+    def _mixture(self, row: int) -> Mixture:
+        count, hot = self._scale["mixtures"], self._scale["hot"]
+        chance = zlib.crc32(str(row).encode())
+        cold = 1 + chance // 1000 % max(1, count - 1)
+        number = (0 if chance % 1000 < hot * 1000 else cold) if hot else row % count
+        adapters = min(count, self._scale["adapters"])
+        first, second = number % adapters, (number // adapters + number + 1) % adapters
+        return Mixture.of({f"a{first}": 1.0}) if first == second else Mixture.of({f"a{first}": 0.5, f"a{second}": 0.5})
+
+
+class Sleeps:
+    """In the place of the engine: sleeps for a shard's decode steps and for adapters that are new to it.
+
+    Writes a line for each shard into the folder ``trace``. An engine takes one shard at a time, as two that share its
+    rows take as long together. ``slow``: how many times longer the first engine to start takes.
+    """
+
+    def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Any) -> None:
+        scale = settings.config["scale"]
+        self._latency, self._loaded = Latency(), set[str]()
+        self._turn = threading.Lock()
+        folder = Path(scale["trace"])
+        self._factor = scale["slow"] if _is_first(folder) else 1.0
+        self._trace = (folder / f"{os.getpid()}.jsonl").open("a", buffering=1)
+        self._note(ready=time.time(), factor=self._factor)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Append the columns of `records.COMPLETED`."""
+        keys = set(table["mixture"].to_pylist())
+        adapters = {name for key in keys for name in Mixture.parse(key).adapters}
+        lengths = [tokens_of(row) for row in table["row"].to_pylist()]
+        with self._turn:
+            new = adapters - self._loaded
+            self._loaded |= new
+            seconds = (
+                sum(lengths) / _ROWS * self._latency.step(len(keys), len(adapters)) + len(new) * self._latency.load
+            )
+            start = time.time()
+            time.sleep(seconds * self._factor)
+            shape = {"rows": table.num_rows, "mixtures": len(keys), "adapters": len(adapters)}
+            self._note(start=start, end=time.time(), **shape)
+        values = {"output": "", "finish_reason": "stop", "prompt_tokens": 1}
+        columns = {name: [value] * table.num_rows for name, value in values.items()}
+        return with_columns(table, COMPLETED, columns | {"completion_tokens": lengths})
+
+    def _note(self, **values: Any) -> None:
+        self._trace.write(json.dumps(values) + "\n")
+
+
+def _is_first(folder: Path) -> bool:
+    try:
+        (folder / "first").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""What one record, one shard and one window cost beside the engine: `python -m benchmarks.scale.units`.
+
+On the demo's records and router, and on SeaweedFS (S3) on this machine: the figures from which `docs/scale.md`
+reckons what a billion records would need.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import ray.cloudpickle
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from jobs._settings import job_settings
+from pipeline.evaluation.results import write_results
+from pipeline.records import DATA, Mixture
+from pipeline.stages.prepare import check_models
+from pipeline.stages.route import RouteRecords
+from pipeline.stages.shard_plan import ShardLimits, shard_of_rows
+from pipeline.stages.shuffle import pack
+from pipeline.storage.columns import Columns
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.objects import names, put
+from pipeline.storage.plan import plan_input
+from pipeline.storage.read import read_split, staged_table
+from pipeline.storage.shards import Shard, encode, tally
+from tests.s3.weed import BUCKET, Weed
+
+_ROWS, _SHARD = 1_000_000, 512
+_COPIES = 20  # of the demo's 104 records
+_COMMITS = 40
+
+
+def main() -> None:
+    """Measure and write `benchmarks/results/scale-units.json`."""
+    figures = {"record": of_records(), "plan": of_planning(), "store": of_store()}
+    write_results(Path("benchmarks/results/scale-units.json"), figures)
+    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
+
+
+def of_records() -> dict[str, Any]:
+    """Bytes of a record on its way, and records that one process reads and routes in a second."""
+    config = load_settings("generate", [], GenerateConfig)
+    settings = job_settings(config, "demo/records.jsonl", "unused")
+    plan = plan_input(settings.input, settings.window_records, Columns())
+    context, _ = check_models(settings)
+    route = RouteRecords(settings, context)
+    [split] = plan.splits(0)
+    start = time.perf_counter()
+    staged = [staged_table(list(read_split(settings.input, split, Columns(), {})), plan.passed) for _ in range(_COPIES)]
+    read = time.perf_counter()
+    routed = pa.concat_tables(route(table) for table in staged)
+    done = time.perf_counter()
+    rows = routed.num_rows
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "in.jsonl"
+        lines = Path(settings.input).read_bytes().splitlines()
+        rewritten = (orjson.loads(line) | {"id": f"{copy}-{n}"} for copy in range(200) for n, line in enumerate(lines))
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rewritten))
+        begun = time.perf_counter()
+        planned = plan_input(str(path), settings.window_records, Columns()).rows / (time.perf_counter() - begun)
+    return {
+        "planned_per_second": planned,
+        "input_bytes": plan.files[0].size / plan.rows,
+        "prompt_tokens": sum(map(len, routed["tokens"].to_pylist())) / rows,
+        "routed_bytes": routed.nbytes / rows,
+        "packed_bytes": len(pack(0, routed)["records"][0].as_py()) / rows,
+        "read_per_second": rows / (read - start),
+        "routed_per_second": rows / (done - read),
+    }
+
+
+def of_planning() -> dict[str, Any]:
+    """Seconds and bytes of planning a window of a million rows, by how many distinct mixtures it has."""
+    found: dict[str, Any] = {}
+    for distinct in (26, 1000, 100_000):
+        chance = np.random.default_rng(0)
+        keys = [Mixture.of({f"a{n % 97}": 0.5, f"b{n // 97}": 0.5}).key for n in range(distinct)]
+        codes = chance.integers(0, distinct, _ROWS)
+        start = time.perf_counter()
+        shards = shard_of_rows(keys, codes, ShardLimits(_SHARD, 64))
+        found[str(distinct)] = {
+            "seconds": time.perf_counter() - start,
+            "shards": int(shards.max()) + 1,
+            "bytes_to_the_driver": _ROWS * 16 + sum(map(len, keys)),
+            "bytes_to_each_task_node": len(ray.cloudpickle.dumps(shards)),
+        }
+    return found
+
+
+def of_store() -> dict[str, Any]:
+    """Seconds of a commit and of a listing on S3, and bytes of a shard's marker."""
+    with tempfile.TemporaryDirectory() as temporary:
+        weed = Weed(Path(temporary))
+        try:
+            with mock.patch.dict(os.environ, weed.environment):
+                return _commits() | {"listing_seconds": {str(count): _listing(count) for count in (1000, 4000)}}
+        finally:
+            weed.kill()
+
+
+def _commits() -> dict[str, Any]:
+    log = CommitLog(f"s3://{BUCKET}/commits")
+    rows = np.random.default_rng(0).permutation(_ROWS)[:_SHARD]
+    row = {"id": "0123456789", "output": "word " * 40, "finish_reason": "stop", "prompt_tokens": 100}
+    more = {"completion_tokens": 48, "adapters": ["a"], "weights": [1.0], "mixture": "a:1.0"}
+    data = pa.Table.from_pylist([row | more | {"route_score": 0.5, "fallback": False}] * _SHARD, schema=DATA)
+    empty = pa.table({})
+    seconds = []
+    for number in range(_COMMITS):
+        shard = Shard(f"w000000-a-{number:06d}", None, None, rows, np.empty(0, np.int64), tally(data, empty))
+        start = time.perf_counter()
+        log.commit(shard, data, empty)
+        seconds.append(time.perf_counter() - start)
+    return {"commit_seconds": statistics.median(seconds), "marker_bytes": len(encode(shard))}
+
+
+def _listing(count: int) -> float:
+    fs = CommitLog(f"s3://{BUCKET}/list-{count}").fs
+    folder = f"{BUCKET}/list-{count}/_commits"
+    for number in range(count):
+        put(fs, f"{folder}/w000000-a-{number:06d}.json", b"{}")
+    start = time.perf_counter()
+    assert len(names(fs, folder, "w000000-")) == count
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

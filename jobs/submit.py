@@ -1,0 +1,126 @@
+"""Run a command on a Ray cluster, and follow it.
+
+    python -m jobs.submit --address http://HEAD:8265 -- jobs.generate --input URL --output URL [...]
+
+The command runs on the cluster's head node, in the installed package or in ``--working-dir``. The same command has the
+same submission id: while it runs it is followed, not submitted again; once it has ended it is submitted anew, and
+finishes what is missing. The exit code is the command's own. Ctrl-C asks whether the job shall stop too.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import sys
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from jobs._cli import INTERRUPTED, run_job
+from jobs._settings import add_arguments, fill_date
+from pipeline.errors import UserError
+from pipeline.stages.submit import JobsClient
+from pipeline.storage.secrets import masked
+
+# Commands that use Ray, and what lets them use the cluster that they run on.
+_ON_CLUSTER = {"jobs.generate": "cluster=ray", "jobs.retry_dead": "cluster.address=auto"}
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; see the module's docstring."""
+    own, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = _parser().parse_args(own)
+    if not command or not command[0].startswith("jobs."):
+        raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
+    command = _on_cluster(command)
+    _check_paths(command, bool(args.working_dir))
+    client = JobsClient(args.address)
+    environment = {"env_vars": _forwarded(args.env)} | ({"working_dir": args.working_dir} if args.working_dir else {})
+    job = client.submit(
+        shlex.join(["python", "-m", *command]),
+        submission_id(command),
+        environment,
+        {"command": masked(" ".join(command))},
+    )
+    print(f"job        {job} at {masked(args.address)}", flush=True)
+    if args.no_wait:
+        return 0
+    try:
+        client.follow(job, lambda text: print(text, end="", flush=True))
+        return client.exit_code(job)
+    except KeyboardInterrupt:
+        return _interrupted(client, job)
+
+
+def submission_id(command: list[str]) -> str:
+    """The same for the same work: of `jobs.generate` input, output and config count, wherever it runs."""
+    return f"loraloom-{hashlib.sha256(json.dumps(_work(command)).encode()).hexdigest()[:16]}"
+
+
+def _work(command: list[str]) -> object:
+    if command[0] != "jobs.generate":
+        return command
+    parser = argparse.ArgumentParser(prog="jobs.generate", exit_on_error=False)
+    add_arguments(parser)
+    args, others = parser.parse_known_intermixed_args(command[1:])
+    fill_date(args)
+    seed = [] if args.seed is None else [f"seed={args.seed}"]
+    config = load_settings("generate", [*args.overrides, *seed], GenerateConfig).model_dump(mode="json")
+    del config["cluster"]
+    return [args.input, args.output, config, sorted(set(others) - {"--new-run"})]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jobs.submit", description="Run a command on a Ray cluster.")
+    parser.add_argument("--address", required=True, help="of the cluster's dashboard, as http://HEAD:8265")
+    parser.add_argument("--working-dir", help="folder that is sent along, to run the command in")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="variable of this shell to pass on")
+    parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    return parser
+
+
+def _on_cluster(command: list[str]) -> list[str]:
+    """The command with the setting that makes it use the cluster, unless it has one."""
+    setting = _ON_CLUSTER.get(command[0])
+    if setting is None or any(word.startswith(("cluster=", "cluster.address=")) for word in command):
+        return command
+    return [*command, setting]
+
+
+def _check_paths(command: list[str], sent_along: bool) -> None:
+    """`UserError` for paths that mean something else where the job runs."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--input")
+    parser.add_argument("--output")
+    args, _ = parser.parse_known_args(command[1:])
+    for name, url in (("--input", None if sent_along else args.input), ("--output", args.output)):
+        if url and "://" not in url and not url.startswith("/"):
+            raise UserError(f"submit: {name} {url} is relative, and the job runs elsewhere; give a URL or a whole path")
+
+
+def _forwarded(names: list[str]) -> dict[str, str]:
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"submit: --env {missing[0]}: there is no such variable")
+    return {name: os.environ[name] for name in names}
+
+
+def _interrupted(client: JobsClient, job: str) -> int:
+    print(f"\ninterrupted; {job} runs on. The same command follows it again.", file=sys.stderr)
+    if not (sys.stdin.isatty() and _wants_stop(job)):
+        return INTERRUPTED
+    client.stop(job)
+    code = client.exit_code(job)
+    print(f"stopped    {job}; what is committed stays, the same command again does the rest", file=sys.stderr)
+    return code
+
+
+def _wants_stop(job: str) -> bool:
+    try:
+        return input(f"Stop {job}? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
+if __name__ == "__main__":
+    run_job(main)

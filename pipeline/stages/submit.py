@@ -1,0 +1,120 @@
+"""A command as a job of a Ray cluster, through its Jobs API: submitted once, followed, and its exit code passed on."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..storage.files import one_line
+from ..storage.secrets import masked
+
+_STOPPED = 143  # as a shell has it for SIGTERM, with which Ray stops jobs
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+_AGAIN = 2.0  # seconds until a log whose connection broke is read again
+_PATIENCE = 300.0  # seconds that the job server may be away
+
+
+class JobsClient:
+    """The job server at ``address``, as ``http://head:8265``; `UserError` where there is none, or no way in.
+
+    The token of a cluster with authentication comes from ``RAY_AUTH_TOKEN`` or Ray's own token file.
+    """
+
+    def __init__(self, address: str) -> None:
+        given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if given or (Path.home() / ".ray" / "auth_token").exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is loaded, which reads it once
+        from ray.exceptions import RayError
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        self._errors = (RayError, RuntimeError, ConnectionError, OSError)
+        self._client: Any = self._said(lambda: JobSubmissionClient(address))
+
+    def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
+        """Submit ``entrypoint`` unless it runs already; returns the id of the job that runs it now.
+
+        Ids are ``name``, ``name-2``, ``name-3`` ...: the first whose job has not ended, or a new one.
+        """
+        for attempt in range(1, 10_000):
+            job = name if attempt == 1 else f"{name}-{attempt}"
+            status = self.status(job)
+            if status in _ENDED:
+                continue
+            if status is not None:
+                return job
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=metadata
+                )
+            except self._errors as error:
+                if self.status(job) is None:  # else another submitted it in this moment
+                    raise UserError(f"submit: {self.address} did not take the job: {_line(error)}") from None
+            return job
+        raise UserError(f"submit: {self.address} has had {name} too often")
+
+    def status(self, job: str) -> str | None:
+        """``PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED``; None for a job that is not known."""
+        jobs = {info.submission_id: info for info in self._said(self._client.list_jobs)}
+        return str(jobs[job].status.value) if job in jobs else None
+
+    def follow(self, job: str, say: Callable[[str], None]) -> None:
+        """Say the job's log, from its beginning, until the job has ended. A broken connection is made again."""
+        said, lost = 0, time.monotonic()
+        while True:
+            before = said
+            try:
+                said = asyncio.run(self._tail(job, said, say))
+                if self.status(job) in _ENDED:
+                    return
+            except (UserError, *self._errors) as error:
+                if time.monotonic() - lost > _PATIENCE:
+                    raise UserError(f"submit: no word of {job} from {self.address}: {_line(error)}") from None
+            if said > before:
+                lost = time.monotonic()
+            time.sleep(_AGAIN)
+
+    async def _tail(self, job: str, said: int, say: Callable[[str], None]) -> int:
+        """Follow the log, but for the first ``said`` characters; returns how many are said then."""
+        seen = 0
+        async for text in self._client.tail_job_logs(job):
+            new = text[max(0, said - seen) :]
+            seen += len(text)
+            if new:
+                say(new)
+                said = seen
+        return said
+
+    def stop(self, job: str) -> None:
+        """Ask the job to stop."""
+        self._said(lambda: self._client.stop_job(job))
+
+    def exit_code(self, job: str) -> int:
+        """Wait for the end of a job; what its command exited with, 143 where it was stopped."""
+        while (status := self.status(job)) not in _ENDED:
+            if status is None:
+                raise UserError(f"submit: {self.address} does not know {job} any more")
+            time.sleep(1)
+        if status == "STOPPED":
+            return _STOPPED
+        info = self._said(lambda: self._client.get_job_info(job))
+        code = info.driver_exit_code
+        if code is None:
+            if status == "FAILED":
+                raise UserError(f"submit: {job} did not start: {' '.join((info.message or '').split())[:500]}")
+            return 0
+        return int(code) if code >= 0 else 128 - int(code)
+
+    def _said(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except self._errors as error:
+            hint = "; set RAY_AUTH_TOKEN" if "auth" in str(error).lower() else "; is it the address of the dashboard?"
+            raise UserError(f"submit: {self.address}: {_line(error)}{hint}") from None
+
+
+def _line(error: Exception) -> str:
+    return masked(one_line(error))[:300]

@@ -1,0 +1,15 @@
+"""One Ray head for all tests that submit jobs to it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from .head import Head
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A head with a job server and token authentication."""
+    started = Head()
+    yield started
+    started.stop()

@@ -1,0 +1,101 @@
+"""What the stages ask for, and whether a cluster has it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from jobs._settings import pools_of
+from pipeline.errors import UserError
+from pipeline.stages.room import check_room
+from pipeline.stages.settings import Pools, Share
+
+A100 = {"accelerator_type:A100": 1.0}
+
+
+def node(cpus: float = 8, gpus: float = 0, labels: dict[str, str] | None = None, **more: float) -> dict[str, Any]:
+    return {"Resources": {"CPU": cpus, "GPU": gpus, "memory": 2.0**34, **more}, "Labels": labels or {}}
+
+
+def generating(**share: Any) -> Pools:
+    return Pools(generate=replace(Share(), **share))
+
+
+@pytest.mark.parametrize(
+    ("pools", "nodes", "said"),
+    [
+        (generating(gpus=1), [node()], "no node has what the generate stage asks for, cpus 0.25, gpus 1"),
+        (generating(accelerator="H100"), [node(**A100)], "accelerator H100 (cluster.stages.generate)"),
+        (generating(labels={"zone": "a"}), [node(labels={"zone": "b"}), node()], "labels {'zone': 'a'}"),
+        (generating(memory=2**40), [node()], "no node has what the generate stage asks for"),
+        (generating(cpus=4, actors=2, most_actors=2), [node(8)], "ask for 8.5 CPUs, and the shuffle needs 1"),
+        (
+            generating(gpus=1, actors=3, most_actors=3),
+            [node(gpus=2)],
+            "3 generating actors of 1 GPU need more than the 2",
+        ),
+    ],
+)
+def test_what_no_node_has_is_refused_with_what_there_is(pools: Pools, nodes: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_room(pools, nodes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pools", "nodes"),
+    [
+        (Pools(), [node(2)]),
+        (generating(gpus=0.5, actors=4, most_actors=4), [node(gpus=1), node(gpus=1)]),
+        (generating(accelerator="A100", gpus=1), [node(), node(gpus=1, **A100)]),
+        (generating(labels={"zone": "in(a, b)", "spot": "!true"}), [node(labels={"zone": "b"})]),
+    ],
+)
+def test_what_there_is_room_for_passes(pools: Pools, nodes: list[dict[str, Any]]) -> None:
+    check_room(pools, nodes)
+
+
+def composed(*overrides: str) -> Pools:
+    return pools_of(load_settings("generate", list(overrides), GenerateConfig))
+
+
+def test_pools_come_from_the_config() -> None:
+    kuberay = composed(
+        "cluster=kuberay", "cluster.stages.generate.accelerator=A100", "+cluster.stages.route.labels.a=b"
+    )
+    assert kuberay.generate == Share(4, 1, 16 * 2**30, "A100", {}, 1, 64)
+    assert kuberay.route == Share(1, None, 0, None, {"a": "b"}, 1, 8)
+    assert kuberay.generate.asked == {
+        "num_cpus": 4,
+        "num_gpus": 1,
+        "memory": 16 * 2**30,
+        "accelerator_type": "A100",
+    }
+    exact = composed("engine.actors=3").generate
+    assert (exact.actors, exact.most_actors) == (3, 3)
+
+
+@pytest.mark.parametrize("word", ["cluster.stages.generate.tensor_parallel=2", "cluster.stages.generate.gpus=2"])
+def test_one_model_on_several_gpus_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="the native engine runs a model on one GPU"):
+        composed(word)
+
+
+def test_fewer_actors_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(UserError, match="most_actors must not be less"):
+        composed("cluster.stages.generate.actors=3", "cluster.stages.generate.most_actors=2")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_data_takes_what_a_stage_asks_for() -> None:
+    import ray
+
+    [here] = ray.nodes()
+    share = Share(memory=2**20, labels={"ray.io/node-id": f"in({here['NodeID']}, other)"})
+    check_room(Pools(read=share), ray.nodes())
+    answered = ray.data.range(4).map_batches(lambda batch: batch, **share.asked)
+    assert answered.count() == 4
