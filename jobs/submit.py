@@ -67,7 +67,7 @@ def _work(command: list[str]) -> object:
     seed = [] if args.seed is None else [f"seed={args.seed}"]
     config = load_settings("generate", [*args.overrides, *seed], GenerateConfig).model_dump(mode="json")
     del config["cluster"]
-    return [args.input, args.output, config, sorted(set(others) - {"--new-run"})]
+    return [args.input, args.output, args.limit, config, sorted(set(others) - {"--new-run"})]
 
 
 def _parser() -> argparse.ArgumentParser:
