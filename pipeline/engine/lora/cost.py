@@ -20,10 +20,11 @@ class Costs:
 
 
 # One thread of an AMD EPYC with AVX-512 (bf16, fp32; [8 to 32 x 576] by [64 to 800 x 576]); CUDA from its data sheets.
-# More threads divide both forms alike. Constants, not a measurement at start: the form decides how sums are rounded,
-# so it must not depend on how busy a machine is.
-CPU_HALF = Costs(call=18, matrix=0.8, copy=4, macs=80e3, bytes=15e3)
-CPU_FULL = Costs(call=3, matrix=0.3, copy=4, macs=36e3, bytes=15e3)
+# More threads divide both forms alike. ``bytes`` on a CPU is what a decode step reads of stacks that the layers before
+# have put out of the caches, half of what a product in a loop of its own reads. Constants, not a measurement at start:
+# the form decides how sums are rounded, so it must not depend on how busy a machine is.
+CPU_HALF = Costs(call=18, matrix=0.8, copy=4, macs=80e3, bytes=7e3)
+CPU_FULL = Costs(call=3, matrix=0.3, copy=4, macs=36e3, bytes=7e3)
 CUDA = Costs(call=6, matrix=0.02, copy=5, macs=200e6, bytes=3e6)
 
 
@@ -41,9 +42,9 @@ class Load:
     in_order: bool
 
 
-def union_cost(load: Load, group: Group, costs: Costs, itemsize: int) -> float:
-    """Two GEMMs a module over all tokens and all ranks."""
-    return _product(group, costs, itemsize, 1, load.total, load.ranks)
+def union_cost(load: Load, group: Group, costs: Costs, itemsize: int, joined: int = 0) -> float:
+    """Two GEMMs a module over all tokens and all ranks; the second is no call of its own in ``joined`` modules."""
+    return _product(group, costs, itemsize, 1, load.total, load.ranks) - joined * costs.call
 
 
 def gather_cost(load: Load, group: Group, costs: Costs, itemsize: int, single: int) -> float:

@@ -14,7 +14,7 @@ from .extras import Extras, extras_of
 from .forms import SINGLE, Form, Gather, Union, narrowed, rank_weights
 from .joined import joinable
 from .layers import base_shapes, check_layers, compute_dtype, one_device
-from .layout import Group, Site, group_modules, sites
+from .layout import Site, group_modules, sites
 from .merged import GoldenWeights
 from .panel import GatherPanel, Panel, UnionPanel
 from .residency import Packed, Residency
@@ -149,11 +149,11 @@ class FusedLora:
             return False
         itemsize = self._dtype.itemsize
         step = merging = 0.0
-        for group in self._groups:
+        for group, panel in zip(self._groups, self._unions, strict=True):
             ranks = sum(group.ranks.get(name, 0) for name in batch.used)
             if ranks:
                 load = cost.Load([batch.units], batch.units, ranks, ranks, True)
-                step += cost.union_cost(load, group, self._costs, itemsize)
+                step += cost.union_cost(load, group, self._costs, itemsize, panel.joined)
                 merging += cost.merge_cost(group, ranks, self._costs)
         return step * expected_tokens / batch.units > merging
 
@@ -166,7 +166,7 @@ class FusedLora:
         combinations = batch.combinations(group)
         counts = batch.counts(combinations)
         single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
-        if counts and not (group.embedding or union) and self._gathers_pay(group, batch, counts, single):
+        if counts and not (group.embedding or union) and self._gathers_pay(number, batch, counts, single):
             panel = self._gathers[number].update(list(counts), packed)
             return self._gather(number, batch, panel, combinations, extras, single)
         panel = self._unions[number].update(packed)
@@ -174,17 +174,17 @@ class FusedLora:
         weights = rank_weights(group, batch, panel.ranks, [starts] * len(batch.mixtures))
         return Union(group, panel, narrowed(weights, self._dtype).to(self._device), extras)
 
-    def _gathers_pay(self, group: Group, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
+    def _gathers_pay(self, number: int, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
         if self.settings.mode in ("union", "gather"):
             return self.settings.mode == "gather"
+        group = self._groups[number]
         ranks = {names: sum(group.ranks[name] for name in names) for names in counts}
         union = sum(group.ranks[name] for name in {name for names in counts for name in names})
         every_row = sum(counts.values()) == batch.units and set(counts.values()) == {1}
         load = cost.Load(list(counts.values()), batch.units, union, max(ranks.values()), every_row)
         itemsize = self._dtype.itemsize
-        return cost.gather_cost(load, group, self._costs, itemsize, single) < cost.union_cost(
-            load, group, self._costs, itemsize
-        )
+        union_cost = cost.union_cost(load, group, self._costs, itemsize, self._unions[number].joined)
+        return cost.gather_cost(load, group, self._costs, itemsize, single) < union_cost
 
     def _gather(
         self,

@@ -95,6 +95,11 @@ class UnionPanel:
         self.panel: Panel | None = None
         self.places: dict[str, Place] = {}
 
+    @property
+    def joined(self) -> int:
+        """Modules whose base weights the panel holds."""
+        return sum(map(len, self._base.values()))
+
     def update(self, adapters: Mapping[str, Packed]) -> Panel:
         """Bring in the adapters of a batch."""
         needed = sum(self._group.ranks[name] for name in adapters)
