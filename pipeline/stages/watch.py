@@ -30,8 +30,8 @@ class ErrorBudget:
 class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
-    ``before``: counts of the other windows. ``over``: called once when the budget is spent; ``begun``: once when the
-    first shard is seen.
+    ``before``: counts of the other windows. ``over``: called once when the budget is spent, or when the store
+    ``refused`` something; ``begun``: once when the first shard is seen.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class Watch:
         budget: ErrorBudget,
         over: Callable[[str], None],
         begun: Callable[[], None] = lambda: None,
+        refused: Callable[[], list[str]] = list,
     ) -> None:
         self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
+        self._refused = refused
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -66,6 +68,9 @@ class Watch:
                 continue
             if self._seen and not had:
                 self.begun()
+            if reasons := self._refused():
+                self.over(reasons[0])
+                return
             if self.budget.is_over(self.counted):
                 self.over(self.budget.explain(self.counted))
                 return

@@ -26,7 +26,9 @@ class Windows:
                 raise StoppedError(self._budget.explain(counted))
             ahead, self._ahead = self._ahead, None
             route_next = partial(self._route, number + 1)
-            with Watch(self._job.log, run.window, counted, self._budget, self._switch.stop, route_next):
+            with Watch(
+                self._job.log, run.window, counted, self._budget, self._switch.stop, route_next, run.incidents.refusals
+            ):
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
         return incomplete
