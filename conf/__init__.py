@@ -1,5 +1,5 @@
 """Hydra config groups and the pydantic models that check them."""
 
-from .compose import load_settings, saved_settings
+from .compose import as_yaml, load_settings, saved_settings
 
-__all__ = ["load_settings", "saved_settings"]
+__all__ = ["as_yaml", "load_settings", "saved_settings"]

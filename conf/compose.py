@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
+
+from .diagnose import keys_of, one_line, problems, unknown
 
 CONF_DIR = Path(__file__).resolve().parent
 PROJECT_DIR = CONF_DIR.parent
@@ -24,13 +26,15 @@ def load_settings(job: str, overrides: list[str], model: type[_Model]) -> _Model
 
     Raises `UserError` with one line for each thing that is wrong.
     """
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    wrong: list[str] = []
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        try:
             composed = compose(job, overrides=overrides)
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError("config: " + _one_line(error)) from None
-    return _checked(values, model)
+            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException):
+            wrong, composed = problems(overrides, lambda words: _composed(job, words), CONF_DIR)
+            values = OmegaConf.to_container(composed, resolve=True)
+    return _checked(values, model, wrong)
 
 
 def saved_settings(values: dict[str, Any], overrides: list[str], model: type[_Model]) -> _Model:
@@ -38,25 +42,53 @@ def saved_settings(values: dict[str, Any], overrides: list[str], model: type[_Mo
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
     except OmegaConfBaseException as error:
-        raise UserError("config: " + _one_line(error)) from None
+        raise UserError("config: " + one_line(error)) from None
     return _checked(OmegaConf.to_container(merged), model)
 
 
-def _checked(values: Any, model: type[_Model]) -> _Model:
+def as_yaml(values: dict[str, Any]) -> str:
+    """A config for people; what it says can be given again as ``key=value``."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(values)))
+
+
+def _composed(job: str, overrides: list[str]) -> DictConfig:
+    return compose(job, overrides=overrides)
+
+
+def _checked(values: Any, model: type[_Model], wrong: list[str] | None = None) -> _Model:
+    """The model of the values; `UserError` with the lines ``wrong`` and one for each value that does not fit."""
+    lines = list(wrong or [])
     try:
-        return model.model_validate(values)
+        checked = model.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(detail) for detail in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        lines += [line for line in map(_Described(model), error.errors()) if line]
+    if lines:
+        raise UserError("\n".join(dict.fromkeys(lines)))
+    return checked
 
 
-def _describe(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"config: unknown key {key}; conf/ lists the keys"
-    return f"config: {key}: {detail['msg']} (got {detail['input']!r})"
+class _Described:
+    """One line for an error of pydantic; none for a value that is missing, which was told already."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._known = keys_of(_fields(model))
+
+    def __call__(self, detail: Any) -> str:
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            return unknown(key, self._known)
+        if detail["type"] == "missing":
+            return f"config: {key} is missing"
+        if detail["input"] == "???":
+            return ""
+        return f"config: {key}: {detail['msg']} (got {detail['input']!r})"
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Names of a model's fields, nested as the models are."""
+    return {
+        name: _fields(field.annotation)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        else None
+        for name, field in model.model_fields.items()
+    }

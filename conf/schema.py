@@ -58,6 +58,7 @@ class EngineConfig(Strict):
 class InputSettings(Strict):
     """Columns of the input (`conf/input`)."""
 
+    layout: Literal["columns", "openai_batch"]
     id_column: str
     prompt_column: str
     messages_column: str
@@ -147,6 +148,20 @@ class ShuffleSettings(Strict):
     shard_records: PositiveInt
 
 
+class CostSettings(Strict):
+    """Prices, for estimates and the report."""
+
+    device_hour: PositiveFloat | None
+    currency: Text
+
+
+class TrackingSettings(Strict):
+    """Where finished runs are logged."""
+
+    mlflow: Text | None
+    experiment: Text
+
+
 class GenerateConfig(Strict):
     """The whole config of `jobs.generate`."""
 
@@ -163,3 +178,5 @@ class GenerateConfig(Strict):
     errors: ErrorSettings
     window: WindowSettings
     shuffle: ShuffleSettings
+    cost: CostSettings
+    tracking: TrackingSettings

@@ -23,17 +23,38 @@ _OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that read records."""
-    parser.add_argument("--input", required=True, help="file, folder or glob; any URL that fsspec knows")
-    parser.add_argument("--output", required=True, help="folder or URL of the results")
+    parser.add_argument("--input", help="file, folder or glob; any URL that fsspec knows")
+    parser.add_argument("--output", help="folder or URL of the results")
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N records of the input")
     parser.add_argument("--seed", type=int, help="seed of sampling (config: seed)")
     parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
 
 
-def read_settings(args: argparse.Namespace) -> tuple[GenerateConfig, JobSettings]:
-    """The config and the stages' settings; `UserError` where the config is wrong."""
+def read_config(args: argparse.Namespace) -> GenerateConfig:
+    """The config of a command; `UserError` with all that is wrong in it."""
     seed = [] if args.seed is None else [f"seed={args.seed}"]
-    config = load_settings("generate", [*args.overrides, *seed], GenerateConfig)
-    return config, job_settings(config, args.input, args.output)
+    return load_config([*args.overrides, *seed])
+
+
+def load_config(words: list[str]) -> GenerateConfig:
+    """The config that some words give; `UserError` with all that is wrong in it."""
+    return load_settings("generate", words, GenerateConfig)
+
+
+def read_settings(args: argparse.Namespace, needs_files: bool = True) -> tuple[GenerateConfig, JobSettings]:
+    """The config and the stages' settings; `UserError` where the config is wrong."""
+    config = read_config(args)
+    missing = [f"--{name}" for name in ("input", "output") if getattr(args, name) is None]
+    if missing and needs_files:
+        raise UserError(f"command: {' and '.join(missing)} must be given")
+    return config, job_settings(config, args.input or "", args.output or "", args.limit)
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def pools_of(config: GenerateConfig) -> Pools:
@@ -48,7 +69,7 @@ def pools_of(config: GenerateConfig) -> Pools:
     )
 
 
-def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> JobSettings:
+def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None) -> JobSettings:
     """The stages' settings of a config."""
     model, columns, adapters = config.model, config.input, config.bank.adapters
     return JobSettings(
@@ -66,6 +87,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Job
             columns.messages_column,
             columns.sampling_column,
             columns.choices_column,
+            columns.layout,
         ),
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.prompt,
@@ -76,16 +98,22 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str) -> Job
         error_budget=config.errors.budget,
         error_max=config.errors.max,
         window_records=config.window.records,
+        limit=limit,
         shard_records=config.shuffle.shard_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
-        config=_shown(config.model_dump(mode="json"))
-        | {"command": {"input": masked(input_url), "output": masked(output_url)}},
+        config=shown_config(config)
+        | {"command": {"input": masked(input_url), "output": masked(output_url), "limit": limit}},
     )
 
 
+def shown_config(config: GenerateConfig) -> dict[str, Any]:
+    """The config for people: URLs in it (of a grammar, of a cluster) without credentials."""
+    values: dict[str, Any] = _shown(config.model_dump(mode="json"))
+    return values
+
+
 def _shown(value: Any) -> Any:
-    """Values of the config for run.json and the report: URLs in it (of a grammar, of a cluster) without credentials."""
     if isinstance(value, dict):
         return {key: _shown(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -22,11 +22,12 @@ from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.retry import RetryJob
 from pipeline.stages.settings import Pools
 from pipeline.stages.watch import ErrorBudget
+from pipeline.storage.card import write_card
 from pipeline.storage.retry import STAGES, RetryFilter
 from pipeline.storage.run import RUN, RunFolder
 from pipeline.storage.secrets import masked
 
-_FREE = ("engine.", "cluster.", "shuffle.", "errors.")
+_FREE = ("engine.", "cluster.", "shuffle.", "errors.", "cost.")
 
 
 def main(argv: list[str]) -> int:
@@ -38,11 +39,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--error", action="append", metavar="TYPE", help="only of this error type; may be repeated")
     parser.add_argument("overrides", nargs="*", help="config: key=value")
     args = parser.parse_intermixed_args(argv)
-    config, given = _saved(args)
-    job = RetryJob(job_settings(config, given, args.run), RetryFilter(args.stage or STAGES, args.error))
+    config, given, limit = _saved(args)
+    job = RetryJob(job_settings(config, given, args.run, limit), RetryFilter(args.stage or STAGES, args.error))
     result = job.retry(lambda: _start_pools(config))
     if result.retried:
         write_report(args.run)
+        write_card(job.folder, job.folder.read_json(RUN) or {})
     print(f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left")
     records = job.prepare().plan.rows
     over = result.dead > ErrorBudget(config.errors.budget, config.errors.max, records).allowed
@@ -51,8 +53,8 @@ def main(argv: list[str]) -> int:
     return INCOMPLETE if over else OK
 
 
-def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str]:
-    """The config of the run, and its input."""
+def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
+    """The config of the run, its input, and how many records of it."""
     run: dict[str, Any] | None = RunFolder(args.run).read_json(RUN)
     if run is None or "config" not in run:
         raise UserError(f"run: there is no {RUN} at {masked(args.run)}; give the --output of a run")
@@ -60,13 +62,13 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str]:
     if other:
         raise UserError(f"config: {other[0]} would change the output; only {', '.join(_FREE)}* may be given here")
     values = dict(run["config"])
-    given = args.input or values.pop("command", {}).get("input", "")
-    values.pop("command", None)
+    command = values.pop("command", {})
+    given = args.input or command.get("input", "")
     if "***" in given:
         raise UserError("input: the URL of the run's input holds a password, which is not kept; give --input")
     if "***" in str(values):
         raise UserError("run: the run's config holds a password, which is not kept; its dead letters cannot be retried")
-    return saved_settings(values, args.overrides, GenerateConfig), given
+    return saved_settings(values, args.overrides, GenerateConfig), given, command.get("limit")
 
 
 def _start_pools(config: GenerateConfig) -> Pools:

@@ -1,10 +1,13 @@
 """Route only: which mixture each record would get, without generating.
 
-    python -m jobs.route --input URL --output URL [group=option ...] [key=value ...]
+    python -m jobs.route --input URL --output URL [--limit N] [--explain N] [group=option ...] [key=value ...]
+    python -m jobs.route --prompt TEXT [--prompt TEXT ...] [group=option ...] [key=value ...]
 
-Writes one Parquet file with `id, mixture, adapters, weights, route_score, fallback, prompt_tokens` and prints the
-histogram of mixtures. With `routing.granularity=sentence` the mixture is the prompt's last sentence's, and
-`sentence_mixtures` holds those of all.
+Writes one Parquet file with `id, mixture, adapters, weights, route_score, fallback, prompt_tokens, top_classes` and
+prints the histogram of mixtures, and why the first records got theirs: the router's most likely classes, the in-domain
+score and the gate. With `--prompt` it prints that for the given prompts and writes nothing. With
+`routing.granularity=sentence` the mixture is the prompt's last sentence's, and `sentence_mixtures` holds those of all
+in the place of `top_classes`.
 """
 
 import argparse
@@ -17,7 +20,9 @@ import pyarrow.parquet as pq
 
 from jobs._cli import OK, run_job
 from jobs._settings import add_arguments, read_settings
-from pipeline.records import SENTENCE_MIXTURES, Mixture, joined
+from pipeline.errors import UserError
+from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, joined
+from pipeline.routing import Explanation, explain
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings
@@ -38,35 +43,51 @@ _SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
     ]
 )
+_CLASSES = pa.list_(pa.struct([("adapter", pa.string()), ("probability", pa.float32())]))
+_WHY = pa.schema([("top_classes", _CLASSES)])
+_SHOWN = 160  # characters of a prompt
 
 
 def main(argv: list[str]) -> int:
     """Run the command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="jobs.route", description="Route records without generating.")
     add_arguments(parser)
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="route this prompt; may be repeated")
+    parser.add_argument("--explain", type=int, default=3, metavar="N", help="say why for the first N records")
     args = parser.parse_intermixed_args(argv)
-    _, settings = read_settings(args)
+    if args.prompt and (args.input or args.output or args.limit):
+        raise UserError("command: --prompt goes without --input, --output and --limit")
+    _, settings = read_settings(args, needs_files=not args.prompt)
     context, _ = check_models(settings)
     route = RouteRecords(settings, context)
-    fs, root = open_url(args.output)
-    schema = joined(_SCHEMA, SENTENCE_MIXTURES) if settings.sentences else _SCHEMA
+    if args.prompt:
+        records = [Record(place, f"prompt {place + 1}", text) for place, text in enumerate(args.prompt)]
+        _explain(route, route(staged_table(records, pa.schema([]))), len(records))
+    else:
+        _route_all(route, settings, args)
+    return OK
+
+
+def _route_all(route: RouteRecords, settings: JobSettings, args: argparse.Namespace) -> None:
+    fs, root = open_url(settings.output)
+    schema = joined(_SCHEMA, SENTENCE_MIXTURES if settings.sentences else _WHY)
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    buffer = io.BytesIO()
+    buffer, left = io.BytesIO(), args.explain
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for table in map(route, _records(settings)):
             alive = table.filter(table["dead_stage"].is_null())
             mixtures.update(alive["mixture"].to_pylist())
             refused.update(table["dead_type"].drop_null().to_pylist())
-            writer.write_table(_routes(alive, schema))
+            writer.write_table(_routes(alive, schema, _explanations(route, alive)))
+            left -= _explain(route, table, left)
     put(fs, f"{root.rstrip('/')}/routes.parquet", buffer.getvalue())
     _print_histogram(mixtures, refused)
-    print(f"output     {masked(args.output)}/routes.parquet")
-    return OK
+    print(f"output     {masked(settings.output)}/routes.parquet")
 
 
 def _records(settings: JobSettings) -> Iterator[pa.Table]:
-    plan = plan_input(settings.input, settings.window_records, settings.columns)
+    plan = plan_input(settings.input, settings.window_records, settings.columns, limit=settings.limit)
     for window in range(plan.windows):
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):
@@ -75,12 +96,38 @@ def _records(settings: JobSettings) -> Iterator[pa.Table]:
                 yield staged_table(part, plan.passed)
 
 
-def _routes(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _explanations(route: RouteRecords, alive: pa.Table) -> list[Explanation]:
+    """None where sentences are routed one by one: the classes of a whole prompt would say nothing of its mixture."""
+    if route.settings.sentences:
+        return []
+    return explain(route.router, alive["tokens"].to_pylist(), route.settings.routing)
+
+
+def _explain(route: RouteRecords, table: pa.Table, most: int) -> int:
+    """Say why the first ``most`` records of a routed table got their mixtures; returns how many there were."""
+    shown = table.slice(0, max(0, most))
+    alive = shown.filter(shown["dead_stage"].is_null())
+    reasons = iter(_explanations(route, alive))
+    for row in shown.to_pylist():
+        prompt = " ".join((row["prompt"] or row["messages"] or row["raw"] or "").split())
+        print(f"{row['id']}: {prompt[:_SHOWN]}{'...' if len(prompt) > _SHOWN else ''}")
+        if row["dead_stage"]:
+            print(f"  refused    {row['dead_type']}: {row['dead_message']}")
+        elif route.settings.sentences:
+            print(f"  score      {row['route_score']:.3f}{', fallback' if row['fallback'] else ''}")
+            print("\n".join(f"  from token {span['start']:5d}  {span['mixture']}" for span in row["spans"]))
+        else:
+            print("\n".join(f"  {line}" for line in next(reasons).lines(route.settings.routing)))
+    return int(shown.num_rows)
+
+
+def _routes(table: pa.Table, schema: pa.Schema, reasons: list[Explanation]) -> pa.Table:
     mixtures = [Mixture.parse(key) for key in table["mixture"].to_pylist()]
     columns = {
         "adapters": [m.adapters for m in mixtures],
         "weights": [m.weights for m in mixtures],
         "prompt_tokens": [len(tokens) for tokens in table["tokens"].to_pylist()],
+        "top_classes": [[{"adapter": a, "probability": p} for a, p in reason.classes] for reason in reasons],
     }
     source = {"sentence_mixtures": "spans"}
     arrays = [

@@ -1,4 +1,4 @@
-"""Exact mixtures in plain transformers: hooks on a model that someone else generates with."""
+"""Exact mixtures in plain transformers, on a model that someone else generates with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ class Attached:
             self._own.reset(token)
 
     def detach(self) -> None:
-        """Remove all hooks and put merged weights back: model and weights are as they were, bit for bit."""
+        """Unwrap all modules and put merged weights back: model and weights are as they were, bit for bit."""
         self._hook.remove()
         self.lora.detach()
         if hasattr(self.model, "_loraloom"):

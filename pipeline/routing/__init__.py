@@ -1,5 +1,6 @@
 """The mini-MLP router: which adapters answer a prompt, and with which weights (DLP-LoRA, arXiv 2410.01497)."""
 
+from .explain import Explanation, explain
 from .extend import Extension, add_class
 from .model import RouterModel
 from .policy import RoutingPolicy, WeightRule
@@ -10,6 +11,7 @@ from .spans import SentenceRoute, route_sentences
 from .training import RouterSettings, train_router
 
 __all__ = [
+    "Explanation",
     "Extension",
     "Route",
     "Router",
@@ -21,6 +23,7 @@ __all__ = [
     "SentenceSettings",
     "WeightRule",
     "add_class",
+    "explain",
     "route_sentences",
     "train_router",
 ]

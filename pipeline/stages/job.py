@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from ..records import DEAD, SENTENCE_MIXTURES, joined
@@ -17,6 +17,7 @@ from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents
 from .prepare import Prepared, prepare, versions
+from .progress import Listener, Point, Progress
 from .settings import JobSettings, Pools
 from .sink import OutputShape
 from .stopping import StoppedError, StopSwitch
@@ -50,9 +51,14 @@ class GenerateJob:
     """
 
     def __init__(
-        self, settings: JobSettings, say: Callable[[str], None] = print, generator: type = GenerateRecords
+        self,
+        settings: JobSettings,
+        say: Callable[[str], None] = print,
+        generator: type = GenerateRecords,
+        listener: Listener = lambda snapshot: None,
     ) -> None:
         self.settings = settings
+        self.progress = Progress(listener)
         self._generator = generator
         self._incidents = Incidents()
         self.say = say
@@ -60,6 +66,8 @@ class GenerateJob:
         self.log: CommitLog = self.folder.log
         self._prepared: Prepared | None = None
         self._new_run = False
+        self._pools = Pools()
+        self._spent = 0.0  # device seconds of earlier commands that were not killed
 
     def prepare(self, new_run: bool = False) -> Prepared:
         """Check and plan; raises `UserError` before anything is written.
@@ -81,20 +89,26 @@ class GenerateJob:
             return self._result(prepared.plan, self._committed(prepared.plan), 0, 0.0)
         switch = StopSwitch()
         with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
-            pools = start_pools() if self._unfinished(prepared.plan) else Pools()
+            self.progress.stage("starting Ray")
+            self._pools = pools = start_pools() if self._unfinished(prepared.plan) else Pools()
             with switch:  # after Ray, which has a handler of its own
                 return self._run(prepared, pools, switch)
 
     def _run(self, prepared: Prepared, pools: Pools, switch: StopSwitch) -> JobResult:
-        plan, shape = prepared.plan, self._shape(prepared)
+        plan, shape = prepared.plan, self.shape(prepared)
         start, started = time.monotonic(), time.time()
-        if self._new_run or self.folder.read_json(RUN) is None:
+        earlier = None if self._new_run else self.folder.read_json(RUN)
+        if earlier is None:
             discard(self.log)  # of a run that --new-run discards; else there is nothing
             self._new_run = False
             self.folder.save_plan(plan)
             self._write_run(prepared, shape, "running", started, None)
+        else:
+            self._spent = earlier.get("devices", {}).get("device_seconds", 0.0)
+            self.progress.timeline = [Point(*point) for point in earlier.get("timeline", [])]
         self.log.sweep_finished()
         before = self._committed(plan)
+        self.progress.begin(plan.rows, plan.windows, before)
         try:
             incomplete = self._run_windows(prepared, shape, pools, switch)
         except (KeyboardInterrupt, StoppedError):
@@ -124,7 +138,7 @@ class GenerateJob:
             for window in left
         ]
         job = WindowJob(self.settings, self.log, self.say, switch.check)
-        return Windows(job, runs, budget, switch).run(counted)
+        return Windows(job, runs, budget, switch, self.progress).run(counted)
 
     def _is_finished(self, plan: InputPlan) -> bool:
         if self._new_run or self._unfinished(plan):
@@ -136,7 +150,8 @@ class GenerateJob:
         finished = {} if self._new_run else self.log.finished_windows()
         return [window for window in range(plan.windows) if window not in finished]
 
-    def _shape(self, prepared: Prepared) -> OutputShape:
+    def shape(self, prepared: Prepared) -> OutputShape:
+        """The schema of the data files."""
         prints = prepared.fingerprints
         settings, passed = self.settings, prepared.plan.passed
         more = joined(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.asked)
@@ -183,6 +198,10 @@ class GenerateJob:
                 **asdict(result.tally),
             }
             values["incidents"] = [{"what": what, "times": times} for what, times in result.incidents]
+            devices = self._pools.devices
+            spent = self._spent + result.seconds * devices["generate_actors"]
+            values["devices"] = devices | {"device_seconds": round(spent, 2)}
+            values["timeline"] = [astuple(point) for point in self.progress.timeline]
             values["timings"] = {
                 "seconds": round(result.seconds, 2),
                 "generated_tokens": result.generated_tokens,

@@ -45,7 +45,9 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     if before is not None and not new_run:
         _compare(before["guard"], guard, settings.output)
     plan = folder.load_plan(files) if before is not None and not new_run else None
-    plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.log.root)
+    plan = plan or plan_input(
+        settings.input, settings.window_records, settings.columns, folder.log.root, settings.limit
+    )
     _check_columns(settings, plan)
     if before is None and folder.log.has_markers() and not new_run:
         raise UserError(
@@ -145,6 +147,7 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "quantization": settings.model.quantization,
         "prompt_format": settings.model.prompt_format,
         "window.records": settings.window_records,
+        "limit": settings.limit,
     }
 
 
@@ -155,7 +158,7 @@ def _granularity(settings: JobSettings) -> dict[str, Any]:
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
-    changed = _changes(before, now, "")
+    changed = changes(before, now)
     if changed:
         raise UserError(
             f"run: {masked(output)} holds a run that differs in {'; '.join(changed)}."
@@ -163,10 +166,11 @@ def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
         )
 
 
-def _changes(before: Any, now: Any, name: str) -> list[str]:
+def changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two guards, one phrase each."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
-        return [c for k in keys for c in _changes(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
+        return [c for k in keys for c in changes(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
     if name == "input":
         return _input_changes(before, now)
     return [] if before == now else [f"{name} (was {before!r}, is {now!r})"]

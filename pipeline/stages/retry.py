@@ -71,7 +71,7 @@ class RetryJob(GenerateJob):
         return {window: rows for window, rows in found.items() if len(rows)}
 
     def _retry_all(self, prepared: Prepared, pools: Pools, rows: dict[int, np.ndarray], switch: StopSwitch) -> None:
-        plan, shape = prepared.plan, self._shape(prepared)
+        plan, shape = prepared.plan, self.shape(prepared)
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
         for window, retried in rows.items():

@@ -37,6 +37,11 @@ class Pools:
     generate_cpus: float = 0.25
     write_cpus: float = 0.25
 
+    @property
+    def devices(self) -> dict[str, float]:
+        """What answers: generating actors, and GPUs or CPU threads of each; for run.json and the report."""
+        return {"generate_actors": self.generate_actors, "gpus_each": self.gpus, "threads_each": self.threads}
+
 
 @dataclass(frozen=True)
 class JobSettings:
@@ -61,6 +66,7 @@ class JobSettings:
     error_budget: float = 0.01
     error_max: int | None = None
     window_records: int = 1_000_000
+    limit: int | None = None  # only the first so many records of the input
     shard_records: int = 512
     file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
     hang_seconds: float = 1800.0  # without a new pass of the engine

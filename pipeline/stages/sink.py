@@ -28,7 +28,7 @@ class OutputShape:
     ) -> None:
         extra = pa.schema([("prompt", pa.string())] if keep_prompt else [])
         extra = joined(extra, more or pa.schema([]))
-        self.passed = _output_names(passed, {*DATA.names, *PROVENANCE.names, *extra.names})
+        self.passed = output_names(passed, {*DATA.names, *PROVENANCE.names, *extra.names})
         renamed = pa.schema([f.with_name(self.passed[f.name]) for f in passed])
         self.schema = joined(DATA, extra, renamed, PROVENANCE)
         self.keep_prompt = keep_prompt
@@ -71,7 +71,7 @@ class OutputShape:
         return pa.Table.from_arrays([*columns, pa.array(records, pa.string()), rows], schema=DEAD)
 
 
-def _output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
+def output_names(passed: pa.Schema, taken: set[str]) -> dict[str, str]:
     """Output names of the passed-through columns: their own, or `input_<name>` where the output uses that itself."""
     names = {f.name: f.name for f in passed if f.name not in taken}
     for f in passed:

@@ -31,7 +31,7 @@ class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
     ``before``: counts of the other windows. ``over``: called once when the budget is spent, or when the store
-    ``refused`` something; ``begun``: once when the first shard is seen.
+    ``refused`` something; ``begun``: once when the first shard is seen; ``counting``: with the counts after each look.
     """
 
     def __init__(
@@ -42,10 +42,11 @@ class Watch:
         budget: ErrorBudget,
         over: Callable[[str], None],
         begun: Callable[[], None] = lambda: None,
+        counting: Callable[[Tally], None] = lambda counted: None,
         refused: Callable[[], list[str]] = list,
     ) -> None:
         self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
-        self._refused = refused
+        self.counting, self._refused = counting, refused
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -66,6 +67,7 @@ class Watch:
                 self.look()
             except Exception:  # stores raise kinds of their own; a look may be missed
                 continue
+            self.counting(self.counted)
             if self._seen and not had:
                 self.begun()
             if reasons := self._refused():

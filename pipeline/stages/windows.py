@@ -6,6 +6,7 @@ from functools import partial
 from ..storage.shards import Tally
 from .ahead import RoutedAhead
 from .graph import WindowRun
+from .progress import Progress
 from .stopping import StoppedError, StopSwitch
 from .watch import ErrorBudget, Watch
 from .window import WindowJob
@@ -14,8 +15,16 @@ from .window import WindowJob
 class Windows:
     """Runs unfinished windows in order."""
 
-    def __init__(self, job: WindowJob, runs: Sequence[WindowRun], budget: ErrorBudget, switch: StopSwitch) -> None:
+    def __init__(
+        self,
+        job: WindowJob,
+        runs: Sequence[WindowRun],
+        budget: ErrorBudget,
+        switch: StopSwitch,
+        progress: Progress | None = None,
+    ) -> None:
         self._job, self._runs, self._budget, self._switch = job, runs, budget, switch
+        self._progress = progress or Progress()
         self._ahead: RoutedAhead | None = None
 
     def run(self, counted: Tally) -> int:
@@ -25,16 +34,21 @@ class Windows:
             if self._budget.is_over(counted):
                 raise StoppedError(self._budget.explain(counted))
             ahead, self._ahead = self._ahead, None
-            route_next = partial(self._route, number + 1)
-            with Watch(
-                self._job.log, run.window, counted, self._budget, self._switch.stop, route_next, run.incidents.refusals
-            ):
+            self._progress.stage("routing", run.window)
+            log, stop, refused = self._job.log, self._switch.stop, run.incidents.refusals
+            begun, counting = partial(self._begun, number), self._progress.committed
+            with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused):
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
+            self._progress.committed(counted, "committed")
         return incomplete
 
+    def _begun(self, number: int) -> None:
+        """The window commits: the next one is routed. Before, its own routing would be the slower for it."""
+        self._progress.stage("generating")
+        self._route(number + 1)
+
     def _route(self, number: int) -> None:
-        """Once a window commits: before, its own routing would be the slower for it."""
         if number < len(self._runs):
             run = self._runs[number]
             missing = self._job.missing(run)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from ..records import DeadLetter, Prompt, Record
-from .formats import Row
+from .formats import Layout, Row
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Columns:
     messages: str = "messages"
     sampling: str | None = None
     choices: str | None = None
+    layout: Layout = "columns"
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
@@ -35,7 +36,7 @@ class Columns:
         values = row.values
         prompt, dead = self._prompt(values)
         sampling, wrong = self._settings(values)
-        dead = dead or wrong
+        dead = row.dead or dead or wrong
         raw = row_text(values) if dead else None
         return Record(number, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
 

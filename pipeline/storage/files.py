@@ -8,6 +8,7 @@ from typing import Any
 import fsspec
 
 from ..errors import UserError
+from .hub import SCHEME, hub_files, saved_files
 from .secrets import masked, password_of
 
 _MAGIC = "*?["
@@ -29,6 +30,8 @@ class InputFile:
 
 def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it; `UserError` for an unknown scheme."""
+    if url.startswith(SCHEME):
+        return fsspec.filesystem("file"), url  # its files are local ones
     try:
         fs, path = fsspec.url_to_fs(url, **_client_options(url))
     except (ValueError, ImportError) as error:
@@ -55,12 +58,16 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     """
     fs, path = open_url(url)
     try:
+        if path.startswith(SCHEME):
+            return fs, [_listed(p, fs.info(p)) for p in hub_files(path)]
         if any(c in path for c in _MAGIC):
             found = fs.glob(path, detail=True)
         elif fs.isdir(path):
-            found = fs.find(path, detail=True)
+            found = saved_files(fs, path, fs.find(path, detail=True))
         else:
             found = {path: fs.info(path)}
+    except UserError:
+        raise
     except Exception as error:  # stores raise kinds of their own
         raise UserError(f"input: cannot read {masked(url)}: {one_line(error)}") from None
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if any(c in path for c in _MAGIC) else path

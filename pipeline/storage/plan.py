@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -78,13 +79,19 @@ def plan_input(
     window_rows: int,
     columns: Columns,
     output: str | None = None,
+    limit: int | None = None,
 ) -> InputPlan:
-    """Read the whole input once. `UserError` where there is nothing to read. ``output``: see `list_input`."""
+    """Read the whole input once. `UserError` where there is nothing to read. ``output``: see `list_input`.
+
+    ``limit``: the input ends after so many rows, and is not read beyond.
+    """
     fs, files = list_input(url, output)
     finder, schema, rows = DuplicateFinder(), SchemaFinder(), 0
     points: list[tuple[str, int, int, int]] = []
     for file in files:
-        rows += _scan_file(fs, file.path, rows, columns, finder, schema, points)
+        if limit is None or rows < limit:
+            left = None if limit is None else limit - rows
+            rows += _scan_file(fs, file.path, rows, columns, finder, schema, points, left)
     if rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
     return InputPlan(masked(url), files, rows, window_rows, points, schema.schema(), finder.find())
@@ -98,15 +105,16 @@ def _scan_file(
     finder: DuplicateFinder,
     schema: SchemaFinder,
     points: list[tuple[str, int, int, int]],
+    most: int | None,
 ) -> int:
-    kind = format_of(path)
+    kind = format_of(path, columns.layout)
     stated = kind.schema(fs, path)
     if stated is not None:
         schema.add_schema(pa.schema([f for f in stated if f.name in columns.passed(dict.fromkeys(stated.names))]))
     chunk: list[dict[str, Any]] = []
     size = 0
     number, last_offset = 0, -1
-    for number, (offset, row) in enumerate(_read(kind.scan(fs, path), path), start=1):
+    for number, (offset, row) in enumerate(_read(kind.scan(fs, path), path, most), start=1):
         at = number - 1
         if at == 0 or (offset != last_offset and at - (points[-1][2]) >= SPLIT_ROWS):
             # Formats that cannot be entered in the middle keep offset 0: one split, whatever their length.
@@ -123,9 +131,9 @@ def _scan_file(
     return number
 
 
-def _read(rows: Iterator[Any], path: str) -> Iterator[Any]:
+def _read(rows: Iterator[Any], path: str, most: int | None) -> Iterator[Any]:
     try:
-        yield from rows
+        yield from islice(rows, most)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, pa.ArrowException) as error:

@@ -18,7 +18,7 @@ from .schema import passed_table
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
     """The records of a split; ``repeated`` as `InputPlan.duplicates_of` gives it."""
     fs, _ = open_url(url)
-    rows = format_of(split.path).read(fs, split.path, split.start)
+    rows = format_of(split.path, columns.layout).read(fs, split.path, split.start)
     for number, row in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
         record = columns.record(number, row)
         yield _repeat(record, columns.given_id(row), *repeated[number]) if number in repeated else record

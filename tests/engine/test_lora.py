@@ -112,7 +112,7 @@ def test_batches_in_turn_on_one_operator_are_exact_in_every_mode(
             else:
                 found = packed_logits(model, fused, tokens, mixtures)
         fused.golden.restore()
-        fused._use_hooks(False)
+        fused._wrap_modules(False)
         for row, mixture in enumerate(mixtures):
             assert_close(found[row], logits_of(merged(model, bank, mixture), tokens[row].tolist()))
     fused.detach()

@@ -68,6 +68,7 @@ def targets(folder: Path) -> list[Target]:
         Target("csv", 30, csv, _reader("csv")),
         Target("jsonl.gz", 20, packed, _reader("jsonl.gz")),
         Target("parquet", 40, _parquet_files(), _reader("parquet")),
+        Target("arrow", 40, _arrow_files(), _reader("arrow")),
         Target("adapter_config.json", 150, bank.configs, bank.read_config),
         Target("adapter_model.safetensors", 80, bank.weights, bank.read_weights),
         Target("router.json", 20, router.cards, router.read_card),
@@ -129,16 +130,30 @@ def _check(record: Record) -> None:
     record_text(record).encode()
 
 
+_TABLES: list[list[dict[str, Any]]] = [
+    [{"id": f"r{n}", "prompt": f"text {n % 3}", "n": n, "x": n / 2, "tags": ["a"] * n} for n in range(6)],
+    [{"id": n, "messages": [{"role": "user", "content": "hi"}]} for n in range(4)],
+]
+
+
 def _parquet_files() -> list[bytes]:
-    plain = [{"id": f"r{n}", "prompt": f"text {n % 3}", "n": n, "x": n / 2, "tags": ["a"] * n} for n in range(6)]
-    chats = [{"id": n, "messages": [{"role": "user", "content": "hi"}]} for n in range(4)]
     options: list[dict[str, Any]] = [{}, {"compression": "zstd"}, {"use_dictionary": False, "compression": "none"}]
     files = []
-    for rows in (plain, chats):
+    for rows in _TABLES:
         for option in options:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=3, **option)
             files.append(buffer.getvalue())
+    return files
+
+
+def _arrow_files() -> list[bytes]:
+    files = []
+    for rows in _TABLES:
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+        files.append(buffer.getvalue())
     return files
 
 

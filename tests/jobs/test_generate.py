@@ -39,10 +39,10 @@ def words(command: dict[str, str]) -> list[str]:
     return [w for k, v in command.items() for w in ([k, v] if k.startswith("--") else [f"{k}={v}"])]
 
 
-def refusal(command: dict[str, str]) -> str:
+def refusal(command: dict[str, str], *more: str) -> str:
     """The message of a refused command, which must be one line and must have written nothing."""
     with pytest.raises(UserError) as caught:
-        generate.main(words(command))
+        generate.main([*words(command), *more])
     assert not Path(command["--output"]).exists()
     message = str(caught.value)
     assert "\n" not in message

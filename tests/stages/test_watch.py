@@ -70,6 +70,21 @@ def test_a_spent_budget_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["3 dead letters, over errors.max=2: 2 EmptyLine, 1 InvalidJson"]
 
 
+def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
+    log, told = CommitLog(memory_url()), list[int]()
+    commit_dead(log, 0, [0, 1])
+    budget = ErrorBudget(1.0, None, 100)
+    with Watch(log, 0, Tally(dead=5), budget, print, counting=lambda counted: told.append(counted.dead)):
+        while 7 not in told:
+            time.sleep(0.01)
+        commit_dead(log, 1, [2])
+        while 8 not in told:
+            time.sleep(0.01)
+    assert told == sorted(told)
+    assert set(told) == {7, 8}
+
+
 def test_a_stop_from_a_thread_ends_a_wait_of_the_main_thread() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with StopSwitch() as switch:

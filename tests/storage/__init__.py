@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import UserError
 
 MEMORY = fsspec.filesystem("memory")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet", ".arrow")
 
 
 def memory_url() -> str:
@@ -38,6 +38,11 @@ def encoded(rows: list[dict[str, Any]], suffix: str, group: int = 3) -> bytes:
     if suffix == ".parquet":
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=group)
+        return buffer.getvalue()
+    if suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
+            stream.write_table(table, max_chunksize=group)
         return buffer.getvalue()
     if suffix.startswith(".jsonl"):
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()

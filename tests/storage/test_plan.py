@@ -84,6 +84,17 @@ def test_windows_hold_every_row_once_in_order_whatever_the_splits(
     assert [(r.id, r.dead is not None) for r in records] == expected_outcomes(ids)
 
 
+@given(files, st.integers(1, 50), st.integers(1, 10), st.integers(1, 6))
+def test_a_limit_gives_the_first_rows_as_they_would_be_without_it(
+    inputs: list[tuple[str, list[int | None]]], limit: int, window_rows: int, rows_per_split: int
+) -> None:
+    url = written(inputs)
+    with split_rows(rows_per_split):
+        whole = list(chain.from_iterable(read_all(plan_input(url, window_rows, COLUMNS), url)))
+        part = list(chain.from_iterable(read_all(plan_input(url, window_rows, COLUMNS, limit=limit), url)))
+    assert [(r.id, r.dead) for r in part] == [(r.id, r.dead) for r in whole[:limit]]
+
+
 @given(files, st.integers(1, 20), st.integers(1, 6), st.integers(1, 6))
 def test_the_place_of_splits_does_not_change_the_records(
     inputs: list[tuple[str, list[int | None]]], window_rows: int, one: int, other: int

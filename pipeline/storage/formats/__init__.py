@@ -3,9 +3,11 @@
 from ...errors import UserError
 from ..files import named
 from ..secrets import masked
-from .base import Format, Row, SeekPoint
+from .arrow import Arrow
+from .base import Format, Layout, Row, SeekPoint
 from .csv import Csv
 from .jsonl import Jsonl
+from .openai_batch import OpenAiBatch
 from .parquet import Parquet
 
 FORMATS: dict[str, Format] = {
@@ -14,15 +16,23 @@ FORMATS: dict[str, Format] = {
     ".parquet": Parquet(),
     ".csv": Csv(),
     ".csv.gz": Csv(),
+    ".arrow": Arrow(),
 }
+_REQUESTS = OpenAiBatch()
 
 
-def format_of(path: str) -> Format:
-    """The format of a file, by the end of its name."""
+def format_of(path: str, layout: Layout = "columns") -> Format:
+    """The format of a file, by the end of its name; ``layout``: what its rows look like."""
+    if layout == "openai_batch":
+        if named(path).endswith((".jsonl", ".jsonl.gz")):
+            return _REQUESTS
+        raise UserError(
+            f"input: {masked(path)} is no .jsonl or .jsonl.gz, as files of batch requests are (input.layout)"
+        )
     for suffix, found in FORMATS.items():
         if named(path).endswith(suffix):
             return found
     raise UserError(f"input: {masked(path)} is none of {', '.join(FORMATS)}")
 
 
-__all__ = ["FORMATS", "Format", "Row", "SeekPoint", "format_of"]
+__all__ = ["FORMATS", "Format", "Layout", "Row", "SeekPoint", "format_of"]

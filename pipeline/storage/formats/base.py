@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import fsspec
 import pyarrow as pa
 
 from ...records import DeadLetter
 
+Layout = Literal["columns", "openai_batch"]
+
 
 @dataclass(frozen=True)
 class Row:
-    """One parsed row: its values, or why there are none and the text as far as it can be shown."""
+    """One parsed row: its values, or why there are none or none of use, and the text as far as it can be shown."""
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None

@@ -57,7 +57,7 @@ def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
         raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
     if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
         raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
-    if any(_is_deeper(field.type, MAX_DEPTH) for field in schema):
+    if any(is_deeper_than_allowed(field.type) for field in schema):
         raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
     return schema
 
@@ -67,23 +67,29 @@ def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Itera
     next(parquet.iter_batches(1, row_groups=[group]), None)
     rows = batch_rows(parquet.metadata.row_group(group), f, masked(path))
     for batch in parquet.iter_batches(rows, row_groups=[group]):
-        for row in _rows(batch):
+        for row in rows_of(batch):
             # What a batch has in bytes says nothing of dictionaries, whose values may come again and again.
             too_long = row.values is not None and text_size(row.values) > MAX_LINE
             yield unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "") if too_long else row
 
 
-def _rows(batch: pa.RecordBatch) -> list[Row]:
+def rows_of(batch: pa.RecordBatch) -> list[Row]:
+    """The rows of a batch; one whose values Python cannot hold is unreadable."""
     try:
         return [Row(values) for values in batch.to_pylist()]
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
         if batch.num_rows == 1:
             return [unreadable("InvalidValue", one_line(error), "")]
-    return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+    return [row for at in range(batch.num_rows) for row in rows_of(batch.slice(at, 1))]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_deeper_than_allowed(kind: pa.DataType) -> bool:
+    """Whether a type nests deeper than `MAX_DEPTH`."""
+    return _is_deeper(kind, MAX_DEPTH)
 
 
 def _is_deeper(kind: pa.DataType, levels: int) -> bool:

@@ -1,0 +1,30 @@
+"""What is made of the committed rows when a run has ended: report, dataset card, tracking, answers in other forms."""
+
+import sys
+from collections.abc import Callable
+
+from conf.schema import GenerateConfig
+from pipeline.errors import UserError
+from pipeline.report import log_run, write_report
+from pipeline.stages.job import JobResult
+from pipeline.storage.card import write_card
+from pipeline.storage.export import export_errors, export_lines
+from pipeline.storage.run import RUN, RunFolder
+from pipeline.storage.secrets import masked
+
+
+def write_derived(output: str, config: GenerateConfig, result: JobResult, say: Callable[[str], None]) -> None:
+    """Write it; a tracking server that cannot be reached is told, and costs the run nothing."""
+    write_report(output)
+    if config.tracking.mlflow and result.seconds:  # a finished run that was started again has been logged
+        try:
+            say(f"tracked as MLflow run {log_run(output, config.tracking.mlflow, config.tracking.experiment)}")
+        except UserError as error:
+            print(masked(str(error)), file=sys.stderr)
+    if result.incomplete:
+        return
+    folder = RunFolder(output)
+    write_card(folder, folder.read_json(RUN) or {})
+    if config.input.layout == "openai_batch":
+        export_lines(output, f"{output.rstrip('/')}/batch_output.jsonl", "openai_batch")
+        export_errors(output, f"{output.rstrip('/')}/batch_errors.jsonl")

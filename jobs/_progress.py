@@ -1,0 +1,219 @@
+"""How a job's progress is shown: a live view on a terminal, else a line every ten seconds; or JSON, or nothing."""
+
+import heapq
+import json
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.stages.progress import Snapshot
+
+MODES = ("auto", "live", "lines", "json", "quiet")
+_SECONDS = 10.0  # between two lines
+_TOP = 5  # mixtures
+
+
+class View(Protocol):
+    """Shows a job; entered while it runs. `say` and `result` may be called before and after that too."""
+
+    def __enter__(self) -> "View":
+        """Begin to show."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Show no more."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """The job has come further."""
+
+    def say(self, line: str) -> None:
+        """Something that people should read."""
+
+    def result(self, lines: list[str], values: dict[str, Any]) -> None:
+        """What the job came to: for people, and as values."""
+
+
+def view_of(mode: str) -> View:
+    """The view of a mode; ``auto``: live where the output is a terminal."""
+    if mode == "auto":
+        mode = "live" if sys.stdout.isatty() else "lines"
+    views: dict[str, Callable[[], View]] = {"live": LiveView, "lines": Lines, "json": JsonLines, "quiet": Quiet}
+    return views[mode]()
+
+
+class Quiet:
+    """Nothing but what goes wrong, which the command prints to stderr itself."""
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        return None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Not shown."""
+
+    def say(self, line: str) -> None:
+        """Not shown."""
+
+    def result(self, lines: list[str], values: dict[str, Any]) -> None:
+        """Not shown."""
+
+
+class Lines(Quiet):
+    """A line when a stage begins, and one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last, self._stage = 0.0, ("", 0)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """See `View.update`."""
+        now, stage = time.monotonic(), (snapshot.stage, snapshot.window)
+        if stage != self._stage or now - self._last >= _SECONDS:
+            self._last, self._stage = now, stage
+            self._show(snapshot)
+
+    def say(self, line: str) -> None:
+        """See `View.say`."""
+        print(line, flush=True)
+
+    def result(self, lines: list[str], values: dict[str, Any]) -> None:
+        """See `View.result`."""
+        print("\n".join(lines), flush=True)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        print(line_of(snapshot), flush=True)
+
+
+class JsonLines(Lines):
+    """One JSON object a line, as often as `Lines`: ``{"event": "progress" | "message" | "result", ...}``."""
+
+    def say(self, line: str) -> None:
+        """See `View.say`."""
+        self._print("message", {"message": line})
+
+    def result(self, lines: list[str], values: dict[str, Any]) -> None:
+        """See `View.result`."""
+        self._print("result", values)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._print("progress", values_of(snapshot))
+
+    def _print(self, event: str, values: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, "time": round(time.time(), 1), **values}), flush=True)
+
+
+class LiveView(Quiet):
+    """One view that is drawn anew twice a second, with what is said above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._snapshot: Snapshot | None = None
+        self._seen = time.monotonic()
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._drawn,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> "LiveView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, at)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """See `View.update`."""
+        self._snapshot, self._seen = snapshot, time.monotonic()
+
+    def say(self, line: str) -> None:
+        """See `View.say`."""
+        self._console.print(line, markup=False)
+
+    def result(self, lines: list[str], values: dict[str, Any]) -> None:
+        """See `View.result`."""
+        self._console.print("\n".join(lines), markup=False)
+
+    def _drawn(self) -> Group | Text:
+        now = self._snapshot
+        if now is None:
+            return Text("checking")
+        since = time.monotonic() - self._seen
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(f"window {now.window}/{now.windows}" if now.windows else "", style="bold"),
+            Text(now.stage, style="cyan"),
+            Text(f"{now.done:,} of {now.records:,}" if now.records else ""),
+            ProgressBar(total=max(1, now.records), completed=now.done, width=30),
+            Text(clock(now.seconds + since)),
+            Text("" if now.eta is None else f"{clock(max(0.0, now.eta - since))} left", style="green"),
+        )
+        figures = Table.grid(padding=(0, 3))
+        figures.add_row(*(Text.assemble((f"{name} ", "dim"), value) for name, value in figures_of(now)))
+        mixtures = Table.grid(padding=(0, 2))
+        for mixture, count in top_mixtures(now):
+            mixtures.add_row(Text(f"{count:>8,}", style="dim"), Text(mixture, overflow="ellipsis", no_wrap=True))
+        return Group(head, figures, mixtures)
+
+
+def figures_of(now: Snapshot) -> list[tuple[str, str]]:
+    """Names and values of what a view shows beside the counts."""
+    rates = [("records/s", now.records_per_second), ("tokens/s", now.tokens_per_second)]
+    shown = [(name, "-" if value is None else f"{value:,.1f}") for name, value in rates]
+    return [*shown, ("dead", f"{now.tally.dead:,}"), ("fallback", f"{now.fallback_share:.1%}")]
+
+
+def top_mixtures(now: Snapshot) -> list[tuple[str, int]]:
+    """The most frequent mixtures so far."""
+    return heapq.nsmallest(_TOP, now.tally.mixtures.items(), key=lambda item: (-item[1], item[0]))
+
+
+def line_of(now: Snapshot) -> str:
+    """A snapshot as one line."""
+    if not now.records:
+        return now.stage
+    figures = "  ".join(f"{name} {value}" for name, value in figures_of(now))
+    left = "" if now.eta is None else f"  {clock(now.eta)} left"
+    place = f"{clock(now.seconds)}  window {now.window}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
+    top = "".join(f"  most {mixture} ({count:,})" for mixture, count in top_mixtures(now)[:1])
+    return f"{place}  {figures}{left}{top}"
+
+
+def values_of(now: Snapshot) -> dict[str, Any]:
+    """A snapshot as JSON values."""
+    return {
+        "stage": now.stage,
+        "window": now.window,
+        "windows": now.windows,
+        "done": now.done,
+        "records": now.records,
+        "dead": now.tally.dead,
+        "fallback_share": round(now.fallback_share, 4),
+        "generated_tokens": now.tally.completion_tokens,
+        "records_per_second": _rounded(now.records_per_second),
+        "tokens_per_second": _rounded(now.tokens_per_second),
+        "seconds": round(now.seconds, 1),
+        "eta_seconds": _rounded(now.eta),
+        "top_mixtures": dict(top_mixtures(now)),
+    }
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03``, or ``02:03`` below an hour."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

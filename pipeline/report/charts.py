@@ -1,0 +1,165 @@
+"""Charts of the report, as inline SVG that has its colours from the page, so that it is light or dark with it."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Stand-ins: each becomes a colour of the page's style sheet.
+_INK, _MAIN, _OTHER, _GRID = "#010203", "#112233", "#445566", "#778899"
+_COLOURS = {_INK: "currentColor", _MAIN: "var(--main)", _OTHER: "var(--other)", _GRID: "var(--line)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+_MOST_NUMBERED = 12  # adapters of a heat map whose cells have room for numbers
+
+
+def bars(values: Sequence[tuple[str, int]], label: str, width: float = 11.0) -> str:
+    """Horizontal bars, the first on top, each with its number. ``width``: inches."""
+    names, counts = [_short(name) for name, _ in values][::-1], [count for _, count in values][::-1]
+    with _chart((width, 0.55 + 0.27 * len(values)), label) as (axes, drawn):
+        places = np.arange(len(names))
+        drawn_bars = axes.barh(places, counts, color=_MAIN, height=0.72)
+        axes.set_yticks(places, names)
+        axes.bar_label(drawn_bars, labels=[f"{count:,}" for count in counts], padding=3, fontsize=8)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12 if width > 6 else 0.25, y=0.02)
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.xaxis.set_major_locator(MaxNLocator(int(width / 1.2), integer=True))
+    return drawn[0]
+
+
+def histogram(values: np.ndarray, label: str, parts: Sequence[tuple[str, np.ndarray]] = (), log: bool = False) -> str:
+    """A histogram; ``parts``: named masks [n] of the values, drawn on top of each other."""
+    edges = _edges(values, log)
+    groups = [(name, values[mask]) for name, mask in parts] or [("", values)]
+    with _chart((3.75, 2.3), label) as (axes, drawn):
+        axes.hist([group for _, group in groups], edges, stacked=True, color=[_MAIN, _OTHER][: len(groups)])
+        axes.set_xlabel(label)
+        axes.set_ylabel("records")
+        axes.grid(axis="x", visible=False)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
+        if len(groups) > 1:
+            axes.legend([name for name, _ in groups])
+    return drawn[0]
+
+
+def steps(times: np.ndarray, rates: np.ndarray, label: str, unit: str) -> str:
+    """A rate over time: ``rates`` [n] between ``times`` [n + 1], seconds from the start."""
+    scale, name = (60, "minutes") if times[-1] < 7200 else (3600, "hours")
+    with _chart((5.4, 2.3), label) as (axes, drawn):
+        axes.stairs(rates, times / scale, color=_MAIN, linewidth=1.3)
+        axes.stairs(rates, times / scale, fill=True, color=_MAIN, alpha=0.15)
+        axes.set_xlabel(f"{name} since the first start")
+        axes.set_ylabel(unit)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    return drawn[0]
+
+
+def heat(names: Sequence[str], counts: np.ndarray, label: str) -> str:
+    """A symmetric matrix [n x n] of counts, the darker the more."""
+    size = len(names)
+    side = 2.4 + (0.5 if size <= _MOST_NUMBERED else 0.3) * size
+    shades = LinearSegmentedColormap.from_list("shades", [(*_rgb(_MAIN), 0.0), (*_rgb(_MAIN), 1.0)])
+    shown = np.ma.masked_equal(counts, 0)
+    with _chart((side, side - 0.6), label) as (axes, drawn):
+        axes.pcolormesh(np.sqrt(shown), cmap=shades, vmin=0, vmax=max(1.0, float(np.sqrt(counts.max()))))
+        places = np.arange(size) + 0.5
+        axes.set_xticks(places, [_short(name, 28) for name in names], rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, [_short(name, 28) for name in names])
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+        if size <= _MOST_NUMBERED:
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                axes.text(
+                    column + 0.5, row + 0.5, _thousands(counts[row, column]), ha="center", va="center", fontsize=7
+                )
+    return drawn[0]
+
+
+@contextmanager
+def _chart(size: tuple[float, float], label: str) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; the SVG is in the list when the block has ended."""
+    drawn: list[str] = []
+    with plt.rc_context(_STYLE | {"svg.hashsalt": label}):
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        try:
+            yield axes, drawn
+            drawn.append(_svg(figure, label))
+        finally:
+            plt.close(figure)
+
+
+def _svg(figure: Any, label: str) -> str:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for stand_in, colour in _COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
+    # Ids of this chart alone: several stand in one page.
+    prefix = re.sub(r"\W+", "-", label)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
+
+
+def _edges(values: np.ndarray, log: bool) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if log:
+        return np.unique(np.geomspace(max(1.0, low), max(2.0, high + 1), 30).round(1))
+    whole = np.issubdtype(values.dtype, np.integer)
+    if whole and high - low < 40:
+        return np.arange(low - 0.5, high + 1.0)
+    return np.linspace(low, high if high > low else low + 1, 31)
+
+
+def _short(name: str, most: int = 48) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _thousands(value: float, place: int = 0) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} M"
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}"
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return matplotlib.colors.to_rgb(colour)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

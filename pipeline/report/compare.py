@@ -1,0 +1,102 @@
+"""Two runs side by side: their figures, what differs in their configs, how mixtures moved, and answers that changed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from ..storage import read_run
+from .figures import Run
+from .sample import cut
+
+_IDS, _SCANNED, _SHOWN, _MOVED = 400, 2_000_000, 8, 12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``figures``: (name, of A, of B); ``config``: (key, of A, of B); ``mixtures``: (mixture, share of A, of B).
+
+    ``answers``: records whose answers differ; ``same`` of ``compared`` are equal.
+    """
+
+    url: str
+    figures: list[tuple[str, str, str]]
+    config: list[tuple[str, str, str]]
+    mixtures: list[tuple[str, float, float]]
+    answers: list[dict[str, Any]]
+    same: int
+    compared: int
+
+
+def compare(a: Run, b: Run, url_a: str, url_b: str) -> Comparison:
+    """Compare run A with an earlier run B; answers are matched by id, for some records of A."""
+    answers, same, compared = _answers(url_a, url_b)
+    rows = zip(_figures(a), _figures(b), strict=True)
+    figures = [(name, one, other) for (name, one), (_, other) in rows]
+    return Comparison(b.url, figures, _config(a, b), _mixtures(a, b), answers, same, compared)
+
+
+def _figures(run: Run) -> list[tuple[str, str]]:
+    counts, timings = run.counts, run.values["timings"]
+    answered = max(1, counts["data"])
+    hours = run.device_hours()
+    return [
+        ("records", f"{counts['records']:,}"),
+        ("answered", f"{counts['data']:,}"),
+        ("dead letters", f"{counts['dead']:,}"),
+        ("base model alone", f"{counts['fallback'] / answered:.1%}"),
+        ("distinct mixtures", f"{len(counts['mixtures']):,}"),
+        ("adapters in a mixture, mean", f"{run.mean_adapters():.2f}"),
+        ("prompt tokens, mean", f"{counts['prompt_tokens'] / answered:.1f}"),
+        ("generated tokens, mean", f"{counts['completion_tokens'] / answered:.1f}"),
+        ("cut at the most tokens", f"{counts['finish_reasons'].get('length', 0) / answered:.1%}"),
+        ("tokens/s in the last start", f"{timings['tokens_per_second']:,}"),
+        ("device hours", "unknown" if hours is None else f"{hours:.3f}"),
+    ]
+
+
+def _config(a: Run, b: Run) -> list[tuple[str, str, str]]:
+    one, other = ({**flat(r.values["config"]), **flat(r.values["fingerprints"], "fingerprint")} for r in (a, b))
+    keys = dict.fromkeys([*one, *other])
+    differing = [key for key in keys if one.get(key) != other.get(key) and key != "command.output"]
+    return [(key, str(one.get(key)), str(other.get(key))) for key in differing]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        found |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _mixtures(a: Run, b: Run) -> list[tuple[str, float, float]]:
+    shares = [{key: n / max(1, run.counts["data"]) for key, n in run.counts["mixtures"].items()} for run in (a, b)]
+    moved = [(key, shares[0].get(key, 0.0), shares[1].get(key, 0.0)) for key in {*shares[0], *shares[1]}]
+    moved = [row for row in moved if row[1] != row[2]]
+    return sorted(moved, key=lambda row: (-abs(row[1] - row[2]), row[0]))[:_MOVED]
+
+
+def _answers(url_a: str, url_b: str) -> tuple[list[dict[str, Any]], int, int]:
+    columns = ["id", "output", "mixture"]
+    first = {row["id"]: row for row in read_run(url_a).head(_IDS, columns=columns).to_pylist()}
+    dataset = read_run(url_b)
+    differing: list[dict[str, Any]] = []
+    same, compared, scanned = 0, 0, 0
+    for fragment in dataset.get_fragments():
+        wanted = fragment.to_table(schema=dataset.schema, columns=columns, filter=pc.field("id").isin(list(first)))
+        for row in wanted.to_pylist():
+            before = first[row["id"]]
+            compared += 1
+            same += row["output"] == before["output"]
+            if row["output"] != before["output"] and len(differing) < _SHOWN:
+                differing.append({"id": cut(row["id"]), "a": _shown(before), "b": _shown(row)})
+        scanned += fragment.count_rows()
+        if compared >= len(first) or scanned > _SCANNED:
+            break
+    return differing, same, compared
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    return {"output": cut(row["output"]), "mixture": row["mixture"]}

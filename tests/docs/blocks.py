@@ -1,0 +1,61 @@
+"""Commands as they stand in the documentation: in blocks marked ``sh`` (they run as they are), and in indented ones."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md"])
+_FENCED = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
+_COMMAND = re.compile(r"^(?:    )?(?:\$ )?(python -m (?:jobs|benchmarks|tests)\.[\w.]+.*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that runs as it is, below its heading."""
+
+    page: Path
+    heading: str
+    script: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The runnable blocks of a page, in order."""
+    text = page.read_text()
+    found = []
+    for match in _FENCED.finditer(text):
+        headings = re.findall(r"^#+ (.*)$", text[: match.start()], re.M)
+        found.append(Block(page, headings[-1], match[1]))
+    return found
+
+
+def run(block: Block, folder: Path, environment: Mapping[str, str]) -> tuple[float, str]:
+    """Run a block; seconds and output. `AssertionError` with the output where it fails."""
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.script],
+        cwd=folder,
+        env=dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, f"{block.page.name}: {block.heading}: exit {done.returncode}\n{done.stdout[-3000:]}"
+    return time.monotonic() - began, done.stdout
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Commands of this project in a page, each on one line."""
+    lines = iter(page.read_text().splitlines())
+    for line in lines:
+        match = _COMMAND.match(line)
+        if match:
+            command = match[1]
+            while command.endswith("\\"):
+                command = command[:-1] + next(lines).strip()
+            yield command

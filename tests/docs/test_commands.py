@@ -1,0 +1,96 @@
+"""The documentation's commands: all are taken by the programs as they are, and pages with ``sh`` blocks run."""
+
+import importlib
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from tests.docs.blocks import PAGES, ROOT, blocks, commands, run
+
+_PLACEHOLDER = re.compile(r"\b(URL|group=option|key=value|DIR|FILE|NAME|TYPE)\b")
+
+
+class _CheckedError(Exception):
+    """The command line and the config were taken."""
+
+
+def found() -> list[tuple[str, str]]:
+    """Page and command; those with placeholders describe, and are not to be run."""
+    texts = [(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands(page)]
+    texts += [(page.name, command) for page in PAGES for block in blocks(page) for command in _of_block(block.script)]
+    return sorted({(page, command) for page, command in texts if not _PLACEHOLDER.search(command)})
+
+
+def _of_block(script: str) -> list[str]:
+    joined = script.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.startswith("python -m ")]
+
+
+def words_of(command: str) -> list[str]:
+    """What stands behind the module; optional parts in brackets are taken, a comment and ``...`` are not."""
+    text = re.sub(r"\[(--[^\]]*|[a-z][^\]]*=[^\]]* \.\.\.)\]", r"\1", command.partition("  #")[0])
+    return ["5" if word == "N" else word for word in shlex.split(text) if word != "..."]
+
+
+@pytest.mark.parametrize(("page", "command"), found())
+def test_a_command_is_taken(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, name, *words = words_of(command)
+    if not name.startswith("jobs."):
+        assert importlib.util.find_spec(name) is not None
+        return
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    for place in (module, importlib.import_module("jobs._settings")):
+        if hasattr(place, "load_settings"):
+            monkeypatch.setattr(place, "load_settings", _stopping(place.load_settings))
+    with pytest.raises((_CheckedError, UserError)) as stopped:
+        module.main(words)
+    if stopped.type is UserError:  # where there is no config to check: what the command works on is not there
+        assert str(stopped.value).startswith("run: there is no run.json at")
+
+
+def _stopping(load: Any) -> Any:
+    def checked(*args: Any) -> Any:
+        load(*args)
+        raise _CheckedError
+
+    return checked
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(found()) > 25
+    assert {page for page, _ in found()} >= {"README.md", "docs/label.md", "first-hour.md"}
+
+
+@pytest.mark.parametrize("wrong", ["generate --no-such-option", "generate generation.no_such_key=1", "route --input"])
+def test_a_wrong_command_would_be_found(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        test_a_command_is_taken("x", f"python -m jobs.{wrong}", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.smollm
+@pytest.mark.parametrize("name", sorted({page.name for page in PAGES if blocks(page)}))
+def test_a_page_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    page = next(page for page in PAGES if page.name == name)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for block in blocks(page):
+        _, said = run(block, tmp_path, environment)
+        assert "Traceback" not in said

@@ -1,0 +1,90 @@
+"""The config as people meet it: documented in place, and wrong keys answered with what was meant."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conf import load_settings
+from conf.compose import CONF_DIR
+from conf.diagnose import keys_of
+from conf.schema import GenerateConfig
+from pipeline.errors import UserError
+
+FILES = sorted(CONF_DIR.rglob("*.yaml"))
+
+
+def undocumented(text: str) -> Iterator[str]:
+    """Lines that set a value and have no comment behind them nor right above them."""
+    above = ""
+    for line in text.partition("\ndefaults:")[0].splitlines() + _behind_defaults(text):
+        code, _, comment = line.partition(" #")
+        has_value = ":" in code and not code.lstrip().startswith(("#", "-")) and code.split(":", 1)[1].strip()
+        if has_value and not comment and not above.lstrip().startswith("#"):
+            yield line
+        above = line
+
+
+def _behind_defaults(text: str) -> list[str]:
+    lines = text.splitlines()
+    if "  - _self_" not in lines:
+        return [] if "\ndefaults:" not in text else lines
+    return lines[lines.index("  - _self_") + 1 :]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF_DIR)))
+def test_every_key_is_documented_where_it_stands(file: Path) -> None:
+    assert list(undocumented(file.read_text())) == []
+
+
+def test_the_check_finds_a_key_without_a_comment() -> None:
+    assert list(undocumented("# group\na: 1\nb: 2  # why\nc: 3\n")) == ["c: 3"]
+
+
+def lines(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_settings("generate", list(overrides), GenerateConfig)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("generation.max_tokens=4", "unknown key generation.max_tokens; did you mean generation.max_new_tokens?"),
+        ("temperature=1", "unknown key temperature; did you mean generation.temperature?"),
+        ("batch_size=8", "unknown key batch_size; did you mean engine.batch_size?"),
+        ("errors.bugdet=0", "unknown key errors.bugdet; did you mean errors.budget?"),
+        ("modle=custom", "unknown key modle; did you mean model?"),
+        ("inptu.id_column=key", "unknown key inptu.id_column; did you mean input.id_column?"),
+        ("+generation.wholly=1", "unknown key generation.wholly; conf/ lists the keys"),
+        ("bank=costum", "bank has no option 'costum'; it has custom, demo; did you mean bank=custom?"),
+        ("model=custom", "model.path has no value; give model.path=..."),
+        ("generation.stop=[a", "cannot take 'generation.stop=[a': no viable alternative at input '[a'"),
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_nearest(override: str, said: str) -> None:
+    assert lines(override) == [f"config: {said}"]
+
+
+def test_all_errors_come_at_once_and_once() -> None:
+    said = lines("bank=custom", "errors.bugdet=1", "bank.path=x", "router=custom", "errors.budget=7", "seed=x", "top=1")
+    assert len(said) == 5
+    assert [line.split()[1:4] for line in said[:3]] == [
+        ["unknown", "key", "errors.bugdet;"],
+        ["unknown", "key", "top;"],
+        ["router.path", "has", "no"],
+    ]
+    assert said[3].startswith("config: seed: ")
+    assert said[4].startswith("config: errors.budget: ")
+
+
+def test_keys_depend_on_the_groups_wherever_they_stand() -> None:
+    config = load_settings("generate", ["bank.path=x", "bank=custom"], GenerateConfig)
+    assert config.bank.path == "x"
+
+
+def test_the_models_know_every_key_of_the_files() -> None:
+    config = load_settings("generate", ["model=custom", "model.path=x"], GenerateConfig).model_dump()
+    top = yaml.safe_load((CONF_DIR / "generate.yaml").read_text())
+    assert set(keys_of(top)) - {"defaults"} <= set(keys_of(config))
