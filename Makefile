@@ -10,8 +10,9 @@ STAMPS := $(VENV)/.stamps
 # of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Seeded runs of `make chaos`.
+# Seeded runs of `make chaos`: on this machine's disk, and on an S3 server.
 RUNS ?= 100
+S3_RUNS ?= 10
 
 .PHONY: demo demo-compare test test-all docs chaos fuzz lint clean
 
@@ -40,6 +41,7 @@ docs: $(STAMPS)/all
 # Kills workers, nodes and drivers of real jobs and counts every record; seeds that are recorded already are skipped.
 chaos: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.chaos --runs $(RUNS)
+	$(BIN)/python -m benchmarks.chaos --runs $(S3_RUNS) --store s3
 
 # A million mutated files put to all that reads what others made; goes on where it stopped.
 fuzz: $(STAMPS)/test

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from pipeline.stages.progress import Snapshot
 
-MODES = ("auto", "live", "lines", "json", "quiet")
 _SECONDS = 10.0  # between two lines
 _TOP = 5  # mixtures
 

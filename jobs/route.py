@@ -18,8 +18,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs._arguments import add_arguments
 from jobs._cli import OK, run_job
-from jobs._settings import add_arguments, read_settings
+from jobs._settings import read_settings
 from pipeline.errors import UserError
 from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, joined
 from pipeline.routing import Explanation, explain

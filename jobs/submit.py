@@ -16,8 +16,8 @@ import sys
 
 from conf import load_settings
 from conf.schema import GenerateConfig
+from jobs._arguments import add_arguments, fill_date
 from jobs._cli import INTERRUPTED, run_job
-from jobs._settings import add_arguments, fill_date
 from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
 from pipeline.storage.secrets import masked

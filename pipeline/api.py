@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jobs._arguments import load_config
 from jobs._derived import write_derived
-from jobs._settings import job_settings, load_config, pools_of
+from jobs._settings import job_settings, pools_of
 
 from .batches import Generate, Route
 from .errors import UserError

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs._settings import job_settings, load_config
+from jobs._arguments import load_config
+from jobs._settings import job_settings
 
 from .records import DATA, SENTENCE_MIXTURES, Mixture, Record, joined
 from .routing import Explanation, explain

@@ -1,8 +1,9 @@
-"""Seeded kills of real jobs, every line counted: `python -m benchmarks.chaos [--runs 100] [--seed N]`.
+"""Seeded kills of real jobs, every line counted: `python -m benchmarks.chaos [--runs 100] [--seed N] [--store s3]`.
 
 Each seed draws an input, three to five kills (a worker process in any stage, a node, the driver) and their moments. The
 job is started anew until it is through; then each line of the input must be in data or dead letters once. Records go
-to `benchmarks/results/chaos.json` after each run; seeds that are there already are skipped. Exit 1 names what failed.
+to `benchmarks/results/chaos.json` after each run (with ``--store s3``, where the server is killed too, to
+`chaos-s3.json`); seeds that are there already are skipped. Exit 1 names what failed.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pipeline.evaluation.results import write_results
 from .cluster import Cluster
 from .kills import LEAST
 from .runs import Kit, Run, Size
+from .stores import STORES, Store
 
 _TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough
 _PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
@@ -34,32 +36,34 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
     parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
     parser.add_argument("--most", type=int, help="end after so many runs")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/chaos.json"))
+    parser.add_argument("--store", choices=STORES, default="disk", help="where the runs read and write")
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results/chaos.json or chaos-s3.json")
     parser.add_argument("--work", type=Path, default=Path("out/chaos"), help="folders of failed runs stay here")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    results = args.results or Path("benchmarks/results", "chaos.json" if args.store == "disk" else "chaos-s3.json")
     size = Size()
-    known = _known(args.results, asdict(size))
+    known = _known(results, asdict(size))
     wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
     wanted = wanted[: args.most]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, STORES[args.store]() as store:
         kit = Kit.make(Path(folder))
         for start in range(0, len(wanted), _PER_CLUSTER):
             with Cluster() as cluster:
                 for seed in wanted[start : start + _PER_CLUSTER]:
-                    known[seed] = _run(seed, cluster, kit, args.work.resolve(), size)
-                    _write(args.results, known, asdict(size))
+                    known[seed] = _run(seed, cluster, kit, args.work.resolve(), size, store)
+                    _write(results, known, asdict(size))
     failed = sorted(seed for seed, record in known.items() if not record["exact"])
     if failed:
         print(f"failed: seeds {', '.join(map(str, failed))}; again with --seed N, logs in {args.work}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size) -> dict[str, Any]:
+def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size, store: Store) -> dict[str, Any]:
     folder = work / f"seed-{seed:04d}"
     try:
         for _ in range(_TRIES):
-            record = Run(seed, cluster, kit, folder, size).run()
+            record = Run(seed, cluster, kit, folder, size, store).run()
             if not record["exact"] or len(record["kills"]) >= LEAST:
                 break
     except Exception as error:  # a run that cannot be counted is a failed one; the others go on

@@ -4,12 +4,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.objects import names
 
 from .cluster import Cluster
 from .processes import kill
 
-DRIVER, NODE = "driver", "node"
+DRIVER, NODE, STORE = "driver", "node", "store"
 # What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.
 _TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
@@ -28,13 +30,16 @@ class Kill:
     delay: float
 
 
-def draw(chance: random.Random, files: int, windows: int) -> list[Kill]:
+def draw(chance: random.Random, files: int, windows: int, store: bool) -> list[Kill]:
     """`LEAST` to two more kills over the first two thirds of a run with so many data files and windows.
 
-    The driver is among them at least once. A third follow a commit at once, or the end of a window: there the protocol
-    is between two steps. Others come a while later, or while the job starts.
+    The driver is among them at least once, and so is the ``store`` where it can be killed. A third follow a commit at
+    once, or the end of a window: there the protocol is between two steps. Others come a while later, or while the job
+    starts.
     """
     kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(LEAST - 1, LEAST + 1))]
+    if store:
+        kinds[-1] = STORE
     chance.shuffle(kinds)
     return [
         Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, 4)]), 3))
@@ -56,23 +61,26 @@ def _moments(chance: random.Random, count: int, files: int, windows: int) -> lis
 
 
 class Progress:
-    """What an output folder has come to, as far as it was looked at: the names of data files and of window markers."""
+    """What an output has come to, as far as it was looked at: the names of data files and of window markers."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: str) -> None:
+        self._log = CommitLog(output)
         self._files: set[str] = set()
         self._windows: set[str] = set()
 
     def look(self) -> tuple[int, int]:
         """Data files ever seen and windows finished."""
-        self._files |= {path.name for path in self.output.glob("data/*.parquet")}
-        self._windows |= {path.name for path in self.output.glob("_commits/window-*.json")}
+        self._files |= {name for name in self._names("data") if name.endswith(".parquet")}
+        self._windows |= set(self._names("_commits", "window-"))
         return len(self._files), len(self._windows)
 
     def reaches(self, wanted: Kill) -> bool:
         """Whether it is time for a kill, but for its delay."""
         files, windows = self.look()
         return files >= wanted.files and windows >= wanted.windows
+
+    def _names(self, folder: str, prefix: str = "") -> list[str]:
+        return names(self._log.fs, self._log.path(folder), prefix)
 
 
 def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:

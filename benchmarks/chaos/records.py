@@ -5,11 +5,12 @@ import random
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit import CommitLog
+from pipeline.storage.commit import KINDS, CommitLog
+from pipeline.storage.files import open_url
+from pipeline.storage.objects import names, put
 from tests import tiny
 
 _LINE = re.compile(r'"line": ?(\d+)')
@@ -38,14 +39,14 @@ class Count:
         return not any(asdict(self).values())
 
 
-def write_lines(path: Path, chance: random.Random, count: int) -> Lines:
+def write_lines(url: str, chance: random.Random, count: int) -> Lines:
     """Records for the tiny model; among them repeated ids, cut lines, records without a prompt and too long ones."""
     kinds = ["repeated", "cut", "empty", "long"]
     kinds += chance.choices(["good", *kinds], weights=[92, 2, 2, 2, 2], k=count - len(kinds) - 1)
     chance.shuffle(kinds)
     kinds.insert(0, "good")  # what is repeated
     made = [_line(number, kind, chance) for number, kind in enumerate(kinds)]
-    path.write_text("".join(f"{line}\n" for line in made))
+    put(*open_url(url), "".join(f"{line}\n" for line in made).encode())
     good = {number for number, kind in enumerate(kinds) if kind == "good"}
     return Lines(good, set(range(count)) - good)
 
@@ -67,15 +68,14 @@ def seen(output: str) -> tuple[list[int], list[int]]:
     return data, [int(found.group(1)) for text in dead if (found := _LINE.search(text))]
 
 
-def count(output: Path, lines: Lines) -> Count:
+def count(output: str, lines: Lines) -> Count:
     """Count every line of a finished run, and look for what its window markers do not name."""
-    data, dead = seen(str(output))
+    data, dead = seen(output)
     everything = Counter(data + dead)
-    named = {
-        name for files in CommitLog(str(output)).finished_windows().values() for name in (*files.data, *files.dead)
-    }
-    there = {f"{kind}/{path.name}" for kind in ("data", "dead") for path in (output / kind).glob("*")}
-    markers = {path.name for path in (output / "_commits").glob("*") if not path.name.startswith("window-")}
+    log = CommitLog(output)
+    named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
+    there = {f"{kind}/{name}" for kind in KINDS for name in names(log.fs, log.path(kind))}
+    markers = {name for name in names(log.fs, log.path("_commits")) if not name.startswith("window-")}
     return Count(
         lost=len((lines.good | lines.bad) - everything.keys()),
         doubled=sum(times - 1 for times in everything.values()),

@@ -1,6 +1,5 @@
 """One run: a job that is killed again and again, started anew until it is through, and then counted."""
 
-import json
 import os
 import random
 import shutil
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.storage.run import RUN, RunFolder
 from tests import tiny
 
 from .cluster import Cluster
-from .kills import DRIVER, NODE, Kill, Progress, draw, strike, wait
+from .kills import DRIVER, NODE, STORE, Kill, Progress, draw, strike, wait
 from .records import count, seen, write_lines
+from .stores import Disk, Store
 
 _ROOT = Path(__file__).parents[2]
 _STARTS = 12  # of the job in one run, at most
@@ -89,17 +90,19 @@ class Job:
 class Run:
     """A seeded run in a folder of its own."""
 
-    def __init__(self, seed: int, cluster: Cluster, kit: Kit, folder: Path, size: Size) -> None:
-        self.seed, self.cluster, self.folder, self.output = seed, cluster, folder, folder / "out"
+    def __init__(self, seed: int, cluster: Cluster, kit: Kit, folder: Path, size: Size, store: Store) -> None:
+        self.seed, self.cluster, self.folder, self.store = seed, cluster, folder, store
         self.chance = chance = random.Random(seed)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        url = store.url(folder)
+        self.output = f"{url}/out"
         lines = chance.randint(size.least_lines, size.most_lines)
-        self.lines = write_lines(folder / "in.jsonl", chance, lines)
-        self.kills = draw(chance, lines // size.shard, -(-lines // size.window))
+        self.lines = write_lines(f"{url}/in.jsonl", chance, lines)
+        self.kills = draw(chance, lines // size.shard, -(-lines // size.window), not isinstance(store, Disk))
         self.words = kit.words(
-            str(folder / "in.jsonl"),
-            str(self.output),
+            f"{url}/in.jsonl",
+            self.output,
             *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
             *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
             f"cluster.address={cluster.address}",
@@ -142,6 +145,8 @@ class Run:
         files, windows = self.progress.look()
         if wanted.kind == DRIVER:
             struck = DRIVER if self.job.kill() else None
+        elif wanted.kind == STORE:
+            struck = STORE if self.store.kill(self.chance) else None
         else:
             struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives)
         if struck is None:
@@ -167,16 +172,16 @@ class Run:
     def _look_between(self) -> None:
         """No reader may ever see a row twice, also while nobody works on the output."""
         try:
-            data, dead = seen(str(self.output))
+            data, dead = seen(self.output)
         except UserError:  # the first driver was killed before it began
             return
         self.doubled_midway += len(data + dead) - len({*data, *dead})
 
     def _record(self) -> dict[str, Any]:
         counted = count(self.output, self.lines)
-        run = json.loads((self.output / "run.json").read_text())
+        run = RunFolder(self.output).read_json(RUN) or {}
         told = {"data": len(self.lines.good), "dead": len(self.lines.bad)}
-        told_right = run["state"] == "finished" and told.items() <= run["counts"].items()
+        told_right = run.get("state") == "finished" and told.items() <= run["counts"].items()
         exact = counted.exact and told_right and not self.doubled_midway and "stuck" not in self.exits
         return {
             "seed": self.seed,

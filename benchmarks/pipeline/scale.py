@@ -44,7 +44,7 @@ def main() -> None:
             write_records(folder / f"in-{records}", records)
             figures[str(records)] = measure(config, folder, records)
             write_results(args.output, {"overrides": args.overrides, "records": figures})
-            print(orjson.dumps({records: figures[str(records)]}, option=orjson.OPT_INDENT_2).decode())
+            print(orjson.dumps({str(records): figures[str(records)]}, option=orjson.OPT_INDENT_2).decode())
 
 
 def write_records(folder: Path, records: int) -> None:

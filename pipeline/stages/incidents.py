@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..storage.files import one_line
+from ..storage.objects import StoreError
 from ..storage.secrets import masked
 from .notes import Notes
 
@@ -72,6 +73,10 @@ class Incidents:
     def failed_starts(self) -> list[str]:
         """Those of actors that could not start."""
         return [what for what, _ in self.noted() if _AT_START in what]
+
+    def refusals(self) -> list[str]:
+        """What the store refused for good: other shards would fare no better."""
+        return [what for what, _ in self.noted() if StoreError.__name__ in what]
 
     def _note(self, what: str) -> None:
         if self._actor:

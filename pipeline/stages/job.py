@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -127,7 +128,8 @@ class GenerateJob:
         except (KeyboardInterrupt, StoppedError):
             missing = plan.rows - (done := self._committed(plan)).data - done.dead
             result = self._result(plan, before, missing, time.monotonic() - start)
-            self._write_run(prepared, shape, "stopped", started, result)
+            with suppress(Exception):  # the store may be what stopped it
+                self._write_run(prepared, shape, "stopped", started, result)
             raise
         if not incomplete:
             sweep_unnamed(self.log)

@@ -30,8 +30,8 @@ class ErrorBudget:
 class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
-    ``before``: counts of the other windows. ``over``: called once when the budget is spent; ``begun``: once when the
-    first shard is seen; ``counting``: with the counts after each look.
+    ``before``: counts of the other windows. ``over``: called once when the budget is spent, or when the store
+    ``refused`` something; ``begun``: once when the first shard is seen; ``counting``: with the counts after each look.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class Watch:
         over: Callable[[str], None],
         begun: Callable[[], None] = lambda: None,
         counting: Callable[[Tally], None] = lambda counted: None,
+        refused: Callable[[], list[str]] = list,
     ) -> None:
         self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
-        self.counting = counting
+        self.counting, self._refused = counting, refused
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -69,6 +70,9 @@ class Watch:
             self.counting(self.counted)
             if self._seen and not had:
                 self.begun()
+            if reasons := self._refused():
+                self.over(reasons[0])
+                return
             if self.budget.is_over(self.counted):
                 self.over(self.budget.explain(self.counted))
                 return

@@ -14,6 +14,7 @@ from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.files import one_line
 from ..storage.merge import merge_files
+from ..storage.objects import StoreError
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
 from ..storage.shards import Shard, Tally, shard_prefix, tally
@@ -31,7 +32,7 @@ _ALONE, _ALONE_AT_MOST = 32, 500
 
 
 class WindowJob:
-    """Answers or sets aside every row of one window.
+    """Answers or sets aside every row of one window; `StoppedError` where the store refuses to take them.
 
     ``between``: called before each run of the graph; it may raise to stop the job.
     """
@@ -58,7 +59,10 @@ class WindowJob:
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
-        files = self.log.finish_window(window, size, join)
+        try:
+            files = self.log.finish_window(window, size, join)
+        except StoreError as error:
+            raise StoppedError(f"commit: {one_line(error)}") from error
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         tell("window finished", run=self.settings.run, window=window, data=files.tally.data, dead=files.tally.dead)
         return 0, files.tally
@@ -98,6 +102,9 @@ class WindowJob:
             if failed:
                 raise StoppedError("; ".join(failed)) from error
             self.say(f"window {run.window + 1}: {type(error).__name__}: {one_line(error)[:200]}")
+        refused = run.incidents.refusals()
+        if refused:  # no record is to blame, and what is generated would be lost
+            raise StoppedError(refused[0])
 
     def _fails_alone(self, run: WindowRun, row: int) -> bool:
         self._run(run, np.array([row]), 1)

@@ -35,8 +35,9 @@ class Windows:
                 raise StoppedError(self._budget.explain(counted))
             ahead, self._ahead = self._ahead, None
             self._progress.stage("routing", run.window)
+            log, stop, refused = self._job.log, self._switch.stop, run.incidents.refusals
             begun, counting = partial(self._begun, number), self._progress.committed
-            with Watch(self._job.log, run.window, counted, self._budget, self._switch.stop, begun, counting):
+            with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused):
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
             self._progress.committed(counted, "committed")

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import open_url
-from .objects import create, names, put, read, remove
+from .objects import create, names, put, read, refusals, remove
 from .secrets import masked
 from .shards import (
     Rows,
@@ -71,8 +71,12 @@ class CommitLog:
         self.url = state["url"]
         self._connect()
 
+    @refusals()
     def commit(self, shard: Shard, data: pa.Table, dead: pa.Table) -> Shard:
-        """Write the files of a shard that have rows, then its marker. A shard that has its marker is left as it is."""
+        """Write the files of a shard that have rows, then its marker. A shard that has its marker is left as it is.
+
+        `StoreError` where the store refuses them for good.
+        """
         marker = self.path("_commits", f"{shard.name}.json")
         there = read(self.fs, marker)
         if there is not None:
@@ -100,6 +104,7 @@ class CommitLog:
         found = window_markers(names(self.fs, self.path("_commits"), "window-"))
         return {window: self._window(name) for window, name in found.items()}
 
+    @refusals()
     def finish_window(
         self, window: int, rows: int, join: Callable[[WindowFiles], WindowFiles] = lambda files: files
     ) -> WindowFiles:

@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,22 @@ class DuplicateFinder:
     (24 bytes a row), and `find` looks at one part at a time.
     """
 
-    def __init__(self, memory_entries: int = 4_000_000) -> None:
+    def __init__(self, memory_entries: int = 500_000) -> None:
         self._memory_entries = memory_entries
-        self._pending: list[tuple[bytes, int]] = []
+        self._digests, self._rows = bytearray(), array("q")  # 16 and 8 bytes a row
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # once there is something to spill
 
     def add(self, identity: str, row: int) -> None:
         """Add the id of a row (counted over the whole input)."""
-        self._pending.append((hashlib.blake2b(identity.encode(), digest_size=16).digest(), row))
-        if len(self._pending) >= self._memory_entries:
+        self._digests += hashlib.blake2b(identity.encode(), digest_size=16).digest()
+        self._rows.append(row)
+        if len(self._rows) >= self._memory_entries:
             self._spill()
 
     def find(self) -> pa.Table:
         """Rows whose id came before: ``row``, the ``first`` row with that id, and ``rank`` (1: the second time)."""
         if self._folder is None:
-            return _repeated(_entries(self._pending)).sort_by("row")
+            return _repeated(self._take()).sort_by("row")
         self._spill()
         with self._folder as folder:
             found = [_repeated(np.fromfile(part, _ENTRY)) for part in sorted(Path(folder).iterdir())]
@@ -42,20 +44,20 @@ class DuplicateFinder:
 
     def _spill(self) -> None:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="loraloom-ids-")
-        entries = _entries(self._pending)
+        entries = self._take()
         part_of = entries["high"] >> np.uint64(58)
         for part in range(_PARTS):
             with (Path(self._folder.name) / f"{part:02d}").open("ab") as f:
                 entries[part_of == part].tofile(f)
-        self._pending = []
 
-
-def _entries(pending: list[tuple[bytes, int]]) -> np.ndarray:
-    entries = np.empty(len(pending), _ENTRY)
-    halves = np.frombuffer(b"".join(digest for digest, _ in pending), "<u8").reshape(-1, 2)
-    entries["high"], entries["low"] = halves[:, 0], halves[:, 1]
-    entries["row"] = [row for _, row in pending]
-    return entries
+    def _take(self) -> np.ndarray:
+        """What is in memory, which is empty then."""
+        entries = np.empty(len(self._rows), _ENTRY)
+        halves = np.frombuffer(self._digests, "<u8").reshape(-1, 2)
+        entries["high"], entries["low"] = halves[:, 0], halves[:, 1]
+        entries["row"] = np.frombuffer(self._rows, np.int64)
+        self._digests, self._rows = bytearray(), array("q")
+        return entries
 
 
 def _repeated(entries: np.ndarray) -> pa.Table:

@@ -7,7 +7,8 @@ Stores with conditional writes (S3, local disk, memory) create an object once ev
 import errno
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import fsspec
@@ -23,6 +24,21 @@ _UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for 
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
 _STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
+
+
+class StoreError(Exception):
+    """The store will not take what is written, however often it is asked: it is full, or forbids it."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What a store refuses for good becomes a `StoreError`; missing objects are no refusal."""
+    try:
+        yield
+    except OSError as error:
+        if is_transient(error) or isinstance(error, FileNotFoundError):
+            raise
+        raise StoreError(f"{type(error).__name__}: {error}") from error
 
 
 def is_transient(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.runs import Kit, Run, Size
+from benchmarks.chaos.stores import S3, Disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -23,6 +24,17 @@ def cluster() -> Iterator[Cluster]:
 def test_every_line_comes_out_once_whatever_is_killed(
     seed: int, cluster: Cluster, tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
-    record = Run(seed, cluster, Kit(tiny_model, tiny_bank, tiny_router), tmp_path / "run", SHORT).run()
+    record = Run(seed, cluster, Kit(tiny_model, tiny_bank, tiny_router), tmp_path / "run", SHORT, Disk()).run()
     assert record["kills"], record
+    assert record["exact"], record
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_every_line_comes_out_once_when_the_store_is_killed_too(
+    tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    with S3() as store, Cluster() as cluster:
+        record = Run(1, cluster, Kit(tiny_model, tiny_bank, tiny_router), tmp_path / "run", SHORT, store).run()
+    assert "store" in {kill["kind"] for kill in record["kills"]}, record
     assert record["exact"], record

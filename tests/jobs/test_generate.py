@@ -1,5 +1,6 @@
 """The command: exit codes, one clear line for each user error, nothing written."""
 
+import argparse
 import json
 import os
 import shutil
@@ -11,8 +12,11 @@ from typing import Any
 import pytest
 
 from jobs import generate
+from jobs._arguments import add_arguments
+from jobs._settings import read_settings
 from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
+from pipeline.stages.job import GenerateJob
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +43,12 @@ def words(command: dict[str, str]) -> list[str]:
     return [w for k, v in command.items() for w in ([k, v] if k.startswith("--") else [f"{k}={v}"])]
 
 
+def parsed(command: dict[str, str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words(command))
+
+
 def refusal(command: dict[str, str], *more: str) -> str:
     """The message of a refused command, which must be one line and must have written nothing."""
     with pytest.raises(UserError) as caught:
@@ -50,11 +60,7 @@ def refusal(command: dict[str, str], *more: str) -> str:
 
 
 def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[str, str]) -> None:
-    from pipeline.stages.job import GenerateJob
-
-    parser = generate.argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    _, settings = generate.read_settings(parser.parse_args(words(command)))
+    _, settings = read_settings(parsed(command))
     assert GenerateJob(settings).prepare().plan.rows == 4
 
 
@@ -102,10 +108,8 @@ def test_user_errors_are_one_line_and_write_nothing(
 
 def test_files_of_schemas_and_grammars_are_read(command: dict[str, str], tmp_path: Path) -> None:
     def settings_of(**generation: str) -> Sampling:
-        parser = generate.argparse.ArgumentParser()
-        generate.add_arguments(parser)
         changed = command | {f"generation.{key}": value for key, value in generation.items()}
-        return generate.read_settings(parser.parse_args(words(changed)))[1].sampling
+        return read_settings(parsed(changed))[1].sampling
 
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
     schema.write_text('{"properties": {"b": {}, "a": {}}}')
@@ -152,15 +156,13 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
 
 
 def test_an_output_below_the_input_is_no_input(command: dict[str, str], tmp_path: Path) -> None:
-    parser = generate.argparse.ArgumentParser()
-    generate.add_arguments(parser)
     output = tmp_path / "all" / "out"
     (output / "data").mkdir(parents=True)
     (output / "data" / "w000000-x-000000.parquet").write_bytes(b"")
     (tmp_path / "all" / "in.jsonl").symlink_to(command["--input"])
     changed = command | {"--input": str(tmp_path / "all"), "--output": str(output)}
-    _, settings = generate.read_settings(parser.parse_args(words(changed)))
-    assert generate.GenerateJob(settings).prepare().plan.rows == 4
+    _, settings = read_settings(parsed(changed))
+    assert GenerateJob(settings).prepare().plan.rows == 4
 
 
 def test_a_model_without_safetensors_is_refused(command: dict[str, str], tmp_path: Path) -> None:
@@ -233,3 +235,9 @@ def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
     over = run_command(command | {"--output": str(tmp_path / "out2"), "errors.budget": "0.1"})
     assert over.returncode == 1
     assert "over budget: 1 of 5 records are dead letters (20.0%, errors.budget is 10.0%)" in over.stderr
+
+
+def test_the_command_line_and_the_config_need_no_large_library() -> None:
+    code = "import sys; from jobs import generate; generate._parser(); print({'torch', 'ray'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

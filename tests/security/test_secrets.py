@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs._arguments import add_arguments
 from jobs._cli import run_job
-from jobs._settings import add_arguments, read_settings
+from jobs._settings import read_settings
 from pipeline.errors import UserError
 from pipeline.storage.columns import Columns
 from pipeline.storage.files import list_input, one_line, open_url

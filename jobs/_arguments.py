@@ -1,0 +1,83 @@
+"""Command line and config of the commands that read records. Nothing here takes long to load."""
+
+import argparse
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.errors import UserError
+from pipeline.storage.secrets import masked
+
+_DATE = "{date}"
+PROGRESS = ("auto", "live", "lines", "json", "quiet")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that read records."""
+    parser.add_argument("--input", help="file, folder or glob; any URL that fsspec knows")
+    parser.add_argument("--output", help="folder or URL of the results")
+    parser.add_argument(
+        "--date", help="what {date} in --input and --output stands for: YYYY-MM-DD, today, yesterday (UTC)"
+    )
+    parser.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N records of the input")
+    parser.add_argument("--seed", type=int, help="seed of sampling (config: seed)")
+    parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
+
+
+def read_config(args: argparse.Namespace) -> GenerateConfig:
+    """The config of a command; `UserError` with all that is wrong in it."""
+    seed = [] if args.seed is None else [f"seed={args.seed}"]
+    return load_config([*args.overrides, *seed])
+
+
+def load_config(words: list[str]) -> GenerateConfig:
+    """The config that some words give; `UserError` with all that is wrong in it."""
+    return load_settings("generate", words, GenerateConfig)
+
+
+def need_files(args: argparse.Namespace) -> None:
+    """`UserError` where input or output are not given."""
+    missing = [f"--{name}" for name in ("input", "output") if getattr(args, name) is None]
+    if missing:
+        raise UserError(f"command: {' and '.join(missing)} must be given")
+
+
+def fill_date(args: argparse.Namespace) -> None:
+    """Put ``--date`` in the place of ``{date}`` in both URLs."""
+    urls = (args.input, args.output)
+    if any(_DATE in (url or "") for url in urls) != (args.date is not None):
+        raise UserError("config: --date goes with {date} in --input or --output, as in s3://lake/in/dt={date}/")
+    if args.date is not None:
+        args.input, args.output = (url and url.replace(_DATE, _date(args.date)) for url in urls)
+
+
+def _date(text: str) -> str:
+    days = {"today": 0, "yesterday": 1}
+    if text in days:
+        return (datetime.now(UTC).date() - timedelta(days[text])).isoformat()
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise UserError(f"config: --date {text} is not YYYY-MM-DD, today or yesterday") from None
+
+
+def shown_config(config: GenerateConfig) -> dict[str, Any]:
+    """The config for people: URLs in it (of a grammar, of a cluster) without credentials."""
+    values: dict[str, Any] = _shown(config.model_dump(mode="json"))
+    return values
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return masked(value) if isinstance(value, str) and "://" in value else value
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
