@@ -9,8 +9,9 @@ from jobs._settings import job_settings, load_config, pools_of
 
 from .batches import Generate, Route
 from .errors import UserError
-from .stages.cluster import connect, map_stage, size_pools
+from .stages.cluster import connect, size_pools
 from .stages.job import GenerateJob
+from .stages.mapped import map_stage
 from .storage import read_run
 
 Records = Any

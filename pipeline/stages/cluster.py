@@ -4,10 +4,8 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
 
 from ..errors import UserError
 from .settings import Pools
@@ -46,19 +44,6 @@ def size_pools(pools: Pools, actors: int, threads: int) -> Pools:
     count = actors or gpus or 1
     cpus = int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
     return replace(pools, generate_actors=count, gpus=1 if gpus else 0, threads=threads or max(1, cpus // count))
-
-
-def map_stage(dataset: Any, stage: type, arguments: tuple[Any, ...], pools: Pools, rows: int) -> Any:
-    """A Ray Dataset with a callable class over its batches of so many rows, in the actors that ``pools`` says."""
-    return dataset.map_batches(
-        stage,
-        fn_constructor_args=arguments,
-        batch_format="pyarrow",
-        batch_size=rows,
-        num_cpus=pools.generate_cpus,
-        num_gpus=pools.gpus or None,
-        compute=ActorPoolStrategy(size=pools.generate_actors),
-    )
 
 
 def _only_to_files(logger: logging.Logger) -> None:
