@@ -27,7 +27,7 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import LoraMode
+from pipeline.engine.lora.settings import LoraMode
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_model, resolve_model
 from pipeline.records import Mixture

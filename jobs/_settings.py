@@ -8,7 +8,7 @@ from typing import Any
 from conf import load_settings
 from conf.schema import EngineConfig, GenerateConfig, GenerationSettings, RoutingSettings
 from pipeline.engine import Constraint, LoraSettings, Sampling, schema_text
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings

@@ -22,7 +22,7 @@ from conf import load_settings
 from conf.compose import PROJECT_DIR
 from conf.schema_evaluate import EvaluateConfig
 from jobs._cli import OK, run_job, split_tasks
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.evaluation import (
     SUITES,

@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.stages.cluster import LOCAL
+
 from .processes import descendants, kill, title
 
-# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute. No workers ahead of
-# the first driver: see `pipeline.stages.cluster`.
+# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute.
 _SYSTEM = {
+    **LOCAL,
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
-    "prestart_worker_first_driver": False,
 }
 _START_SECONDS = 120.0
 

@@ -21,7 +21,7 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, LoraSettings
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Mixture

@@ -1,19 +1,32 @@
-"""Text from token ids and mixtures. No Ray in it: usable and benchmarked alone, on CPU or GPU."""
+"""Text from token ids and mixtures. No Ray in it: usable and benchmarked alone, on CPU or GPU.
 
-from .attach import Attached, attach, mixtures
-from .check import load_bank
-from .choices import answer
-from .engine import Engine
-from .lora import FusedLora, LoraSettings, base_shapes
+What needs torch and transformers is loaded when it is first asked for: many processes of a job use the plain values
+alone, and would pay seconds of CPU each.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .lora.settings import LoraSettings
 from .overrides import overridden, sampling_problem, schema_text
 from .request import Constraint, Failure, Request, Reroute, Sampling
-from .server import EngineServer
+from .settings import EngineSettings
+
+if TYPE_CHECKING:
+    from .attached import Attached, attach, mixtures
+    from .check import load_bank
+    from .choices import answer
+    from .engine import Engine
+    from .lora.layers import base_shapes
+    from .lora.operator import FusedLora
+    from .server import EngineServer
 
 __all__ = [
     "Attached",
     "Constraint",
     "Engine",
     "EngineServer",
+    "EngineSettings",
     "Failure",
     "FusedLora",
     "LoraSettings",
@@ -29,3 +42,21 @@ __all__ = [
     "sampling_problem",
     "schema_text",
 ]
+
+_LATER = {
+    "Attached": "attached",
+    "Engine": "engine",
+    "EngineServer": "server",
+    "FusedLora": "lora.operator",
+    "answer": "choices",
+    "attach": "attached",
+    "base_shapes": "lora.layers",
+    "load_bank": "check",
+    "mixtures": "attached",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapters import AdapterBank
 from ..models import load_skeleton
-from .lora import base_shapes
+from .lora.layers import base_shapes
 
 
 def load_bank(

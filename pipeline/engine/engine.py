@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,38 +13,14 @@ from .answers import Answer
 from .attention import PackedAttention
 from .constraints import Constraints
 from .graphs import CudaRecorder, Recorder
-from .lora import FusedLora, LoraSettings
+from .lora.operator import FusedLora
 from .packed import PackedStep, Segment
 from .request import Failure, Request, Reroute, Sampling
 from .session import Session
+from .settings import EngineSettings
 from .slots import LayerShape
 
 _CHANGING_ROPE = {"dynamic", "longrope"}
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How fast answers come, and in how much memory; ``seed`` alone decides what they are.
-
-    ``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens of one pass. ``kv_tokens``: positions of the KV
-    cache, 0: as the device's memory allows. ``look_ahead``: requests that are read ahead, 0: four times the rows.
-    ``reuse_prefixes``: what prompts of one mixture have in common runs once. ``cuda_graphs``: on a GPU, decode steps
-    are recorded and replayed.
-    """
-
-    batch_size: int = 32
-    prefill_tokens: int = 2048
-    seed: int = 0
-    kv_tokens: int = 0
-    look_ahead: int = 0
-    reuse_prefixes: bool = True
-    cuda_graphs: bool = True
-    lora: LoraSettings = field(default_factory=LoraSettings)
-
-    @property
-    def most_waiting(self) -> int:
-        """Requests that wait at most."""
-        return self.look_ahead or 4 * self.batch_size
 
 
 class Engine:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..engine import Engine, load_bank
-from ..engine.engine import EngineSettings
+from ..engine.settings import EngineSettings
 from ..models import (
     PromptFormat,
     Quantization,

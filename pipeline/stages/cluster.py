@@ -11,8 +11,9 @@ from ..errors import UserError
 from .settings import Pools
 
 # Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
-# them die before, the driver waits for ever.
-_LOCAL = {"prestart_worker_first_driver": False}
+# them die before, the driver waits for ever. Idle workers stay for the next stage or window: each takes two seconds of
+# CPU to start, and Ray would end those beyond one a CPU after a second.
+LOCAL = {"prestart_worker_first_driver": False, "idle_worker_killing_time_threshold_ms": 60_000}
 _PROJECT = str(Path(__file__).resolve().parents[2])
 
 
@@ -22,6 +23,7 @@ def connect(address: str | None, cpus: int) -> None:
         return
     # Else Ray 2.60 prints an error for every actor pool that can restart. RAY_BACKEND_LOG_LEVEL=info brings all back.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray Data starts an actor for them
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Workers import this package: with an installed one this changes nothing.
     path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))
@@ -30,7 +32,7 @@ def connect(address: str | None, cpus: int) -> None:
         if address:
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
-            local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": _LOCAL}
+            local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": LOCAL}
             ray.init(address="local", runtime_env=environment, **local, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None

@@ -84,7 +84,9 @@ class WindowRun:
         )
         first_row = self.window * self.plan.window_rows
         sink = CommitSink(log, self.shape, Place(self.window, first_row, attempt), self.incidents)
-        generated.write_datasink(sink, ray_remote_args={"num_cpus": self.pools.write_cpus})
+        # No more writers than shards are in work: each is a process, seconds of CPU to start.
+        writers = _BATCHES_AT_ONCE * self.pools.generate_actors
+        generated.write_datasink(sink, ray_remote_args={"num_cpus": self.pools.write_cpus}, concurrency=writers)
 
     def _routed(self, missing: np.ndarray | None) -> Any:
         reader = SplitReader(

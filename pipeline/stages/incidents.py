@@ -1,6 +1,5 @@
 """What goes wrong in tasks and actors, told to the driver: Ray drops a failed block, and its error with it."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,31 +10,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..storage.files import one_line
 from ..storage.secrets import masked
+from .notes import Notes
 
 _STARTS = 3  # of one actor, each ended by the death of its process
 _AT_START = ", at the start of an actor"
-_KINDS = 100  # different incidents that are told apart
-
-
-class _Notes:
-    """The actor that keeps the incidents of a job."""
-
-    def __init__(self) -> None:
-        self._noted: Counter[str] = Counter()
-        self._open: Counter[str] = Counter()  # starts without an end, by actor
-
-    def note(self, what: str) -> None:
-        self._noted[what if what in self._noted or len(self._noted) < _KINDS else "others"] += 1
-
-    def begin(self, actor: str) -> int:
-        self._open[actor] += 1
-        return self._open[actor]
-
-    def end(self, actor: str) -> None:
-        del self._open[actor]
-
-    def noted(self) -> list[tuple[str, int]]:
-        return self._noted.most_common()
 
 
 class Incidents:
@@ -51,7 +29,7 @@ class Incidents:
     def listening(cls) -> "Incidents":
         """With an actor beside the driver, which a lost node does not take along."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return cls(ray.remote(_Notes).options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote())
 
     @contextmanager
     def telling(self, stage: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from ..engine import Sampling
-from ..engine.engine import EngineSettings
+from ..engine.settings import EngineSettings
 from ..models import Quantization
 from ..records import ASKED
 from ..routing import RoutingPolicy, SentenceSettings

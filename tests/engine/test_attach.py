@@ -105,7 +105,27 @@ def test_detaching_restores_the_model_bit_for_bit(tiny_bank: Path, tiny_model: P
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [(name, type(m)) for name, m in model.named_modules()] == classes
     assert set(vars(model)) == attributes
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+
+def test_a_forward_that_another_library_put_there_is_called_and_comes_back(
+    model: Any, tiny_bank: Path, prompts: Any
+) -> None:
+    layer, calls = model.model.layers[0].self_attn.q_proj, []
+    plain = layer.forward
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return plain(x)
+
+    layer.forward = counted
+    handle = attach(model, tiny_bank, LoraSettings(mode="gather"))
+    with handle.mixtures(["red"] * 4):
+        generated(model, prompts)
+        assert calls
+        handle.detach()
+    assert vars(layer)["forward"] is counted
+    del layer.forward
 
 
 def test_a_count_of_mixtures_that_does_not_fit_the_batch_is_refused(handle: Attached, prompts: Any) -> None:

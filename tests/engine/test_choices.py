@@ -10,7 +10,7 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Sampling, answer
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import PromptFormat, load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
 from tests import tiny

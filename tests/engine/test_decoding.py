@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Constraint, Engine, Failure, Request, Sampling
 from pipeline.engine.decoding import Decoder
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.row import Row
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 

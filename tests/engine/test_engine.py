@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Sampling
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 from tests import tiny

@@ -29,7 +29,7 @@ from transformers import (
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling, base_shapes
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.models import load_tokenizer
 from pipeline.records import Completion, Mixture

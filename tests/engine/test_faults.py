@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.faults import Watchdog, halve, is_out_of_memory
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, LoraSettings, Request, Sampling
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.graphs.record import Recording
 from pipeline.engine.session import Session
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 

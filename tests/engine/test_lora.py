@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import LoraMode
+from pipeline.engine.lora.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
@@ -112,7 +112,7 @@ def test_batches_in_turn_on_one_operator_are_exact_in_every_mode(
             else:
                 found = packed_logits(model, fused, tokens, mixtures)
         fused.golden.restore()
-        fused._use_hooks(False)
+        fused._wrap_modules(False)
         for row, mixture in enumerate(mixtures):
             assert_close(found[row], logits_of(merged(model, bank, mixture), tokens[row].tolist()))
     fused.detach()

@@ -24,7 +24,7 @@ from transformers import (
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import LoraMode
+from pipeline.engine.lora.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import cost
-from pipeline.engine.lora.layout import Group, InputSet, group_modules
+from pipeline.engine.lora import cost, joined
+from pipeline.engine.lora.forms import narrowed
+from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
 from pipeline.engine.lora.panel import GatherPanel, Panel, Place, UnionPanel
 from pipeline.engine.lora.residency import Packed, Residency
 from pipeline.models import load_model
@@ -20,7 +21,15 @@ from pipeline.records import Mixture
 from tests import tiny
 
 CPU = torch.device("cpu")
-ONE = Group({}, {}, (InputSet(("q",), (576, 1), 0),), {"q": (576, 0)}, frozenset(), frozenset(), embedding=False)
+ONE = Group(
+    {},
+    {},
+    (InputSet(("q",), (576, 1), 0),),
+    {"q": (OutKind(576, 576, 0), 0)},
+    frozenset(),
+    frozenset(),
+    embedding=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +158,43 @@ def test_siblings_that_read_different_tensors_do_not_share_a_product(parts: tupl
         gate(x)
         assert not torch.equal(up(x), expected)
     fused.detach()
+
+
+def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apart(
+    parts: tuple[Any, AdapterBank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bank = parts
+    asked = [Mixture.of({"red": 0.5, "tall": 0.5}), Mixture.of({"tall": 1 / 3, "cold": 2 / 3}), Mixture()]
+    tokens = torch.randint(1, 600, (3, 7), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for most in (0, 2**20):
+        monkeypatch.setattr(joined, "_MOST", most)
+        fused = FusedLora(model, bank, LoraSettings("union"))
+        fused.set_mixtures(asked)
+        forms = [form for form in fused.union_forms if form is not None]
+        assert any(form.panel.joined for form in forms) == bool(most)
+        with torch.no_grad():
+            found[most] = model(tokens).logits
+        fused.detach()
+    with torch.no_grad():
+        plain = model(tokens).logits
+    torch.testing.assert_close(found[0], found[2**20], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2**20][2], plain[2], atol=1e-5, rtol=1e-5)
+    assert (found[0][:2] - plain[:2]).abs().amax(dim=(1, 2)).min() > 1e-2
+
+
+@given(sixteenths=st.lists(st.integers(0, 16), min_size=1, max_size=40), scale=st.sampled_from([1.0, 2.0, 0.5, 4.0]))
+def test_weights_in_sixteenths_are_narrowed_without_loss(sixteenths: list[int], scale: float) -> None:
+    weights = torch.tensor(sixteenths) / 16 * scale
+    narrow = narrowed(weights, torch.bfloat16)
+    assert narrow.dtype is torch.bfloat16
+    assert torch.equal(narrow.float(), weights)
+
+
+def test_weights_that_would_lose_bits_stay_as_they_are() -> None:
+    weights = torch.tensor([0.5, 1 / 3])
+    assert narrowed(weights, torch.bfloat16) is weights
+    assert narrowed(weights, torch.float32).dtype is torch.float32
 
 
 def test_the_form_follows_the_batch(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Completion, Mixture
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Reroute, Sampling
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.row import Row
 from pipeline.engine.session import Session
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
 

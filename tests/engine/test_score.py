@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.score import Choices, score_choices
+from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Mixture
 from tests import tiny

@@ -16,8 +16,8 @@ from transformers import DynamicCache
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Sampling
-from pipeline.engine.engine import EngineSettings
 from pipeline.engine.packed import Segment
+from pipeline.engine.settings import EngineSettings
 from pipeline.engine.slots import SlotCache
 from pipeline.engine.spans import prompt_spans
 from pipeline.models import load_model, load_tokenizer

@@ -13,7 +13,7 @@ import pytest
 
 from jobs import evaluate
 from pipeline.engine import Sampling
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs import route as route_job
 from pipeline.engine import Sampling
-from pipeline.engine.engine import EngineSettings
+from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.models import load_tokenizer
 from pipeline.records import DATA, PROVENANCE, Prompt, Record

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SEEN = 3  # times that a shape runs before it is recorded: recording costs about two passes
 _MOST = 32  # recordings at a time
 
-_Key = tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]
+_Key = tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, torch.dtype] | None, ...]]
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +85,7 @@ class DecodeGraphs:
         self, shape: Shape, step: StaticStep, segments: Sequence[Segment], forms: list[Union | None]
     ) -> _Recorded | None:
         lanes = tuple((lane.capacity, lane.generation, rows) for lane, rows in shape)
-        key = (lanes, tuple(0 if form is None else id(form.panel) for form in forms))
+        key = (lanes, tuple(None if form is None else (id(form.panel), form.weights.dtype) for form in forms))
         if key in self._recorded:
             self._recorded.move_to_end(key)
             return self._recorded[key]

@@ -59,7 +59,8 @@ def gather_cost(load: Load, group: Group, costs: Costs, itemsize: int, single: i
 
 def _product(group: Group, costs: Costs, itemsize: int, slots: int, tokens: int, ranks: int) -> float:
     calls = len(group.sets) + len(group.outs)
-    width = sum(kind[0] * kind[1] for kind in (s.kind for s in group.sets)) + sum(out for out, _ in group.outs.values())
+    width = sum(inputs.kind[0] * inputs.kind[1] for inputs in group.sets)
+    width += sum(kind.out for kind, _ in group.outs.values())
     work = max(slots * tokens * ranks * width / costs.macs, slots * ranks * width * itemsize / costs.bytes)
     batched = costs.matrix * slots * calls if slots > 1 else 0.0
     return calls * costs.call + batched + work
@@ -70,6 +71,6 @@ def merge_cost(group: Group, ranks: int, costs: Costs) -> float:
     cost = 0.0
     for inputs in group.sets:
         for name in inputs.names:
-            size = inputs.kind[0] * group.outs[name][0]
+            size = inputs.kind[0] * group.outs[name][0].out
             cost += costs.call + size * ranks / costs.macs + 5 * 4 * size / costs.bytes
     return cost

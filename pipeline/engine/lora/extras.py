@@ -23,10 +23,10 @@ class Extras:
 
     def of(self, site: Site, output: torch.Tensor) -> torch.Tensor:
         """What is to be added to a module's output, of which nothing has been changed yet."""
-        by_unit = output.view(len(self._weights), -1, site.out[0])
+        by_unit = output.view(len(self._weights), -1, site.kind.out)
         added = torch.zeros((), device=output.device)
         if site.name in self._gains:
-            bias = getattr(site.module, "bias", None)
+            bias = site.bias
             own = by_unit.float() if bias is None else by_unit.float() - bias.float()
             added = (self._weights @ self._gains[site.name]).unsqueeze(1) * own
         if site.name in self._shifts:
@@ -47,7 +47,7 @@ def extras_of(group: Group, batch: Assignment, packed: Mapping[str, Packed]) -> 
     matrix = _mixture_weights(batch, names)
 
     def stacked(part: Callable[[str, str], torch.Tensor | None], module: str) -> torch.Tensor:
-        zero = torch.zeros(group.outs[module][0], device=device)
+        zero = torch.zeros(group.outs[module][0].out, device=device)
         found = [part(name, module) for name in names]
         return torch.stack([zero if one is None else one for one in found])
 

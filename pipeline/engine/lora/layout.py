@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from ...adapters import AdapterBank
@@ -13,6 +15,14 @@ from .layers import output_scale
 # Layers of one parent that transformers calls on one and the same tensor. That it is the same is checked at each call;
 # where it is not (another model's meaning of these names), each layer computes its own share.
 _SIBLINGS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"query", "key", "value"}, {"q_lin", "v_lin"})
+
+
+class OutKind(NamedTuple):
+    """Modules whose B share a buffer: their features, and on which side of the input their ranks stand (`joined`)."""
+
+    out: int
+    width: int
+    side: int
 
 
 @dataclass(frozen=True)
@@ -26,27 +36,34 @@ class InputSet:
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted module: its input, its number among those that share it, its (out features, place in the buffer)."""
+    """One adapted module: its input, its number among those that share it, its buffer of B and the place there."""
 
     name: str
     module: nn.Module
     inputs: InputSet
     number: int
-    out: tuple[int, int]
+    kind: OutKind
+    place: int
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The module's own bias."""
+        bias: torch.Tensor | None = getattr(self.module, "bias", None)
+        return bias
 
 
 @dataclass(frozen=True)
 class Group:
     """Modules that the same adapters change with the same ranks and scales.
 
-    ``ranks`` and ``scales`` by adapter. ``sets`` of its modules by input; ``outs``: (out features, place in the buffer
-    of that size) by module. ``biased``, ``dora``: adapters with a `lora_bias`, or of DoRA.
+    ``ranks`` and ``scales`` by adapter. ``sets`` of its modules by input; ``outs``: (kind, place in the buffer of that
+    kind) by module. ``biased``, ``dora``: adapters with a `lora_bias`, or of DoRA.
     """
 
     ranks: dict[str, int]
     scales: dict[str, float]
     sets: tuple[InputSet, ...]
-    outs: dict[str, tuple[int, int]]
+    outs: dict[str, tuple[OutKind, int]]
     biased: frozenset[str]
     dora: frozenset[str]
     embedding: bool
@@ -75,14 +92,14 @@ def group_modules(model: nn.Module, bank: AdapterBank) -> list[Group]:
 def _group(names: list[str], module: nn.Module, bank: AdapterBank) -> Group:
     first = {a: w for a in bank.names if (w := bank.adapters[a].modules.get(names[0])) is not None}
     shapes = {n: next(a.modules[n] for a in bank.adapters.values() if n in a.modules) for n in names}
-    sizes: dict[tuple[int, int] | int, int] = defaultdict(int)
+    sizes: dict[tuple[int, ...], int] = defaultdict(int)
     sets, outs = [], {}
     for siblings in _by_input(names):
         kind = (shapes[siblings[0]].A.shape[1], len(siblings))
         sets.append(InputSet(siblings, kind, sizes[kind]))
         sizes[kind] += 1
-        for name in siblings:
-            out = shapes[name].B.shape[0]
+        for number, name in enumerate(siblings):
+            out = OutKind(shapes[name].B.shape[0], kind[0], number % 2)
             outs[name] = (out, sizes[out])
             sizes[out] += 1
     return Group(
@@ -106,9 +123,9 @@ def _by_input(names: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def sites(group: Group, modules: dict[str, nn.Module]) -> list[Site]:
-    """The modules of a group, for their hooks."""
+    """The modules of a group, for their wrappers."""
     return [
-        Site(name, modules[name], inputs, number, group.outs[name])
+        Site(name, modules[name], inputs, number, *group.outs[name])
         for inputs in group.sets
         for number, name in enumerate(inputs.names)
     ]

@@ -1,12 +1,17 @@
 """Buffers of stacked adapters that a batch multiplies with: only what is new in a batch is written."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
-from .layout import Group
+from .layout import Group, OutKind
 from .residency import Packed
+
+Base = Mapping[OutKind, Sequence[torch.Tensor]]
+"""Weights [out x in] of the modules themselves, in the order of their places."""
 
 _ROUND = 16  # ranks: capacities are multiples of it, so that small changes of a batch fit
 
@@ -23,23 +28,43 @@ class Place:
 class Panel:
     """For one group: ``slots`` stacks of ``ranks`` ranks each, zero where nothing lies.
 
-    ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by out features: [modules x slots x ranks x
+    ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by `OutKind`: [modules x slots x ranks x
     out]. The union of a batch's adapters is one slot; for gathered adapters each slot is one combination of them.
+    ``joined`` by `OutKind`, for those of ``base``, in a panel of one slot: [modules x out x (in + ranks)], base weights
+    and B as [B^T, W] on side 0, [W, B^T] on side 1; B is then a view of it.
     """
 
-    def __init__(self, group: Group, slots: int, ranks: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        group: Group,
+        slots: int,
+        ranks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        base: Base = MappingProxyType({}),
+    ) -> None:
         self.slots, self.ranks = slots, ranks
         counts: dict[tuple[int, int], int] = {}
         for inputs in group.sets:
             counts[inputs.kind] = counts.get(inputs.kind, 0) + 1
-        outs: dict[int, int] = {}
-        for out, _ in group.outs.values():
-            outs[out] = outs.get(out, 0) + 1
+        outs = Counter(kind for kind, _ in group.outs.values())
         self.A = {
             (width, modules): torch.zeros(count, slots, modules, ranks, width, dtype=dtype, device=device)
             for (width, modules), count in counts.items()
         }
-        self.B = {out: torch.zeros(count, slots, ranks, out, dtype=dtype, device=device) for out, count in outs.items()}
+        self.B = {
+            kind: torch.zeros(count, slots, ranks, kind.out, dtype=dtype, device=device)
+            for kind, count in outs.items()
+            if kind not in base
+        }
+        self.joined: dict[OutKind, torch.Tensor] = {}
+        for kind, weights in base.items():
+            joined = torch.zeros(len(weights), kind.out, kind.width + ranks, dtype=dtype, device=device)
+            begin = 0 if kind.side else ranks  # of the base weights
+            for place, weight in enumerate(weights):
+                joined[place, :, begin : begin + kind.width] = weight
+            b = joined[:, :, kind.width :] if kind.side else joined[:, :, :ranks]
+            self.joined[kind], self.B[kind] = joined, b.transpose(1, 2).unsqueeze(1)
 
     def write(self, place: Place, packed: Packed) -> None:
         """Put an adapter at its place."""
@@ -58,10 +83,15 @@ class Panel:
 
 
 class UnionPanel:
-    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them."""
+    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them.
 
-    def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
-        self._group, self._dtype, self._device = group, dtype, device
+    ``base``: base weights to join them to, by out features.
+    """
+
+    def __init__(
+        self, group: Group, dtype: torch.dtype, device: torch.device, base: Base = MappingProxyType({})
+    ) -> None:
+        self._group, self._dtype, self._device, self._base = group, dtype, device, base
         self.panel: Panel | None = None
         self.places: dict[str, Place] = {}
 
@@ -92,7 +122,8 @@ class UnionPanel:
         return start if self.panel.ranks - start >= rank else None
 
     def _rebuild(self, adapters: Mapping[str, Packed], needed: int) -> Panel:
-        self.panel = Panel(self._group, 1, -(-needed // _ROUND) * _ROUND, self._dtype, self._device)
+        ranks = -(-needed // _ROUND) * _ROUND
+        self.panel = Panel(self._group, 1, ranks, self._dtype, self._device, self._base)
         self.places = {}
         start = 0
         for name, packed in adapters.items():

@@ -8,19 +8,19 @@ import torch
 
 from ...adapters import AdapterBank
 from ...errors import UserError
-from .layout import Group
+from .layout import Group, OutKind
 
 
 @dataclass(frozen=True)
 class Packed:
     """One adapter's share of one group, in the activations' type.
 
-    ``A`` by `InputSet.kind`: [sets x modules x r x in]. ``B`` by out features: [modules x r x out], its columns times
+    ``A`` by `InputSet.kind`: [sets x modules x r x in]. ``B`` by `OutKind`: [modules x r x out], its columns times
     DoRA's gain. By module: ``shift`` [out] (`lora_bias`) and ``gain`` [out] (DoRA's, less 1), both fp32.
     """
 
     A: dict[tuple[int, int], torch.Tensor]
-    B: dict[int, torch.Tensor]
+    B: dict[OutKind, torch.Tensor]
     shift: dict[str, torch.Tensor]
     gain: dict[str, torch.Tensor]
 
@@ -117,9 +117,9 @@ class Residency:
         a: dict[tuple[int, int], list[torch.Tensor]] = {}
         for inputs in group.sets:
             a.setdefault(inputs.kind, []).append(torch.stack([modules[n].A.to(self._dtype) for n in inputs.names]))
-        b: dict[int, list[torch.Tensor]] = {}
+        b: dict[OutKind, list[torch.Tensor]] = {}
         shift, gain = {}, {}
-        for module, (out, _) in group.outs.items():
+        for module, (kind, _) in group.outs.items():
             weights = modules[module]
             columns = weights.B.T
             if name in group.dora:
@@ -127,10 +127,10 @@ class Residency:
                 gain[module], columns = grown - 1, columns.float() * grown
             if weights.bias is not None:
                 shift[module] = weights.bias.float()
-            b.setdefault(out, []).append(columns.to(self._dtype))
+            b.setdefault(kind, []).append(columns.to(self._dtype))
         return Packed(
             {kind: torch.stack(parts) for kind, parts in a.items()},
-            {out: torch.stack(parts) for out, parts in b.items()},
+            {kind: torch.stack(parts) for kind, parts in b.items()},
             shift,
             gain,
         )

@@ -1,4 +1,4 @@
-"""Exact mixtures in plain transformers: hooks on a model that someone else generates with."""
+"""Exact mixtures in plain transformers, on a model that someone else generates with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,8 @@ from torch import nn
 from ..adapters import AdapterBank
 from ..errors import UserError
 from ..records import Mixture
-from .lora import FusedLora, LoraSettings
+from .lora.operator import FusedLora
+from .lora.settings import LoraSettings
 
 Asked = Mixture | Mapping[str, float] | str | None
 """A mixture, weights by adapter name, the name of one adapter, or None for the base model alone."""
@@ -73,7 +74,7 @@ class Attached:
             self._own.reset(token)
 
     def detach(self) -> None:
-        """Remove all hooks and put merged weights back: model and weights are as they were, bit for bit."""
+        """Unwrap all modules and put merged weights back: model and weights are as they were, bit for bit."""
         self._hook.remove()
         self.lora.detach()
         if hasattr(self.model, "_loraloom"):
