@@ -59,12 +59,12 @@ class AdapterBank:
         adapters = [_read(root / name) for name in wanted]
         return AdapterBank({adapter.name: adapter for adapter in adapters}, root)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the adapters, sorted."""
         return sorted(self.adapters)
 
-    @property
+    @cached_property
     def modules(self) -> list[str]:
         """Names of all modules that some adapter changes, sorted."""
         return sorted({module for adapter in self.adapters.values() for module in adapter.modules})

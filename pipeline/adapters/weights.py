@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from ..untrusted import check_tensor_file, one_line, shown
 from .config import WEIGHTS_FILE, AdapterConfig
+from .mapped import MappedFile
 
 # PEFT's names. Those of embeddings have no `.weight`; `base_layer` is its copy of an adapted embedding's own weight.
 _KEY = re.compile(
@@ -73,6 +74,7 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
     try:
         check_tensor_file(path)
         with safe_open(str(path), framework="pt") as tensors:
+            mapped = MappedFile(path)
             for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
                 if match is None or match["part"] in unset or not key.isprintable() or len(key) > _LONGEST_KEY:
@@ -80,10 +82,11 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
                 parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
                 if part in parts:
                     raise _bad(folder, f"unknown tensor {shown(key)} beside the one that is there")
-                shape = tensors.get_slice(key).get_shape()
+                shape = mapped.entries[key]["shape"]
                 if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST:
                     raise _bad(folder, f"tensor {shown(key)} has the shape {shown(shape)}")
-                parts[part] = tensors.get_tensor(key)
+                tensor = mapped.tensor(key)
+                parts[part] = tensors.get_tensor(key) if tensor is None else tensor
                 if match["part"].startswith("lora_embedding"):
                     embeddings.add(match["module"])
         config.check_patterns(len(modules))

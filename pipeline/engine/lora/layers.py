@@ -36,12 +36,12 @@ def check_layers(model: nn.Module, bank: AdapterBank) -> None:
 def _problem(module: nn.Module, weights: ModuleWeights) -> str | None:
     if isinstance(module, nn.Embedding) != weights.embedding:
         return f"is a {type(module).__name__}, the adapter was trained for another kind of layer"
-    weight = plain_weight(module)
-    if weights.magnitude is not None and weight is None:
+    if weights.magnitude is not None and plain_weight(module) is None:
         return "is quantised: DoRA needs the norms of unquantised weights (model.quantization=none)"
-    own = {"weight": weight, "bias": getattr(module, "bias", None)}
-    if not all(_same(saved, own[part]) for part, saved in weights.base.items()):
-        return "was changed or enlarged in training: only embeddings of the base model itself are computed exactly"
+    if weights.base:
+        own = {"weight": plain_weight(module), "bias": getattr(module, "bias", None)}
+        if not all(_same(saved, own[part]) for part, saved in weights.base.items()):
+            return "was changed or enlarged in training: only embeddings of the base model itself are computed exactly"
     return None
 
 
