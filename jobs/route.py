@@ -14,7 +14,9 @@ import argparse
 import io
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,7 +25,7 @@ from jobs._cli import OK, run_job
 from jobs._settings import read_settings
 from pipeline.errors import UserError
 from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, joined
-from pipeline.routing import Explanation, explain
+from pipeline.routing import Explanation, explain, shown_of
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings
@@ -115,11 +117,22 @@ def _explain(route: RouteRecords, table: pa.Table, most: int) -> int:
         if row["dead_stage"]:
             print(f"  refused    {row['dead_type']}: {row['dead_message']}")
         elif route.settings.sentences:
-            print(f"  score      {row['route_score']:.3f}{', fallback' if row['fallback'] else ''}")
-            print("\n".join(f"  from token {span['start']:5d}  {span['mixture']}" for span in row["spans"]))
+            _explain_sentences(route, row)
         else:
             print("\n".join(f"  {line}" for line in next(reasons).lines(route.settings.routing)))
     return int(shown.num_rows)
+
+
+def _explain_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
+    """The same for each sentence; where one is out of domain the mixture before it goes on."""
+    settings = route.settings
+    assert settings.sentences is not None
+    prompt = row["prompt"] if row["messages"] is None else orjson.loads(row["messages"])
+    (encoded,), _ = route.tokenise([prompt], [max(1, len(row["tokens"]))])
+    shown = list(shown_of(encoded.tokens, encoded.sentences, settings.sentences.context_sentences))
+    for span, reason in zip(row["spans"], explain(route.router, shown, settings.routing), strict=True):
+        print(f"  from token {span['start']}: {span['mixture']}")
+        print("\n".join(f"    {line}" for line in reason.lines(settings.routing)[:2]))
 
 
 def _routes(table: pa.Table, schema: pa.Schema, reasons: list[Explanation]) -> pa.Table:

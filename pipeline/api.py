@@ -10,8 +10,9 @@ from jobs._settings import job_settings, pools_of
 
 from .batches import Generate, Route
 from .errors import UserError
-from .stages.cluster import connect, map_stage, size_pools
+from .stages.cluster import connect, size_pools
 from .stages.job import GenerateJob
+from .stages.mapped import map_stage
 from .storage import read_run
 
 Records = Any
@@ -43,7 +44,9 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
         settings = load_config(list(config))
         connect(settings.cluster.address, settings.cluster.cpus)
         pools = size_pools(pools_of(settings), settings.cluster.autoscaling)
-        return map_stage(records, Generate, (tuple(config), None, pools.threads), pools, settings.shuffle.shard_records)
+        return map_stage(
+            records, Generate, (tuple(config), None, pools.threads), pools.generate, settings.shuffle.shard_records
+        )
     return _kept(Generate, tuple(config))(list(records)).to_pylist()
 
 
@@ -54,7 +57,7 @@ def route(records: Records, config: Sequence[str] = ()) -> Any:
     if _is_dataset(records):
         settings = load_config(list(config))
         connect(settings.cluster.address, settings.cluster.cpus)
-        return map_stage(records, Route, (tuple(config),), pools_of(settings), settings.shuffle.shard_records)
+        return map_stage(records, Route, (tuple(config),), pools_of(settings).route, settings.shuffle.shard_records)
     return _kept(Route, tuple(config))(list(records)).to_pylist()
 
 

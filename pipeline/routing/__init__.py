@@ -7,7 +7,7 @@ from .policy import RoutingPolicy, WeightRule
 from .rerouting import SentenceRouter
 from .router import Route, Router
 from .sentences import SentenceSettings
-from .spans import SentenceRoute, route_sentences
+from .spans import SentenceRoute, route_sentences, shown_of
 from .training import RouterSettings, train_router
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "add_class",
     "explain",
     "route_sentences",
+    "shown_of",
     "train_router",
 ]

@@ -41,12 +41,13 @@ def route_sentences(
     The router sees a sentence to its end, and ``context_sentences`` before it of the same paragraph. It sees no more,
     because it takes the mean over all tokens: of a whole prompt, the tasks of other parts would drown the sentence's.
     """
-    shown = [list(_windows(p, s, context_sentences)) for p, s in zip(prompts, sentences, strict=True)]
+    shown = [list(shown_of(p, s, context_sentences)) for p, s in zip(prompts, sentences, strict=True)]
     routes = iter(router.route(list(chain.from_iterable(shown)), policy))
     return [_joined(divided, [next(routes) for _ in divided]) for divided in sentences]
 
 
-def _windows(prompt: Sequence[int], sentences: Sentences, context: int) -> Iterator[Sequence[int]]:
+def shown_of(prompt: Sequence[int], sentences: Sentences, context: int) -> Iterator[Sequence[int]]:
+    """What the router is shown of each sentence of a prompt (token ids); see `route_sentences`."""
     ends = [*(s.start for s in sentences[1:]), len(prompt)]
     for number, (sentence, end) in enumerate(zip(sentences, ends, strict=True)):
         yield prompt[max(sentence.paragraph, sentences[max(0, number - context)].start) : end]

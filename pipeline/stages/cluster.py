@@ -4,10 +4,8 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
 
 from ..errors import UserError
 from .room import check_room
@@ -62,18 +60,6 @@ def size_pools(pools: Pools, autoscaling: bool = False) -> Pools:
     if not autoscaling:
         check_room(sized, nodes)
     return sized
-
-
-def map_stage(dataset: Any, stage: type, arguments: tuple[Any, ...], pools: Pools, rows: int) -> Any:
-    """A Ray Dataset with a callable class over its batches of so many rows, in the actors that ``pools`` says."""
-    return dataset.map_batches(
-        stage,
-        fn_constructor_args=arguments,
-        batch_format="pyarrow",
-        batch_size=rows,
-        compute=ActorPoolStrategy(min_size=pools.generate.actors, max_size=pools.generate.most_actors),
-        **pools.generate.asked,
-    )
 
 
 def _only_to_files(logger: logging.Logger) -> None:

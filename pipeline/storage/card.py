@@ -36,14 +36,16 @@ def write_card(folder: RunFolder, run: dict[str, Any]) -> None:
 def card(run: dict[str, Any], schema: pa.Schema) -> str:
     """The card: YAML that says which files are which, then what people want to know."""
     counts, config = run["counts"], run["config"]
+    source = config.get("command", {}).get("input", "the input")
+    model = config.get("model", {}).get("path", "the base model")
     top = heapq.nsmallest(10, counts["mixtures"].items(), key=lambda item: (-item[1], item[0]))
     lines = [
         *_front_matter(counts),
         "",
         "# Answers with mixtures of LoRA adapters",
         "",
-        f"{counts['data']:,} of {counts['records']:,} records of `{config['command']['input']}`, each answered by"
-        f" `{config['model']['path']}` with its own mixture of adapters. {counts['fallback']:,} were answered by the"
+        f"{counts['data']:,} of {counts['records']:,} records of `{source}`, each answered by"
+        f" `{model}` with its own mixture of adapters. {counts['fallback']:,} were answered by the"
         f" base model alone; {counts['dead']:,} are dead letters, with the reason of each.",
         "",
         "| column | type | |",

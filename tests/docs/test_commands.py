@@ -80,17 +80,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
 
 
+# Pages that go on with what those before them made.
+WALKS = (("first-hour.md",), ("label.md", "report.md", "output.md"), ("train-router.md",))
+
+
+def test_every_page_with_runnable_blocks_is_walked() -> None:
+    assert {name for walk in WALKS for name in walk} == {page.name for page in PAGES if blocks(page)}
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.smollm
-@pytest.mark.parametrize("name", sorted({page.name for page in PAGES if blocks(page)}))
-def test_a_page_runs_as_it_stands(name: str, tmp_path: Path) -> None:
-    page = next(page for page in PAGES if page.name == name)
+@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk[0])
+def test_pages_run_as_they_stand(walk: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }
-    for block in blocks(page):
+    for block in (block for name in walk for block in blocks(ROOT / "docs" / name)):
         _, said = run(block, tmp_path, environment)
         assert "Traceback" not in said

@@ -92,6 +92,12 @@ def test_route_says_why(command: dict[str, str], capsys: pytest.CaptureFixture[s
     assert "mixture    red:1.0" in first
     assert "zzz qqq" in second
     assert "(fallback: the base model alone)" in second
+    sentences = "red1 red2 red3 red4. cold1 cold2 cold3 cold4."
+    more = ["routing.granularity=sentence", "routing.min_sentence_tokens=2", "routing.context_sentences=0"]
+    assert route.main(["--prompt", sentences, *models, *more]) == 0
+    said = capsys.readouterr().out
+    assert said.count("  from token ") == said.count("    classes    ") == 2
+    assert "from token 0: red:1.0\n    classes    red " in said
     with pytest.raises(UserError, match="--prompt goes without"):
         route.main(["--prompt", "a", *words(command)])
 

@@ -52,6 +52,7 @@ def test_requests_come_in_and_go_out_unchanged(
     assert run["devices"]["device_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_the_basis_of_an_estimate_and_of_a_comparison(
     command: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

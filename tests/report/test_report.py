@@ -15,6 +15,7 @@ from pipeline.report import sample as sample_module
 from pipeline.report.figures import Run, readable
 from pipeline.report.sample import sample_data, sample_dead
 from pipeline.storage import read_dead, read_run
+from pipeline.storage.card import card
 from tests.report.browser import needs_browser, open_page, take_picture
 from tests.report.make import ADAPTERS, make_run, pairs_of
 from tests.storage import memory_url
@@ -131,10 +132,11 @@ def test_the_command_writes_it_where_it_is_told(tmp_path: Path, capsys: pytest.C
 def test_a_run_without_answers_has_a_report(tmp_path: Path) -> None:
     make_run(str(tmp_path), 5, dead_share=1.0)
     run = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(run | {"timeline": []}))
+    (tmp_path / "run.json").write_text(json.dumps(run | {"timeline": [], "config": {}}))
     page = Path(write_report(str(tmp_path))).read_text()
     assert "No record was answered." in page
     assert "too short to show" in page
+    assert "the input" in card(run | {"config": {}}, read_run(str(tmp_path)).schema)
 
 
 def test_a_mixture_is_readable() -> None:

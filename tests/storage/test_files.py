@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 from unittest import mock
@@ -33,14 +34,16 @@ def test_put_leaves_the_file_and_nothing_else(tmp_path: Path) -> None:
 def test_a_put_that_is_cut_off_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     put(LOCAL, str(path), b"old")
-    with mock.patch.object(os, "fsync", side_effect=OSError("disk full")), pytest.raises(OSError, match="disk full"):
+    full = OSError(errno.ENOSPC, "disk full")  # no kind of error that is tried again for half a minute
+    with mock.patch.object(os, "fsync", side_effect=full), pytest.raises(OSError, match="disk full"):
         put(LOCAL, str(path), b"new and longer")
     assert path.read_bytes() == b"old"
     assert [name for name in names(LOCAL, str(tmp_path)) if not name.startswith(".")] == ["a.bin"]
 
 
 def test_a_half_written_file_is_never_listed_as_input(tmp_path: Path) -> None:
-    with mock.patch.object(os, "replace", side_effect=OSError("killed")), pytest.raises(OSError, match="killed"):
+    killed = PermissionError("killed")
+    with mock.patch.object(os, "replace", side_effect=killed), pytest.raises(OSError, match="killed"):
         put(LOCAL, str(tmp_path / "b.jsonl"), b"{}")
     put(LOCAL, str(tmp_path / "a.jsonl"), b"{}")
     assert listed(str(tmp_path), str(tmp_path)) == ["a.jsonl"]
