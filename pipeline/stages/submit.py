@@ -63,30 +63,24 @@ class JobsClient:
 
     def follow(self, job: str, say: Callable[[str], None]) -> None:
         """Say the job's log, from its beginning, until the job has ended. A broken connection is made again."""
-        said, lost = 0, time.monotonic()
+        log, heard = _Log(say), time.monotonic()
         while True:
-            before = said
+            before = log.said
             try:
-                said = asyncio.run(self._tail(job, said, say))
+                asyncio.run(self._tail(job, log))
                 if self.status(job) in _ENDED:
                     return
             except (UserError, *self._errors) as error:
-                if time.monotonic() - lost > _PATIENCE:
+                if time.monotonic() - heard > _PATIENCE:
                     raise UserError(f"submit: no word of {job} from {self.address}: {_line(error)}") from None
-            if said > before:
-                lost = time.monotonic()
+            if log.said > before:
+                heard = time.monotonic()
             time.sleep(_AGAIN)
 
-    async def _tail(self, job: str, said: int, say: Callable[[str], None]) -> int:
-        """Follow the log, but for the first ``said`` characters; returns how many are said then."""
-        seen = 0
+    async def _tail(self, job: str, log: "_Log") -> None:
+        log.begin()
         async for text in self._client.tail_job_logs(job):
-            new = text[max(0, said - seen) :]
-            seen += len(text)
-            if new:
-                say(new)
-                said = seen
-        return said
+            log.take(text)
 
     def stop(self, job: str) -> None:
         """Ask the job to stop."""
@@ -114,6 +108,26 @@ class JobsClient:
         except self._errors as error:
             hint = "; set RAY_AUTH_TOKEN" if "auth" in str(error).lower() else "; is it the address of the dashboard?"
             raise UserError(f"submit: {self.address}: {_line(error)}{hint}") from None
+
+
+class _Log:
+    """A log that is read from its beginning each time, and said once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.said = self._seen = 0
+        self._say = say
+
+    def begin(self) -> None:
+        """Start reading."""
+        self._seen = 0
+
+    def take(self, text: str) -> None:
+        """The next piece."""
+        new = text[max(0, self.said - self._seen) :]
+        self._seen += len(text)
+        if new:
+            self._say(new)
+            self.said = self._seen
 
 
 def _line(error: Exception) -> str:
