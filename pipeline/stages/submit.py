@@ -14,6 +14,7 @@ from ..storage.secrets import masked
 _STOPPED = 143  # as a shell has it for SIGTERM, with which Ray stops jobs
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _AGAIN = 2.0  # seconds until a log whose connection broke is read again
+_HELD = 30.0  # seconds after which an attempt to connect was a connection that broke
 _PATIENCE = 300.0  # seconds that the job server may be away
 
 
@@ -63,18 +64,19 @@ class JobsClient:
 
     def follow(self, job: str, say: Callable[[str], None]) -> None:
         """Say the job's log, from its beginning, until the job has ended. A broken connection is made again."""
-        log, heard = _Log(say), time.monotonic()
+        log, away = _Log(say), 0.0
         while True:
-            before = log.said
+            begun, before = time.monotonic(), log.said
             try:
                 asyncio.run(self._tail(job, log))
                 if self.status(job) in _ENDED:
                     return
             except (UserError, *self._errors) as error:
-                if time.monotonic() - heard > _PATIENCE:
+                # A connection that held for a while was one, also where the job had nothing to say.
+                held = log.said > before or time.monotonic() - begun > _HELD
+                away = 0.0 if held else away + time.monotonic() - begun + _AGAIN
+                if away > _PATIENCE:
                     raise UserError(f"submit: no word of {job} from {self.address}: {_line(error)}") from None
-            if log.said > before:
-                heard = time.monotonic()
             time.sleep(_AGAIN)
 
     async def _tail(self, job: str, log: "_Log") -> None:
