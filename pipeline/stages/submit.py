@@ -14,7 +14,7 @@ from ..storage.secrets import masked
 _STOPPED = 143  # as a shell has it for SIGTERM, with which Ray stops jobs
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _AGAIN = 2.0  # seconds until a log whose connection broke is read again
-_HELD = 30.0  # seconds after which an attempt to connect was a connection that broke
+_HELD = 45.0  # seconds (aiohttp gives up connecting after 30) after which an attempt to connect was a connection that broke
 _PATIENCE = 300.0  # seconds that the job server may be away
 
 
