@@ -14,7 +14,8 @@ from ..storage.secrets import masked
 _STOPPED = 143  # as a shell has it for SIGTERM, with which Ray stops jobs
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _AGAIN = 2.0  # seconds until a log whose connection broke is read again
-_HELD = 45.0  # seconds (aiohttp gives up connecting after 30) after which an attempt to connect was a connection that broke
+# Seconds after which an attempt to connect was a connection that broke: aiohttp gives up connecting after 30.
+_HELD = 45.0
 _PATIENCE = 300.0  # seconds that the job server may be away
 
 
