@@ -36,18 +36,21 @@ class JobsClient:
         self._errors = (RayError, RuntimeError, ConnectionError, OSError)
         self._client: Any = self._said(lambda: JobSubmissionClient(address))
 
-    def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
-        """Submit ``entrypoint`` unless it runs already; returns the id of the job that runs it now.
+    def attempts(self, name: str) -> list[tuple[str, str]]:
+        """Ids and statuses of the jobs that were submitted as ``name``: ``name``, ``name-2``, ``name-3`` ..."""
+        jobs = {info.submission_id: str(info.status.value) for info in self._said(self._client.list_jobs)}
+        found: list[tuple[str, str]] = []
+        while (job := _attempt(name, len(found) + 1)) in jobs:
+            found.append((job, jobs[job]))
+        return found
 
-        Ids are ``name``, ``name-2``, ``name-3`` ...: the first whose job has not ended, or a new one.
-        """
-        for attempt in range(1, 10_000):
-            job = name if attempt == 1 else f"{name}-{attempt}"
-            status = self.status(job)
-            if status in _ENDED:
-                continue
-            if status is not None:
-                return job
+    def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
+        """Submit ``entrypoint`` unless its last attempt has not ended; returns the id of the job that runs it now."""
+        while True:
+            attempts = self.attempts(name)
+            if attempts and attempts[-1][1] not in _ENDED:
+                return attempts[-1][0]
+            job = _attempt(name, len(attempts) + 1)
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=metadata
@@ -56,7 +59,6 @@ class JobsClient:
                 if self.status(job) is None:  # else another submitted it in this moment
                     raise UserError(f"submit: {self.address} did not take the job: {_line(error)}") from None
             return job
-        raise UserError(f"submit: {self.address} has had {name} too often")
 
     def status(self, job: str) -> str | None:
         """``PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED``; None for a job that is not known."""
@@ -131,6 +133,10 @@ class _Log:
         if new:
             self._say(new)
             self.said = self._seen
+
+
+def _attempt(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def _line(error: Exception) -> str:
