@@ -17,7 +17,7 @@ import sys
 from conf import load_settings
 from conf.schema import GenerateConfig
 from jobs._arguments import add_arguments, fill_date
-from jobs._cli import INTERRUPTED, run_job
+from jobs._cli import INTERRUPTED, OK, run_job
 from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
 from pipeline.storage.secrets import masked
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     command = _on_cluster(command)
     _check_paths(command, bool(args.working_dir))
     client = JobsClient(args.address)
+    if args.status:
+        return _print_status(client, submission_id(command))
     environment = {"env_vars": _forwarded(args.env)} | ({"working_dir": args.working_dir} if args.working_dir else {})
     job = client.submit(
         shlex.join(["python", "-m", *command]),
@@ -44,12 +46,14 @@ def main(argv: list[str]) -> int:
     )
     print(f"job        {job} at {masked(args.address)}", flush=True)
     if args.no_wait:
-        return 0
+        return OK
     try:
         client.follow(job, lambda text: print(text, end="", flush=True))
-        return client.exit_code(job)
+        code = client.exit_code(job)
     except KeyboardInterrupt:
         return _interrupted(client, job)
+    print(f"ended      {job}: {client.status(job)}, exit code {code}")
+    return code
 
 
 def submission_id(command: list[str]) -> str:
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", required=True, help="of the cluster's dashboard, as http://HEAD:8265")
     parser.add_argument("--working-dir", help="folder that is sent along, to run the command in")
     parser.add_argument("--env", action="append", default=[], metavar="NAME", help="variable of this shell to pass on")
+    parser.add_argument("--status", action="store_true", help="say how the command's jobs are, and submit none")
     parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
     return parser
 
@@ -103,6 +108,15 @@ def _forwarded(names: list[str]) -> dict[str, str]:
     if missing:
         raise UserError(f"submit: --env {missing[0]}: there is no such variable")
     return {name: os.environ[name] for name in names}
+
+
+def _print_status(client: JobsClient, name: str) -> int:
+    attempts = client.attempts(name)
+    if not attempts:
+        raise UserError(f"submit: {client.address} knows no job of this command ({name})")
+    for job, status in attempts:
+        print(f"{status:10} {job}")
+    return OK
 
 
 def _interrupted(client: JobsClient, job: str) -> int:

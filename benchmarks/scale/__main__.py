@@ -57,16 +57,14 @@ def main() -> None:
 
 
 def cases(nodes: list[int]) -> list[Case]:
-    """Growing clusters, even and skewed; on the largest, a lost node, a slow one, and 1 to 1,000 mixtures."""
+    """The smallest and the largest cluster, even and skewed, and a lost node; those between; 1 to 1,000 mixtures."""
     most = max(nodes)
-    growing = [
-        Case(count, hot=hot)
-        for count in sorted(nodes, key=lambda count: (count not in (1, most), count))
-        for hot in (0.0, 0.9)
-    ]
-    hurt = [Case(most, lose=True), Case(most, hot=0.9, lose=True), Case(most, slow=2.0)]
-    varied = [Case(count, mixtures) for mixtures in (1, 1000) for count in (1, most)]
-    return growing + hurt + varied + [Case(most, 100), Case(most, 1000, 0.9)]
+    ends = [Case(count, hot=hot) for count in (min(nodes), most) for hot in (0.0, 0.9)]
+    between = [Case(count, hot=hot) for count in nodes for hot in (0.0, 0.9)]
+    varied = [Case(count, mixtures) for mixtures in (1000, 1) for count in (most, 1)]
+    hurt = [Case(most, hot=0.9, lose=True), Case(most, slow=2.0)]
+    found = [*ends, Case(most, lose=True), *between, *varied, *hurt, Case(most, 1000, 0.9), Case(most, 100)]
+    return list(dict.fromkeys(found))
 
 
 def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:

@@ -49,9 +49,10 @@ class GenerateRecords:
         begun = time.monotonic()
         with self.incidents.starting("generate"):
             self._start(settings, device, threads)
-        if ray.is_initialized():
+        actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        if actor:
             tell_here("engine ready", run=settings.run, device=device, seconds=round(time.monotonic() - begun, 1))
-            metrics = EngineMetrics(settings.run)
+            metrics = EngineMetrics(settings.run, actor)
             threading.Thread(target=self._show, args=(metrics,), daemon=True, name="metrics").start()
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:

@@ -53,9 +53,9 @@ def count_committed(run: str, tally: Tally) -> None:
 class EngineMetrics:
     """Of one generating actor; `show` is called every few seconds."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, actor: str) -> None:
         self._run = run
-        self._tags = {"run": run, "actor": ray.get_runtime_context().get_actor_id() or "none"}
+        self._tags = {"run": run, "actor": actor}
         self._loads = self._evictions = 0
 
     def show(self, load: "Load") -> None:

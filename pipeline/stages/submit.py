@@ -14,6 +14,8 @@ from ..storage.secrets import masked
 _STOPPED = 143  # as a shell has it for SIGTERM, with which Ray stops jobs
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _AGAIN = 2.0  # seconds until a log whose connection broke is read again
+# Seconds after which an attempt to connect was a connection that broke: aiohttp gives up connecting after 30.
+_HELD = 45.0
 _PATIENCE = 300.0  # seconds that the job server may be away
 
 
@@ -34,18 +36,21 @@ class JobsClient:
         self._errors = (RayError, RuntimeError, ConnectionError, OSError)
         self._client: Any = self._said(lambda: JobSubmissionClient(address))
 
-    def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
-        """Submit ``entrypoint`` unless it runs already; returns the id of the job that runs it now.
+    def attempts(self, name: str) -> list[tuple[str, str]]:
+        """Ids and statuses of the jobs that were submitted as ``name``: ``name``, ``name-2``, ``name-3`` ..."""
+        jobs = {info.submission_id: str(info.status.value) for info in self._said(self._client.list_jobs)}
+        found: list[tuple[str, str]] = []
+        while (job := _attempt(name, len(found) + 1)) in jobs:
+            found.append((job, jobs[job]))
+        return found
 
-        Ids are ``name``, ``name-2``, ``name-3`` ...: the first whose job has not ended, or a new one.
-        """
-        for attempt in range(1, 10_000):
-            job = name if attempt == 1 else f"{name}-{attempt}"
-            status = self.status(job)
-            if status in _ENDED:
-                continue
-            if status is not None:
-                return job
+    def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
+        """Submit ``entrypoint`` unless its last attempt has not ended; returns the id of the job that runs it now."""
+        while True:
+            attempts = self.attempts(name)
+            if attempts and attempts[-1][1] not in _ENDED:
+                return attempts[-1][0]
+            job = _attempt(name, len(attempts) + 1)
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=metadata
@@ -54,7 +59,6 @@ class JobsClient:
                 if self.status(job) is None:  # else another submitted it in this moment
                     raise UserError(f"submit: {self.address} did not take the job: {_line(error)}") from None
             return job
-        raise UserError(f"submit: {self.address} has had {name} too often")
 
     def status(self, job: str) -> str | None:
         """``PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED``; None for a job that is not known."""
@@ -63,30 +67,25 @@ class JobsClient:
 
     def follow(self, job: str, say: Callable[[str], None]) -> None:
         """Say the job's log, from its beginning, until the job has ended. A broken connection is made again."""
-        said, lost = 0, time.monotonic()
+        log, away = _Log(say), 0.0
         while True:
-            before = said
+            begun, before = time.monotonic(), log.said
             try:
-                said = asyncio.run(self._tail(job, said, say))
+                asyncio.run(self._tail(job, log))
                 if self.status(job) in _ENDED:
                     return
             except (UserError, *self._errors) as error:
-                if time.monotonic() - lost > _PATIENCE:
+                # A connection that held for a while was one, also where the job had nothing to say.
+                held = log.said > before or time.monotonic() - begun > _HELD
+                away = 0.0 if held else away + time.monotonic() - begun + _AGAIN
+                if away > _PATIENCE:
                     raise UserError(f"submit: no word of {job} from {self.address}: {_line(error)}") from None
-            if said > before:
-                lost = time.monotonic()
             time.sleep(_AGAIN)
 
-    async def _tail(self, job: str, said: int, say: Callable[[str], None]) -> int:
-        """Follow the log, but for the first ``said`` characters; returns how many are said then."""
-        seen = 0
+    async def _tail(self, job: str, log: "_Log") -> None:
+        log.begin()
         async for text in self._client.tail_job_logs(job):
-            new = text[max(0, said - seen) :]
-            seen += len(text)
-            if new:
-                say(new)
-                said = seen
-        return said
+            log.take(text)
 
     def stop(self, job: str) -> None:
         """Ask the job to stop."""
@@ -114,6 +113,30 @@ class JobsClient:
         except self._errors as error:
             hint = "; set RAY_AUTH_TOKEN" if "auth" in str(error).lower() else "; is it the address of the dashboard?"
             raise UserError(f"submit: {self.address}: {_line(error)}{hint}") from None
+
+
+class _Log:
+    """A log that is read from its beginning each time, and said once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.said = self._seen = 0
+        self._say = say
+
+    def begin(self) -> None:
+        """Start reading."""
+        self._seen = 0
+
+    def take(self, text: str) -> None:
+        """The next piece."""
+        new = text[max(0, self.said - self._seen) :]
+        self._seen += len(text)
+        if new:
+            self._say(new)
+            self.said = self._seen
+
+
+def _attempt(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def _line(error: Exception) -> str:

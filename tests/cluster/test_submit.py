@@ -52,6 +52,17 @@ def test_logs_and_the_exit_code_of_the_command_come_back_and_a_wrong_token_is_re
     assert (code, code2) == (2, 2), err
     assert "input: cannot read /nowhere.jsonl: no such file" in out
     assert job_of(out) == job_of(out2), "the same command at the same time is one job"
+    code, out, err = finish(
+        subprocess.Popen(
+            [sys.executable, "-m", "jobs.submit", "--address", head.address, "--status", "--", *command],
+            cwd=ROOT,
+            env=os.environ | head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+    assert (code, out.split()[0]) == (0, "FAILED"), err
     code, out, err = finish(refused)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "RAY_AUTH_TOKEN" in err
@@ -122,6 +133,8 @@ def interrupted(head: Head, words: list[str], answer: str) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # As in a terminal: what runs in the background of a script ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     said = ""

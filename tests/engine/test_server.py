@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
+from pipeline.engine.server import Load
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
@@ -115,3 +116,23 @@ def test_callers_do_not_wait_for_a_thread_that_has_died(engine: Engine) -> None:
         server.answer([Request("poison", [5, 6], Mixture.of({"nobody": 1.0}))])
     with pytest.raises(RuntimeError, match="closed"):
         server.answer(requests_of(engine)[:1])
+
+
+def test_the_load_is_what_the_engine_holds_while_it_works_and_nothing_after(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = EngineServer(engine, SAMPLED)
+    seen: list[Load] = []
+    monkeypatch.setattr(engine, "before_pass", lambda: seen.append(server.load()))
+    requests = requests_of(engine)
+    server.answer(requests)
+    busiest = max(seen, key=lambda load: load.rows)
+    assert (busiest.rows, busiest.most_rows) == (4, 4)
+    assert max(load.waiting for load in seen) > 4
+    assert max(load.mixtures for load in seen) > 1
+    assert 0 < busiest.kv_positions <= busiest.kv_limit == engine.kv_tokens
+    after = server.load()
+    assert (after.rows, after.waiting, after.mixtures) == (0, 0, 0)
+    assert after.adapter_loads >= len({name for request in requests for name in request.mixture.adapters}) > 0
+    assert after.adapter_evictions == 0
+    server.close()

@@ -1,0 +1,55 @@
+"""Following a job whose connection breaks; the rest of `jobs.submit` is tried on a real head in tests/cluster."""
+
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.stages import submit
+
+
+class Server:
+    """A job server whose connections break after so many chunks of the log."""
+
+    def __init__(self, chunks: list[str], breaks: list[int]) -> None:
+        self.chunks, self.breaks = chunks, breaks
+        self.status = "RUNNING"
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        last = self.breaks.pop(0) if self.breaks else None
+        for chunk in self.chunks[:last]:
+            yield chunk
+        if last is not None:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        self.status = "SUCCEEDED"
+
+    def list_jobs(self) -> list[Any]:
+        return [SimpleNamespace(submission_id="job", status=SimpleNamespace(value=self.status))]
+
+
+@pytest.fixture
+def client_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], submit.JobsClient]:
+    def make(server: Server) -> submit.JobsClient:
+        monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: server)
+        monkeypatch.setattr(submit, "_AGAIN", 0.01)
+        return submit.JobsClient("http://head:8265")
+
+    return make
+
+
+def test_a_log_is_said_once_however_often_the_connection_breaks(
+    client_of: Callable[[Server], submit.JobsClient],
+) -> None:
+    said: list[str] = []
+    client_of(Server(["one\ntwo\n", "three\n", "four\n"], [1, 0, 2, 2])).follow("job", said.append)
+    assert "".join(said) == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_server_that_stays_away_is_given_up(
+    client_of: Callable[[Server], submit.JobsClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_PATIENCE", 0.05)
+    with pytest.raises(UserError, match="no word of job from http://head:8265"):
+        client_of(Server(["one\n"], [0] * 100)).follow("job", print)
