@@ -2,8 +2,9 @@
 
 Ray's own `cluster_utils` start the nodes on this machine, each with one fake GPU; the engines sleep as long as the real
 one was measured to take (`sleeping.py`), so that two cores are enough for eight of them. Everything else is the real
-job: plan, read, shuffle, commit. The records grow with the nodes. Each case is a process of its own, and those that
-the results hold already are skipped.
+job: plan, read, shuffle, commit. The records grow with the nodes. Each size of the cluster is a process of its own,
+which runs a small job first, as the workers that read and write are kept between jobs; cases that the results hold
+already are skipped.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import ray
 from benchmarks.chaos.runs import Kit
 from pipeline.evaluation.results import write_results
 
-from .runs import Case, against, run, start
+from .runs import SHARD, Case, against, run, start
 
 _RESULTS = Path("benchmarks/results/cluster-scale.json")
 
@@ -32,39 +33,28 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--records", type=int, default=320, help="for each node")
     parser.add_argument("--output", type=Path, default=_RESULTS)
-    parser.add_argument("--most", type=int, default=1000, help="cases in this call")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--kit", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.case:
-        _one(json.loads(args.case), args.kit, args.records, args.output)
+    if args.kit:
+        _measure(args.nodes[0], args.kit, args.records, args.output)
         return
-    done: dict[str, Any] = json.loads(args.output.read_text())["cases"] if args.output.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        kit, found = Path(temporary) / "kit", Path(temporary) / "case.json"
+        kit = Path(temporary) / "kit"
         Kit.make(kit)
-        for case in [case for case in cases(args.nodes) if case.name not in done][: args.most]:
-            words = ["--case", json.dumps(vars(case)), "--kit", str(kit)]
-            words += ["--records", str(args.records), "--output", str(found)]
+        for nodes in dict.fromkeys([min(args.nodes), max(args.nodes), *args.nodes]):
+            words = ["--kit", str(kit), "--nodes", str(nodes), "--records", str(args.records)]
             # A token of its own: else a token file of the user decides whether nodes and driver find each other.
             own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-            subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], env=os.environ | own, check=True)
-            done[case.name] = json.loads(found.read_text())
-            figures = {name: case | _efficiency(case, done) for name, case in done.items()}
-            about = {"records_a_node": args.records, "shard_records": 32}
-            write_results(args.output, {"config": about, "cases": figures})
-            print(case.name, json.dumps(figures[case.name]), flush=True)
+            command = [sys.executable, "-m", "benchmarks.scale", *words, "--output", str(args.output)]
+            subprocess.run(command, env=os.environ | own, check=True)
 
 
-def cases(nodes: list[int]) -> list[Case]:
-    """The smallest and the largest cluster, even and skewed, and a lost node; those between; 1 to 1,000 mixtures."""
-    most = max(nodes)
-    ends = [Case(count, hot=hot) for count in (min(nodes), most) for hot in (0.0, 0.9)]
-    between = [Case(count, hot=hot) for count in nodes for hot in (0.0, 0.9)]
-    varied = [Case(count, mixtures) for mixtures in (1000, 1) for count in (most, 1)]
-    hurt = [Case(most, hot=0.9, lose=True), Case(most, slow=2.0)]
-    found = [*ends, Case(most, lose=True), *between, *varied, *hurt, Case(most, 1000, 0.9), Case(most, 100)]
-    return list(dict.fromkeys(found))
+def cases(nodes: int) -> list[Case]:
+    """Even and skewed, and 1 to 1,000 mixtures; at last a slow node and a lost one."""
+    found = [Case(nodes), Case(nodes, hot=0.9), Case(nodes, 1000), Case(nodes, 1)]
+    if nodes > 1:
+        found += [Case(nodes, 100), Case(nodes, 1000, 0.9), Case(nodes, slow=2.0), Case(nodes, lose=True)]
+    return found
 
 
 def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
@@ -72,16 +62,27 @@ def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
     return against(alone, case) if alone else {}
 
 
-def _one(values: dict[str, Any], kit: Path, records: int, output: Path) -> None:
-    case = Case(**values)
-    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
-        nodes = start(case.nodes)
-        try:
-            made = Kit(kit / "model", kit / "bank", kit / "router")
-            output.write_text(json.dumps(run(case, made, Path(temporary), records * case.nodes, nodes)))
-        finally:
-            ray.shutdown()
-            nodes.cluster.shutdown()
+def _measure(count: int, kit: Path, records: int, output: Path) -> None:
+    """The missing cases of one size of the cluster."""
+    done: dict[str, Any] = json.loads(output.read_text())["cases"] if output.exists() else {}
+    missing = [case for case in cases(count) if case.name not in done]
+    if not missing:
+        return
+    made, nodes = Kit(kit / "model", kit / "bank", kit / "router"), start(count)
+    try:
+        for case in [None, *missing]:
+            with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+                if case is None:
+                    run(Case(count), made, Path(temporary), 2 * SHARD * count, nodes)
+                    continue
+                done[case.name] = run(case, made, Path(temporary), records * count, nodes)
+            figures = {name: found | _efficiency(found, done) for name, found in done.items()}
+            about = {"records_a_node": records, "shard_records": SHARD}
+            write_results(output, {"config": about, "cases": figures})
+            print(case.name, json.dumps(figures[case.name]), flush=True)
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
 
 
 if __name__ == "__main__":

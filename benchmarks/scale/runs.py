@@ -27,6 +27,7 @@ _SYSTEM = {
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
 }
+SHARD = 32  # records
 _STORE = 100 * 2**20  # bytes of a node's object store, on one machine
 
 
@@ -100,7 +101,8 @@ def start(nodes: int) -> Nodes:
 
 def pools() -> Pools:
     """One generating actor a GPU; routing and the shuffle go where there is room."""
-    return size_pools(Pools(generate=Share(1.0, actors=0, most_actors=0), route=Share(0.5)))
+    # One writing process a node, as their starts share two cores here.
+    return size_pools(Pools(generate=Share(1.0, actors=0, most_actors=0), route=Share(0.5), write=Share(1.0)))
 
 
 def write_input(path: Path, records: int) -> None:
@@ -118,7 +120,7 @@ def _settings(case: Case, kit: Kit, folder: Path) -> JobSettings:
         bank=str(kit.bank),
         router=str(kit.router),
         sampling=Sampling(max_new_tokens=80),
-        shard_records=32,
+        shard_records=SHARD,
         config={"scale": scale | {"trace": str(folder / "trace")}},
     )
 

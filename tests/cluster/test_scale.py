@@ -67,6 +67,7 @@ def test_efficiency_is_the_work_of_an_engine_second_against_one_node() -> None:
     assert against(one, many) == {"efficiency": pytest.approx(0.8), "efficiency_with_start": pytest.approx(1.0)}
 
 
+@pytest.mark.skipif(not RESULTS.exists(), reason="python -m benchmarks.scale has not been run to its end yet")
 def test_the_results_show_what_they_must() -> None:
     cases: dict[str, Any] = json.loads(RESULTS.read_text())["cases"]
     for name, case in cases.items():
