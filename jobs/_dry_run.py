@@ -30,7 +30,12 @@ def dry_run(job: GenerateJob, prepared: Prepared, config: GenerateConfig, second
         return
     duplicates = plan.duplicates.num_rows
     found = estimate(plan.rows, duplicates, routed, sampling.max_new_tokens * sampling.n, cost)
-    _print_estimate(found, config.cost, config.engine.actors or max(1, torch.cuda.device_count()))
+    _print_estimate(found, config.cost, _actors(config))
+
+
+def _actors(config: GenerateConfig) -> int:
+    """Generating actors of the job, as far as is known before there is a cluster."""
+    return config.engine.actors or config.cluster.stages.generate.actors or max(1, torch.cuda.device_count())
 
 
 def _print_routes(routed: Routed) -> None:

@@ -19,7 +19,7 @@ from jobs._cli import OK, run_job
 
 def main(argv: list[str]) -> int:
     """Run the command; see the module's docstring."""
-    args = _parser().parse_intermixed_args(argv)
+    args = command_parser().parse_intermixed_args(argv)
     config = read_config(args)
     if args.show_config:
         print(as_yaml(shown_config(config)), end="")
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     return generate(args, config)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The options of this command."""
     parser = argparse.ArgumentParser(prog="jobs.generate", description="Answer records with mixtures of adapters.")
     add_arguments(parser)
     parser.add_argument("--new-run", action="store_true", help="discard what an earlier run left in the output")

@@ -14,10 +14,9 @@ import os
 import shlex
 import sys
 
-from conf import load_settings
-from conf.schema import GenerateConfig
-from jobs._arguments import add_arguments, fill_date
+from jobs._arguments import fill_date, need_files, read_config
 from jobs._cli import INTERRUPTED, OK, run_job
+from jobs.generate import command_parser
 from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
 from pipeline.storage.secrets import masked
@@ -34,13 +33,14 @@ def main(argv: list[str]) -> int:
         raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
     command = _on_cluster(command)
     _check_paths(command, bool(args.working_dir))
+    name = submission_id(command)  # with all that is wrong in the command, before anything is asked of the cluster
     client = JobsClient(args.address)
     if args.status:
-        return _print_status(client, submission_id(command))
+        return _print_status(client, name)
     environment = {"env_vars": _forwarded(args.env)} | ({"working_dir": args.working_dir} if args.working_dir else {})
     job = client.submit(
         shlex.join(["python", "-m", *command]),
-        submission_id(command),
+        name,
         environment,
         {"command": masked(" ".join(command))},
     )
@@ -64,14 +64,12 @@ def submission_id(command: list[str]) -> str:
 def _work(command: list[str]) -> object:
     if command[0] != "jobs.generate":
         return command
-    parser = argparse.ArgumentParser(prog="jobs.generate", exit_on_error=False)
-    add_arguments(parser)
-    args, others = parser.parse_known_intermixed_args(command[1:])
+    args = command_parser().parse_intermixed_args(command[1:])
+    config = read_config(args).model_dump(mode="json")
+    need_files(args)
     fill_date(args)
-    seed = [] if args.seed is None else [f"seed={args.seed}"]
-    config = load_settings("generate", [*args.overrides, *seed], GenerateConfig).model_dump(mode="json")
     del config["cluster"]
-    return [args.input, args.output, args.limit, config, sorted(set(others) - {"--new-run"})]
+    return [args.input, args.output, args.limit, args.dry_run, config]
 
 
 def _parser() -> argparse.ArgumentParser:

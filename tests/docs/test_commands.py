@@ -35,6 +35,7 @@ def _of_block(script: str) -> list[str]:
 def words_of(command: str) -> list[str]:
     """What stands behind the module; optional parts in brackets are taken, a comment and ``...`` are not."""
     text = re.sub(r"\[(--[^\]]*|[a-z][^\]]*=[^\]]* \.\.\.)\]", r"\1", command.partition("  #")[0])
+    text = text.replace("$PWD", str(ROOT))
     return ["5" if word == "N" else word for word in shlex.split(text) if word != "..."]
 
 
@@ -46,7 +47,7 @@ def test_a_command_is_taken(page: str, command: str, tmp_path: Path, monkeypatch
         return
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    for place in (module, importlib.import_module("jobs._settings")):
+    for place in (module, importlib.import_module("jobs._arguments")):
         if hasattr(place, "load_settings"):
             monkeypatch.setattr(place, "load_settings", _stopping(place.load_settings))
     with pytest.raises((_CheckedError, UserError)) as stopped:
