@@ -14,8 +14,8 @@ from pipeline.storage import read_dead, read_run
 from tests import tiny
 from tests.stages import tiny_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-FULL = "size=24k"  # room for the plan and run.json, and for a few shards
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+FULL = "size=64k"  # room for the plan, run.json and the lease, and for a few of ten shards at 8 KiB each
 
 
 @pytest.fixture
