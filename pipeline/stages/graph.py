@@ -72,6 +72,7 @@ class WindowRun:
         """Answer and commit the rows that `routed` gave, or those that a materialised one holds."""
         # The restart options are deprecated without a replacement of the same meaning; Ray is pinned.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for 'Write'")
         pools = self.pools
         device = "cuda" if pools.generate.gpus else "cpu"
         generated = routed.map_batches(
