@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def local_ray() -> Iterator[None]:
     connect(None, 2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_token_for_others() -> Iterator[None]:
+    """Clients of a cluster with tokens say so to their whole process; a local Ray of a later test has none."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    yield
+    if before is None:
+        os.environ.pop("RAY_AUTH_MODE", None)
+    else:
+        os.environ["RAY_AUTH_MODE"] = before
 
 
 @pytest.fixture(autouse=True)
