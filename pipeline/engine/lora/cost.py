@@ -9,7 +9,8 @@ from .layout import Group
 @dataclass(frozen=True)
 class Costs:
     """Of one device. ``call``: a GEMM however small. ``matrix``: one more matrix of a batched GEMM. ``copy``: a small
-    indexed copy. ``macs`` and ``bytes``: multiplications and memory traffic in a microsecond.
+    indexed copy. ``macs``: multiplications in a microsecond; ``bytes`` and ``stream``: memory traffic in one, of stacks
+    within a step and of whole weights.
     """
 
     call: float
@@ -17,15 +18,16 @@ class Costs:
     copy: float
     macs: float
     bytes: float
+    stream: float
 
 
 # One thread of an AMD EPYC with AVX-512 (bf16, fp32; [8 to 32 x 576] by [64 to 800 x 576]); CUDA from its data sheets.
 # More threads divide both forms alike. ``bytes`` on a CPU is what a decode step reads of stacks that the layers before
 # have put out of the caches, half of what a product in a loop of its own reads. Constants, not a measurement at start:
 # the form decides how sums are rounded, so it must not depend on how busy a machine is.
-CPU_HALF = Costs(call=18, matrix=0.8, copy=4, macs=80e3, bytes=7e3)
-CPU_FULL = Costs(call=3, matrix=0.3, copy=4, macs=36e3, bytes=7e3)
-CUDA = Costs(call=6, matrix=0.02, copy=5, macs=200e6, bytes=3e6)
+CPU_HALF = Costs(call=18, matrix=0.8, copy=4, macs=80e3, bytes=7e3, stream=15e3)
+CPU_FULL = Costs(call=3, matrix=0.3, copy=4, macs=36e3, bytes=7e3, stream=15e3)
+CUDA = Costs(call=6, matrix=0.02, copy=5, macs=200e6, bytes=3e6, stream=3e6)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Load:
 
 
 def union_cost(load: Load, group: Group, costs: Costs, itemsize: int, joined: int = 0) -> float:
-    """Two GEMMs a module over all tokens and all ranks; the second is no call of its own in ``joined`` modules."""
-    return _product(group, costs, itemsize, 1, load.total, load.ranks) - joined * costs.call
+    """Two GEMMs a module over all tokens and all ranks; ``joined`` modules have copies in place of the second call."""
+    saved = max(0.0, costs.call - 3 * costs.copy)
+    return _product(group, costs, itemsize, 1, load.total, load.ranks) - joined * saved
 
 
 def gather_cost(load: Load, group: Group, costs: Costs, itemsize: int, single: int) -> float:
@@ -73,5 +76,5 @@ def merge_cost(group: Group, ranks: int, costs: Costs) -> float:
     for inputs in group.sets:
         for name in inputs.names:
             size = inputs.kind[0] * group.outs[name][0].out
-            cost += costs.call + size * ranks / costs.macs + 5 * 4 * size / costs.bytes
+            cost += costs.call + size * ranks / costs.macs + 5 * 4 * size / costs.stream
     return cost

@@ -80,25 +80,26 @@ class Union(Form):
 
     def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
         super().__init__(group, panel, weights, extras)
-        self._shaped = weights.view(len(weights), 1, 1, -1)
+        self._shaped, self._flat = weights.view(len(weights), 1, 1, -1), weights.unsqueeze(1)
         # Views are made once: a decode step of a small model waits for Python as long as for its small products.
         self._a: dict[tuple[tuple[int, int], int], torch.Tensor] = {}
         self._b: dict[str, torch.Tensor] = {}
-        self._joined: dict[str, torch.Tensor] = {}
+        self._joined: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._beside: list[torch.Tensor] = []
         self._beside_of: Sequence[torch.Tensor] = ()
 
     def output(self, site: Site, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """As `Form.output`."""
-        weight = self._joined.get(site.name)
-        if weight is None:
+        found = self._joined.get(site.name)
+        if found is None:
             if self.extras is not None or site.kind not in self.panel.joined:
                 return super().output(site, x, base)
-            weight = self._joined[site.name] = self.panel.joined[site.kind][site.place]
+            found = self._joined[site.name] = self.panel.joined[site.kind][site.place], site.bias
         inner = self._inner_of(site, x)
         if inner is not self._beside_of:
             self._beside, self._beside_of = self._both(x.reshape(-1, site.kind.width), inner), inner
-        return linear(self._beside[site.number], weight, site.bias).view(*x.shape[:-1], -1)
+        output = linear(self._beside[site.number], *found)
+        return output.unsqueeze(0) if x.ndim == 3 and len(x) == 1 else output.view(*x.shape[:-1], -1)
 
     def _both(self, x: torch.Tensor, inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The input [tokens x in] with each module's ranks beside it, before it on side 0 and after it on side 1.
@@ -119,6 +120,8 @@ class Union(Form):
             a = self._a[inputs.kind, inputs.place] = self.panel.A[inputs.kind][inputs.place, 0].view(-1, width)
         inner = a.index_select(1, x.flatten()).T if self.group.embedding else linear(x.reshape(-1, width), a)
         units, ranks = self.weights.shape
+        if len(inner) == units:
+            return self._weighted(inner.view(units, modules, ranks), self._flat).unbind(1)
         weighted = self._weighted(inner.reshape(units, -1, modules, ranks), self._shaped)
         return weighted.view(-1, modules, ranks).unbind(1)
 
