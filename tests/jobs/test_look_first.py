@@ -48,7 +48,7 @@ def test_input_and_output_are_asked_for() -> None:
 
 def test_the_first_records_alone_are_another_run(many: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     def planned(*more: str) -> int:
-        job = GenerateJob(read_settings(generate._parser().parse_args([*words(many), *more]))[1])
+        job = GenerateJob(read_settings(generate.command_parser().parse_args([*words(many), *more]))[1])
         prepared = job.prepare()
         assert prepared.guard["limit"] == (int(more[1]) if more else None)
         return prepared.plan.rows
