@@ -238,6 +238,8 @@ def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
 
 
 def test_the_command_line_and_the_config_need_no_large_library() -> None:
-    code = "import sys; from jobs import generate; generate.command_parser(); print({'torch', 'ray'} & sys.modules.keys())"
+    code = (
+        "import sys; from jobs import generate; generate.command_parser(); print({'torch', 'ray'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
