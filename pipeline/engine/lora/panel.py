@@ -85,7 +85,7 @@ class Panel:
 class UnionPanel:
     """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them.
 
-    ``base``: base weights to join them to, by out features.
+    ``base``: base weights to join them to.
     """
 
     def __init__(
