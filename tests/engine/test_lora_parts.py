@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import cost, joined
+from pipeline.engine.lora import cost, forms, joined
 from pipeline.engine.lora.forms import narrowed
 from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
 from pipeline.engine.lora.panel import GatherPanel, Panel, Place, UnionPanel
@@ -171,8 +171,8 @@ def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apa
         monkeypatch.setattr(joined, "_MOST", most)
         fused = FusedLora(model, bank, LoraSettings("union"))
         fused.set_mixtures(asked)
-        forms = [form for form in fused.union_forms if form is not None]
-        assert any(form.panel.joined for form in forms) == bool(most)
+        used = [form for form in fused.union_forms if form is not None]
+        assert any(form.panel.joined for form in used) == bool(most)
         with torch.no_grad():
             found[most] = model(tokens).logits
         fused.detach()
@@ -181,6 +181,41 @@ def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apa
     torch.testing.assert_close(found[0], found[2**20], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[2**20][2], plain[2], atol=1e-5, rtol=1e-5)
     assert (found[0][:2] - plain[:2]).abs().amax(dim=(1, 2)).min() > 1e-2
+
+
+@pytest.mark.parametrize("rows", [31, 32])
+def test_products_of_a_few_dozen_tokens_are_the_same_in_either_order(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With biases too."""
+    folder = tiny.make_model(tmp_path / "model", tiny.llama_config(attention_bias=True))
+    shapes = {f"model.layers.{n}.self_attn.{m}_proj": (48, 48) for n in range(2) for m in "qo"}
+    for seed, name in enumerate(("red", "tall", "cold")):
+        tiny.make_adapter(tmp_path / "bank" / name, shapes, 4, seed)
+    bank = AdapterBank.load(tmp_path / "bank")
+    model, exact = load_model(str(folder), "bf16"), load_model(str(folder), "fp32")
+    for name, module in model.named_modules():
+        if name.endswith("_proj") and module.bias is not None:
+            torch.nn.init.normal_(module.bias)
+            exact.get_submodule(name).bias.data.copy_(module.bias)
+    weights = [(n % 17 / 16, 1 - n % 17 / 16) for n in range(rows)]
+    asked = [Mixture.of({"red": one, ("tall", "cold")[n % 2]: other}) for n, (one, other) in enumerate(weights)]
+    tokens = torch.randint(1, 600, (rows, 1), generator=torch.Generator().manual_seed(1))
+
+    def logits(of: Any) -> torch.Tensor:
+        fused = FusedLora(of, bank, LoraSettings("union"))
+        fused.set_mixtures(asked)
+        with torch.no_grad():
+            found: torch.Tensor = of(tokens).logits.float()
+        fused.detach()
+        return found
+
+    turned, expected = logits(model), logits(exact)
+    monkeypatch.setattr(forms, "_TURNED", ())
+    straight = logits(model)
+    error = (straight - expected).abs().max()
+    assert (turned - expected).abs().max() <= 2 * error
+    assert (turned - straight).abs().max() <= 2 * error
 
 
 @given(sixteenths=st.lists(st.integers(0, 16), min_size=1, max_size=40), scale=st.sampled_from([1.0, 2.0, 0.5, 4.0]))

@@ -112,7 +112,7 @@ class DecodeGraphs:
         recorded.step.fill(segments)
         for held, now in zip(recorded.forms, forms, strict=True):
             if held is not None and now is not None and held is not now:
-                held.weights.copy_(now.weights)
+                held.reweight(now.weights)
         recorded.recording.replay()
         self.replays += 1
 

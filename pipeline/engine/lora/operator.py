@@ -11,7 +11,8 @@ from ...records import Mixture, Spans
 from . import cost
 from .batch import Assignment
 from .extras import Extras, extras_of
-from .forms import SINGLE, Form, Gather, Union, narrowed, rank_weights
+from .forms import Form, Union, narrowed, rank_weights
+from .gather import SINGLE, Gather
 from .joined import joinable
 from .layers import base_shapes, check_layers, compute_dtype, one_device
 from .layout import Site, group_modules, sites

@@ -1,0 +1,96 @@
+"""The form in which each row meets its own adapters only."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import linear
+
+from .extras import Extras
+from .forms import Form
+from .layout import Group, InputSet, Site
+from .panel import Panel
+
+SINGLE = 64  # tokens of one combination from which on it is multiplied alone: padded to it, others would waste more
+
+
+class Gather(Form):
+    """Each combination of adapters multiplied with its own units only: batched, many-token ones one by one.
+
+    ``slots`` [units], on the host: where in the panel each unit's combination lies; -1: the base model alone.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        panel: Panel,
+        weights: torch.Tensor,
+        extras: Extras | None,
+        slots: torch.Tensor,
+        single: int,
+    ) -> None:
+        super().__init__(group, panel, weights, extras)
+        self._slots, self._single = slots, single
+        device = weights.device
+        members = [(slots == slot).nonzero().flatten() for slot in range(panel.slots)]
+        self._alone = [(slot, _contiguous(m, device)) for slot, m in enumerate(members) if len(m) >= single]
+        small = [m if len(m) < single else m[:0] for m in members]
+        length = max(map(len, small))
+        order = torch.zeros(panel.slots, length, dtype=torch.long)
+        valid = torch.zeros(panel.slots, length, dtype=torch.bool)
+        for slot, units in enumerate(small):
+            order[slot, : len(units)], valid[slot, : len(units)] = units, True
+        self._length = length
+        self._in_order = bool(valid.all()) and torch.equal(order.flatten(), torch.arange(len(slots)))
+        self._order = order.flatten().to(device)
+        self._valid = None if valid.all() else valid.flatten().nonzero().flatten().to(device)
+        self._to = self._order if self._valid is None else self._order[self._valid]
+        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(device)).view(
+            panel.slots, length, 1, 1, weights.shape[1]
+        )
+
+    def _inners(self, inputs: InputSet, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        width, modules = inputs.kind
+        a = self.panel.A[inputs.kind][inputs.place].view(self.panel.slots, -1, width)
+        units, ranks = self.weights.shape
+        x = x.reshape(units, -1, width)
+        inners = []
+        for slot, chosen in self._alone:
+            weights = self.weights[chosen].view(-1, 1, 1, ranks)
+            shaped = linear(x[chosen].reshape(-1, width), a[slot]).view(len(weights), -1, modules, ranks)
+            inners.append(self._weighted(shaped, weights).view(-1, modules, ranks))
+        if self._length:
+            x = (x if self._in_order else x[self._order]).view(self.panel.slots, -1, width)
+            shaped = torch.bmm(x, a.transpose(1, 2)).view(self.panel.slots, self._length, -1, modules, ranks)
+            inners.append(self._weighted(shaped, self._small_weights).view(self.panel.slots, -1, modules, ranks))
+        return inners
+
+    def _outer(self, site: Site, output: torch.Tensor, inner: Sequence[torch.Tensor]) -> None:
+        out = site.kind.out
+        b = self.panel.B[site.kind][site.place]
+        by_unit = output.view(len(self.weights), -1, out)
+        for (slot, chosen), own in zip(self._alone, inner, strict=False):
+            if isinstance(chosen, slice):
+                by_unit[chosen].view(-1, out).addmm_(own[:, site.number], b[slot])
+            else:
+                delta = own[:, site.number] @ b[slot]
+                by_unit.index_add_(0, chosen, delta.view(len(chosen), -1, out))
+        if not self._length:
+            return
+        small = inner[-1][:, :, site.number]
+        if self._in_order:
+            output.view(self.panel.slots, -1, out).baddbmm_(small, b)
+            return
+        delta = torch.bmm(small, b).view(len(self._order), -1, out)
+        by_unit.index_add_(0, self._to, delta if self._valid is None else delta[self._valid])
+
+    def select(self, units: torch.Tensor) -> Form:
+        """The same for some of the units."""
+        extras = self.extras and self.extras.select(units)
+        weights = self.weights[units.to(self.weights.device)]
+        return Gather(self.group, self.panel, weights, extras, self._slots[units.cpu()], self._single)
+
+
+def _contiguous(units: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+    """Rising numbers as a slice where none is left out: a view in place of a copy."""
+    first, last = int(units[0]), int(units[-1])
+    return slice(first, last + 1) if last - first + 1 == len(units) else units.to(device)
