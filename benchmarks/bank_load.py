@@ -4,10 +4,12 @@
 
 Adapters of the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M) with random weights. Both loaders run in turn
 in one process. PEFT is timed on the first ``--peft`` adapters of the same folder and stated per adapter, since its time
-for each grows with their number.
+for each grows with their number. Memory is that of the process after the bank's first load, over what it was before:
+anonymous pages, which the bank owns, and pages of its files, which the system shares and drops as it needs.
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
@@ -39,13 +41,21 @@ def main() -> None:
     model = load_model(folder, "bf16")
     with tempfile.TemporaryDirectory() as bank:
         names = make_bank(Path(bank), folder, args.adapters)
+        files = sum(path.stat().st_size for path in Path(bank).rglob("*.safetensors"))
         ours, peft = [], []
+        _load_bank(bank, model)  # what a first call of each library takes is not the bank's
+        before = _memory()
+        held = _load_bank(bank, model)
+        memory = {kind: size - before[kind] for kind, size in _memory().items()}
+        del held
         for _ in range(args.repeats):
             ours.append(_timed(lambda: _load_bank(bank, model)))
             fresh = load_model(folder, "bf16")
             peft.append(_timed(lambda fresh=fresh: _load_peft(fresh, bank, names[: args.peft])))
     figures = {
         "config": vars(args),
+        "bank_files_bytes": files,
+        "bank_memory_bytes": memory,
         "bank_seconds": ours,
         "bank_seconds_median": statistics.median(ours),
         "peft_seconds": peft,
@@ -54,6 +64,7 @@ def main() -> None:
     }
     write_results(Path("benchmarks/results/bank-load.json"), figures)
     print(f"{args.adapters} adapters: {figures['bank_seconds_median']:.2f} s (median of {args.repeats})")
+    print(f"{files / 1e6:.0f} MB of files; memory: {', '.join(f'{k} {v / 1e6:.0f} MB' for k, v in memory.items())}")
     print(f"{args.peft} adapters through PEFT: {statistics.median(peft):.2f} s")
 
 
@@ -68,11 +79,21 @@ def make_bank(bank: Path, folder: str, count: int) -> list[str]:
     return [f"adapter-{number:04d}" for number in range(count)]
 
 
-def _load_bank(bank: str, model: Any) -> None:
+def _load_bank(bank: str, model: Any) -> FusedLora:
     """Load, check and attach: all that comes before the first token."""
     loaded = AdapterBank.load(bank)
     loaded.check_values()
-    FusedLora(model, loaded).detach()
+    fused = FusedLora(model, loaded)
+    fused.detach()
+    return fused
+
+
+def _memory() -> dict[str, int]:
+    """Resident bytes of this process: anonymous, and of files."""
+    gc.collect()
+    text = Path("/proc/self/smaps_rollup").read_text()
+    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.endswith("kB")}
+    return {"anonymous": fields["Anonymous"], "files": fields["Rss"] - fields["Anonymous"]}
 
 
 def _load_peft(model: Any, bank: str, names: list[str]) -> None:
@@ -81,7 +102,7 @@ def _load_peft(model: Any, bank: str, names: list[str]) -> None:
         peft.load_adapter(Path(bank) / name, adapter_name=name)
 
 
-def _timed(call: Callable[[], None]) -> float:
+def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
