@@ -2,6 +2,8 @@
 
     python -m jobs.retry_dead --run URL [--input URL] [--stage STAGE] [--error TYPE] [key=value ...]
 
+`--progress live | lines | json | quiet` says how progress is shown.
+
 The run's own config is used; ``key=value`` may change what does not decide the output (engine, cluster, shuffle,
 errors). Records that are answered now move from ``dead`` to ``data``, the others get a new dead letter. Those that were
 refused as they were read stay as they are: the input has not changed. Exit 0: done, and the run is within its error
@@ -10,11 +12,14 @@ budget. Exit 1: over it. Exit 2: there is no finished run, or model, bank, route
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from conf import saved_settings
 from conf.schema import GenerateConfig
+from jobs._arguments import PROGRESS
 from jobs._cli import INCOMPLETE, OK, run_job
+from jobs._progress import view_of
 from jobs._settings import job_settings, pools_of
 from pipeline.errors import UserError
 from pipeline.report import write_report
@@ -37,15 +42,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--input", help="the run's input, where its URL holds a password or is relative to elsewhere")
     parser.add_argument("--stage", action="append", choices=["route", "generate"], help="only of this stage")
     parser.add_argument("--error", action="append", metavar="TYPE", help="only of this error type; may be repeated")
+    parser.add_argument(
+        "--progress", choices=PROGRESS, default="auto", help="how progress is shown (auto: live on a terminal)"
+    )
     parser.add_argument("overrides", nargs="*", help="config: key=value")
     args = parser.parse_intermixed_args(argv)
     config, given, limit = _saved(args)
-    job = RetryJob(job_settings(config, given, args.run, limit), RetryFilter(args.stage or STAGES, args.error))
-    result = job.retry(lambda: _start_pools(config))
+    view = view_of(args.progress)
+    wanted = RetryFilter(args.stage or STAGES, args.error)
+    job = RetryJob(job_settings(config, given, args.run, limit), wanted, view.say, listener=view.update)
+    with view:
+        result = job.retry(lambda: _start_pools(config))
     if result.retried:
         write_report(args.run)
         write_card(job.folder, job.folder.read_json(RUN) or {})
-    print(f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left")
+    summary = f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left"
+    view.result([summary], asdict(result))
     records = job.prepare().plan.rows
     over = result.dead > ErrorBudget(config.errors.budget, config.errors.max, records).allowed
     if over:

@@ -11,12 +11,15 @@ from ..storage.lease import Lease
 from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
+from ..storage.shards import Tally
 from .generate import GenerateRecords
 from .incidents import Incidents
 from .job import GenerateJob
 from .prepare import Prepared
+from .progress import Listener
 from .settings import JobSettings, Pools
 from .stopping import StopSwitch
+from .watch import ErrorBudget, Watch
 from .window import WindowJob
 
 
@@ -42,8 +45,9 @@ class RetryJob(GenerateJob):
         wanted: RetryFilter,
         say: Callable[[str], None] = print,
         generator: type = GenerateRecords,
+        listener: Listener = lambda snapshot: None,
     ) -> None:
-        super().__init__(settings, say, generator)
+        super().__init__(settings, say, generator, listener)
         self._wanted = wanted
 
     def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:
@@ -59,6 +63,7 @@ class RetryJob(GenerateJob):
             self.log.sweep_finished()  # else shards that came late would be taken for answers
             rows = self._rows(prepared)
             if rows:
+                self.progress.stage("starting Ray")
                 pools = start_pools()
                 with switch:
                     self._retry_all(prepared, pools, rows, switch)
@@ -74,9 +79,17 @@ class RetryJob(GenerateJob):
         plan, shape = prepared.plan, self.shape(prepared)
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
+        records, counted = sum(map(len, rows.values())), Tally()
+        no_budget = ErrorBudget(1.0, None, records)  # all of them may become dead letters again
+        self.progress.begin(records, plan.windows, counted)
         for window, retried in rows.items():
             run = self._window_run(prepared, pools, shape, window, retried)
-            left = job.rounds(run)
+            self.progress.stage("retrying", window)
+            counting, refused = self.progress.committed, self._incidents.refusals
+            with Watch(self.log, window, counted, no_budget, switch.stop, counting=counting, refused=refused) as watch:
+                left = job.rounds(run)
+            counted = watch.look()
+            self.progress.committed(counted, "committed")
             files = self.log.finished_windows()[window]
             amend_window(self.log, window, files, window * plan.window_rows, retried)
             self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")

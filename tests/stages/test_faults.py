@@ -14,6 +14,7 @@ from pipeline.stages import watch as watch_module
 from pipeline.stages.ahead import RoutedAhead
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.progress import Listener, Snapshot
 from pipeline.stages.retry import RetryJob
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, Pools
@@ -64,8 +65,11 @@ def letters(settings: JobSettings) -> list[tuple[str, int]]:
     return sorted(zip(dead["error_type"].to_pylist(), dead["row"].to_pylist(), strict=True))
 
 
-def retry(settings: JobSettings, generator: type = GenerateRecords) -> tuple[int, int, int]:
-    result = RetryJob(settings, RetryFilter(), lambda line: None, generator).retry(lambda: Pools(threads=1))
+def retry(
+    settings: JobSettings, generator: type = GenerateRecords, listener: Listener = lambda snapshot: None
+) -> tuple[int, int, int]:
+    job = RetryJob(settings, RetryFilter(), lambda line: None, generator, listener)
+    result = job.retry(lambda: Pools(threads=1))
     return result.retried, result.answered, result.dead
 
 
@@ -77,7 +81,10 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     assert none.retried == 0
     assert retry(settings, faulty.RefusesSome) == (7, 0, 8)
     assert letters(settings) == [("InvalidJson", 20), *refused]
-    assert retry(settings) == (7, 7, 1)
+    seen: list[Snapshot] = []
+    assert retry(settings, listener=seen.append) == (7, 7, 1)
+    assert [seen[0].stage, seen[-1].stage] == ["starting Ray", "committed"]
+    assert (seen[-1].records, seen[-1].done, seen[-1].tally.data) == (7, 7, 7)
     assert letters(settings) == [("InvalidJson", 20)]
     assert outputs(settings) == outputs_without_ray(settings)
     told = json.loads((Path(settings.output) / "run.json").read_text())
