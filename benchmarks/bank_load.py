@@ -43,7 +43,6 @@ def main() -> None:
         names = make_bank(Path(bank), folder, args.adapters)
         files = sum(path.stat().st_size for path in Path(bank).rglob("*.safetensors"))
         ours, peft = [], []
-        _load_bank(bank, model)  # what a first call of each library takes is not the bank's
         before = _memory()
         held = _load_bank(bank, model)
         memory = {kind: size - before[kind] for kind, size in _memory().items()}
