@@ -30,19 +30,19 @@ class Kill:
     delay: float
 
 
-def draw(chance: random.Random, files: int, windows: int, store: bool) -> list[Kill]:
+def draw(chance: random.Random, files: int, windows: int, most_delay: float, store: bool) -> list[Kill]:
     """`LEAST` to two more kills over the first two thirds of a run with so many data files and windows.
 
     The driver is among them at least once, and so is the ``store`` where it can be killed. A third follow a commit at
-    once, or the end of a window: there the protocol is between two steps. Others come a while later, or while the job
-    starts.
+    once, or the end of a window: there the protocol is between two steps. Others come a while later, at most
+    ``most_delay`` seconds, or while the job starts.
     """
     kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(LEAST - 1, LEAST + 1))]
     if store:
         kinds[-1] = STORE
     chance.shuffle(kinds)
     return [
-        Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, 4)]), 3))
+        Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, most_delay)]), 3))
         for kind, moment in zip(kinds, sorted(_moments(chance, len(kinds), files, windows)), strict=True)
     ]
 

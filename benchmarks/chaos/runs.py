@@ -58,6 +58,7 @@ class Size:
     window: int = 40
     shard: int = 5
     new_tokens: int = 16
+    most_delay: float = 2.0  # seconds between a moment and its kill
 
 
 class Job:
@@ -99,7 +100,8 @@ class Run:
         self.output = f"{url}/out"
         lines = chance.randint(size.least_lines, size.most_lines)
         self.lines = write_lines(f"{url}/in.jsonl", chance, lines)
-        self.kills = draw(chance, lines // size.shard, -(-lines // size.window), not isinstance(store, Disk))
+        windows = -(-lines // size.window)
+        self.kills = draw(chance, lines // size.shard, windows, size.most_delay, not isinstance(store, Disk))
         self.words = kit.words(
             f"{url}/in.jsonl",
             self.output,

@@ -1,4 +1,4 @@
-"""Efficiency over nodes: `python -m benchmarks.scale [--nodes 1 2 4 8] [--records 320]`.
+"""Efficiency over nodes: `python -m benchmarks.scale [--nodes 1 2 4 8] [--records 1280]`.
 
 Ray's own `cluster_utils` start the nodes on this machine, each with one fake GPU; the engines sleep as long as the real
 one was measured to take (`sleeping.py`), so that two cores are enough for eight of them. Everything else is the real
@@ -31,18 +31,19 @@ def main() -> None:
     """Run what is missing, and write the results after each case."""
     parser = argparse.ArgumentParser(prog="benchmarks.scale")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--records", type=int, default=320, help="for each node")
+    parser.add_argument("--records", type=int, default=1280, help="for each node")
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     parser.add_argument("--kit", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.kit:
-        _measure(args.nodes[0], args.kit, args.records, args.output)
+        _measure(args.nodes[0], args.kit, args.records, args.only, args.output)
         return
     with tempfile.TemporaryDirectory() as temporary:
         kit = Path(temporary) / "kit"
         Kit.make(kit)
         for nodes in dict.fromkeys([min(args.nodes), max(args.nodes), *args.nodes]):
-            words = ["--kit", str(kit), "--nodes", str(nodes), "--records", str(args.records)]
+            words = ["--kit", str(kit), "--nodes", str(nodes), "--records", str(args.records), "--only", args.only]
             # A token of its own: else a token file of the user decides whether nodes and driver find each other.
             own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_BACKEND_LOG_LEVEL": "fatal"}
             command = [sys.executable, "-m", "benchmarks.scale", *words, "--output", str(args.output)]
@@ -62,10 +63,14 @@ def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
     return against(alone, case) if alone else {}
 
 
-def _measure(count: int, kit: Path, records: int, output: Path) -> None:
+def _measure(count: int, kit: Path, records: int, only: str, output: Path) -> None:
     """The missing cases of one size of the cluster."""
-    done: dict[str, Any] = json.loads(output.read_text())["cases"] if output.exists() else {}
-    missing = [case for case in cases(count) if case.name not in done]
+    about = {"records_a_node": records, "shard_records": SHARD}
+    results = json.loads(output.read_text()) if output.exists() else {"config": about, "cases": {}}
+    if results["config"] != about:
+        raise SystemExit(f"{output} holds runs with {results['config']}; give another --output")
+    done: dict[str, Any] = results["cases"]
+    missing = [case for case in cases(count) if case.name not in done and only in case.name]
     if not missing:
         return
     made, nodes = Kit(kit / "model", kit / "bank", kit / "router"), start(count)
@@ -77,7 +82,6 @@ def _measure(count: int, kit: Path, records: int, output: Path) -> None:
                     continue
                 done[case.name] = run(case, made, Path(temporary), records * count, nodes)
             figures = {name: found | _efficiency(found, done) for name, found in done.items()}
-            about = {"records_a_node": records, "shard_records": SHARD}
             write_results(output, {"config": about, "cases": figures})
             print(case.name, json.dumps(figures[case.name]), flush=True)
     finally:
