@@ -79,11 +79,17 @@ class Lease:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lease. It is marked, not removed: so its number is never used twice."""
+        """Release the lease. It is marked, not removed: so its number is never used twice.
+
+        Where the store refuses that, as a full disk does, the next driver waits until this one is seen to be gone.
+        """
         self._end.set()
         self._thread.join()
-        if self._last() == self._number:
-            put(self.fs, self._path(self._number), self._content(0, released=True))
+        try:
+            if self._last() == self._number:
+                put(self.fs, self._path(self._number), self._content(0, released=True))
+        except Exception as problem:  # stores raise kinds of their own, and what ended the job says more
+            self.say(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
     def _keep(self) -> None:
         beat = 0

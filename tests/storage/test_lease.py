@@ -125,3 +125,19 @@ def test_the_store_may_fail_for_some_beats(url: str, monkeypatch: pytest.MonkeyP
         time.sleep(0.2)
     assert any("no heartbeat written" in line for line in said)
     assert not lost.is_set()
+
+
+def test_what_ended_the_job_is_told_even_where_the_lease_cannot_be_released(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    said: list[str] = []
+    with pytest.raises(ValueError, match="the reason"), lease(url, said):
+        monkeypatch.setattr("pipeline.storage.lease.put", full)
+        raise ValueError("the reason")
+    assert said[-1].endswith("OSError: not released")
+    monkeypatch.undo()
+    with lease(url):  # taken over once no heartbeat has come for a while
+        pass
