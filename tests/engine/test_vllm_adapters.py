@@ -98,6 +98,18 @@ def test_the_adapter_of_the_base_changes_nothing(tiny_model: Path, bank: Adapter
     assert torch.equal(found, logits_of(load_model(str(tiny_model), "fp32"), TOKENS))
 
 
+def test_probes_change_what_modules_of_one_name_do(tiny_model: Path, files: MixtureFiles) -> None:
+    base = logits_of(load_model(str(tiny_model), "fp32"), TOKENS)
+    with files.probing() as probes:
+        assert sorted(probes) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+        for name, file in probes.items():
+            alone = AdapterBank.load(files.folder, [Path(file.path).name])
+            assert {module.rsplit(".", 1)[-1] for module in alone.modules} == {name}
+            changed = fused_logits(tiny_model, alone, Mixture.of({Path(file.path).name: 1.0}))
+            assert (changed - base).abs().max() > 0.1
+    assert {path.name for path in files.folder.iterdir()} == {".lock", "nothing"}
+
+
 def test_files_are_there_as_long_as_a_shard_holds_them(files: MixtureFiles) -> None:
     red, cold = Mixture.of({"red": 1.0}), Mixture.of({"cold": 0.5, "tall": 0.5})
     with files.holding([red, cold, red, Mixture()]) as first:

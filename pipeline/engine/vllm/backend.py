@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from ...adapters import AdapterBank
@@ -76,7 +77,7 @@ class VllmBackend:
         threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm").start()
         prepare_environment(device, threads)
         try:
-            self._llm = self._run(self._start(engine_arguments(model, settings, device, rank)))
+            self._run(self._start(engine_arguments(model, settings, device, rank, bank.modules)))
         except BaseException:
             self._files.close()
             raise
@@ -120,12 +121,26 @@ class VllmBackend:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _start(self, arguments: dict[str, Any]) -> Any:
-        llm = start(arguments, self._watch.passed)
+    async def _start(self, arguments: dict[str, Any]) -> None:
+        self._llm = start(arguments, self._watch.passed)
         if arguments["enable_lora"] and self._files.nothing:
             # What the model's layers in vLLM do not take is told now, rather than by the death of the engine.
-            await llm.add_lora(_lora_request(self._files.nothing))
-        return llm
+            await self._llm.add_lora(_lora_request(self._files.nothing))
+            await self._check_modules(self._files.nothing)
+
+    async def _check_modules(self, nothing: MixtureFile) -> None:
+        """`RuntimeError` where adapters change nothing: vLLM leaves out modules it does not know, and says nothing."""
+        tokens = [min(self._ends.vocabulary - 1, 100 + place) for place in range(8)]
+
+        async def likelihood(file: MixtureFile) -> float:
+            output = await self._output(tokens, scoring_params(tokens[0]), _lora_request(file))
+            return choice_score(output, tokens[:1])
+
+        base = await likelihood(nothing)
+        with self._files.probing() as files:
+            ignored = [name for name, file in files.items() if await likelihood(file) == base]
+        if ignored:
+            raise RuntimeError(f"vLLM applies no adapter to {', '.join(ignored)} of this model; use engine=native")
 
     async def _answer_all(self, requests: Sequence[Request], files: dict[Mixture, MixtureFile]) -> list[Answer]:
         self._unanswered += len(requests)
@@ -172,16 +187,18 @@ class VllmBackend:
         return completion(self._decoder, part, output.outputs[0])
 
     async def _choose(self, request: Request, sampling: Sampling, lora: Any) -> Answer:
-        """Each choice behind the prompt is a prompt of its own, of which vLLM gives the log probabilities."""
+        """Each choice but its last token is a prompt of its own behind the request's; vLLM gives log probabilities."""
         item = Choices(request, self._encode(sampling.choices))
-        # One more for the token that vLLM generates in any case.
-        problem = self._limits.choices_problem(request, [len(tokens) + 1 for tokens in item.choices])
+        problem = self._limits.choices_problem(request, [len(tokens) for tokens in item.choices])
         if problem:
             return problem
-        prompts = [[*request.tokens, *tokens] for tokens in item.choices]
-        params = scoring_params()
-        outputs = await asyncio.gather(*(self._output(prompt, params, lora) for prompt in prompts))
-        scores = [choice_score(o.prompt_logprobs, tokens) for o, tokens in zip(outputs, item.choices, strict=True)]
+        asked = (
+            self._output([*request.tokens, *tokens[:-1]], scoring_params(tokens[-1]), lora) for tokens in item.choices
+        )
+        outputs = await asyncio.gather(*asked)
+        scores = [choice_score(output, tokens) for output, tokens in zip(outputs, item.choices, strict=True)]
+        if not all(map(isfinite, scores)):
+            return Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
         return chosen(item, scores, sampling, self.settings.seed)
 
     async def _output(self, tokens: Sequence[int], params: Any, lora: Any) -> Any:

@@ -1,7 +1,7 @@
 """Starting vLLM: its environment, its arguments, and what is watched of it while it runs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,19 @@ def prepare_environment(device: str, threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets it to the actor's share of a CPU
 
 
-def engine_arguments(model: VllmModel, settings: EngineSettings, device: str, rank: int) -> dict[str, Any]:
-    """Arguments of `AsyncEngineArgs`. ``rank``: of `lora_rank`, 0: without adapters.
-
-    Two shards run at once in an actor: host memory holds the adapters of both.
-    """
+def engine_arguments(
+    model: VllmModel, settings: EngineSettings, device: str, rank: int, modules: Collection[str]
+) -> dict[str, Any]:
+    """Arguments of `AsyncEngineArgs`. ``rank``: of `lora_rank`, 0: without adapters; ``modules``: that they change."""
     own = settings.vllm
     assert own is not None
-    lora = {"max_loras": own.max_loras, "max_cpu_loras": 2 * own.max_loras, "max_lora_rank": rank} if rank else {}
+    lora = {
+        "max_loras": own.max_loras,
+        "max_cpu_loras": 2 * own.max_loras,  # two shards run at once in an actor
+        "max_lora_rank": rank,
+        # Else each linear layer runs the products of adapters, those that no adapter changes too.
+        "lora_target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
+    }
     return {
         "model": model.folder,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -59,7 +64,7 @@ def engine_arguments(model: VllmModel, settings: EngineSettings, device: str, ra
         "disable_log_stats": True,
         "generation_config": "vllm",  # settings are this program's alone
         "structured_outputs_config": {"backend": "guidance"},
-        **lora,
+        **(lora if rank else {}),
         **_memory(own, device),
     }
 

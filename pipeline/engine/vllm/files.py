@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ...adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank
 from ...errors import UserError
 from ...records import Mixture
-from .fold import fold, nothing
+from .fold import fold, nothing, probes
 
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "loraloom-mixtures-"
@@ -85,6 +85,16 @@ class MixtureFiles:
             with self._lock:
                 for mixture in taken:
                     self._leave(mixture)
+
+    @contextmanager
+    def probing(self) -> Iterator[dict[str, MixtureFile]]:
+        """Adapters of `fold.probes`, by the last part of the names of the modules that each changes."""
+        files = {name: self._write(f"probe-{name}", modules) for name, modules in probes(self._bank).items()}
+        try:
+            yield files
+        finally:
+            for file in files.values():
+                shutil.rmtree(file.path, ignore_errors=True)
 
     def close(self) -> None:
         """Remove all that is left."""

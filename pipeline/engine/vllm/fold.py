@@ -25,9 +25,24 @@ def fold(bank: AdapterBank, mixture: Mixture) -> dict[str, tuple[torch.Tensor, t
 
 def nothing(bank: AdapterBank) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """An adapter of rank 1 that changes nothing, on all modules that some adapter of the bank changes."""
-    shapes = {
+    return {
+        module: (torch.zeros(1, inputs), torch.zeros(outputs, 1)) for module, (inputs, outputs) in _shapes(bank).items()
+    }
+
+
+def probes(bank: AdapterBank) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """By the last part of their names: an adapter of rank 1 that changes a lot, on the bank's modules of that name."""
+    found: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for module, (inputs, outputs) in sorted(_shapes(bank).items()):
+        own = found.setdefault(module.rsplit(".", 1)[-1], {})
+        generator = torch.Generator().manual_seed(len(own))
+        own[module] = torch.randn(1, inputs, generator=generator), torch.randn(outputs, 1, generator=generator)
+    return found
+
+
+def _shapes(bank: AdapterBank) -> dict[str, tuple[int, int]]:
+    return {
         module: (weights.A.shape[1], weights.B.shape[0])
         for adapter in bank.adapters.values()
         for module, weights in adapter.modules.items()
     }
-    return {module: (torch.zeros(1, inputs), torch.zeros(outputs, 1)) for module, (inputs, outputs) in shapes.items()}

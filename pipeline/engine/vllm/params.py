@@ -41,8 +41,8 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
     )
 
 
-def scoring_params() -> Any:
-    """vLLM's `SamplingParams` for the log probabilities of a prompt's own tokens."""
+def scoring_params(last: int) -> Any:
+    """vLLM's `SamplingParams` for the log probabilities of a prompt's own tokens, and of token ``last`` behind it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -50,6 +50,7 @@ def scoring_params() -> Any:
         max_tokens=1,
         temperature=0.0,
         prompt_logprobs=0,
+        logprob_token_ids=[last],
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -87,10 +88,14 @@ def completion(decoder: Decoder, request: Request, output: Any) -> Completion | 
     return decoder.completion(row)
 
 
-def choice_score(prompt_logprobs: Sequence[Mapping[int, Any] | None], tokens: Sequence[int]) -> float:
-    """Sum of the log probabilities of the last tokens of a prompt, which are ``tokens``."""
-    last = prompt_logprobs[-len(tokens) :]
-    return float(sum(found[token].logprob for found, token in zip(last, tokens, strict=True) if found is not None))
+def choice_score(output: Any, tokens: Sequence[int]) -> float:
+    """Sum of the log probabilities of ``tokens``: the last ones of a prompt, and the one that was asked for behind it.
+
+    ``output``: vLLM's `RequestOutput` for the prompt that ends with all of them but the last, by `scoring_params`.
+    """
+    count = len(tokens) - 1
+    steps = [*(output.prompt_logprobs[-count:] if count else []), output.outputs[0].logprobs[0]]
+    return float(sum(found[token].logprob for found, token in zip(steps, tokens, strict=True)))
 
 
 def _step(token: int, found: Mapping[int, Any], count: int) -> StepLogprobs:
