@@ -108,7 +108,8 @@ class VllmBackend:
 
     def close(self) -> None:
         """End vLLM's processes and remove what was written. Later requests raise."""
-        self._llm.shutdown()
+        self._run(self._shut_down())
+        del self._llm  # which would shut down again as the interpreter ends, when it cannot any more
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._files.close()
 
@@ -120,6 +121,13 @@ class VllmBackend:
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _shut_down(self) -> None:
+        handler = self._llm.output_handler
+        if handler is not None:  # it would take the end of the engine for its death
+            handler.cancel()
+            await asyncio.wait([handler])
+        self._llm.shutdown()
 
     async def _start(self, arguments: dict[str, Any]) -> None:
         self._llm = start(arguments, self._watch.passed)

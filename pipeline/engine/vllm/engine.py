@@ -29,7 +29,7 @@ def prepare_environment(device: str, threads: int) -> None:
     On a CPU it would pin its threads to the first cores of the machine and keep one free, so that the actors of a
     machine got in each other's way: they share it by ``threads`` here.
     """
-    for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}.items():
+    for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
