@@ -2,8 +2,8 @@
 
 Needs vLLM in the environment (`make test-vllm` makes one; docs/engines.md). The same requests in each case: records of
 the demo's tasks with the mixtures that its router gives them, each answered with ``--new-tokens`` tokens. The ways of a
-case run in turn in this process, ``--repeats`` times after one turn that does not count; start-up is told apart. Ray
-Data LLM starts an engine for each run: one run, the time of its vLLM stage. Written to `benchmarks/results/`.
+case run in turn in this process, ``--repeats`` times, after a first batch that does not count; start-up is told apart.
+Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage. Written to `benchmarks/results/`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype
 
 from . import ray_llm
-from .requests import for_base, requests, shards, single
+from .requests import for_base, requests, single
 from .ways import Way, by_backend, settings_of, started
 
 
@@ -50,8 +50,7 @@ class Bench:
         """A way by one of this project's backends, started now."""
         settings = settings_of(self.config, self.args.rows, vllm, base)
         backend, self.starts[name] = started(settings, self.args.device, self.args.threads)
-        asked = for_base(self.asked) if base else self.asked
-        return by_backend(backend, shards(asked, vllm.max_loras if vllm and not base else 0))
+        return by_backend(backend, vllm.max_loras if vllm and not base else 0)
 
 
 def mixtures(bench: Bench) -> dict[str, Any]:
@@ -67,11 +66,12 @@ def base(bench: Bench) -> dict[str, Any]:
 def _in_turn(bench: Bench, base: bool) -> dict[str, Any]:
     ways = {"native": bench.way("native", None, base), "vllm": bench.way("vllm", bench.vllm, base)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(bench.args.repeats + 1):
+    asked = for_base(bench.asked) if base else bench.asked
+    for way in ways.values():
+        way(asked[: bench.args.rows])
+    for _ in range(bench.args.repeats):
         for name, way in ways.items():
-            taken = way()
-            if turn:
-                seconds[name].append(taken)
+            seconds[name].append(way(asked))
     ratios = [theirs / ours for ours, theirs in zip(seconds["native"], seconds["vllm"], strict=True)]
     figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
     return figures | {"native_over_vllm": {"median": statistics.median(ratios), "turns": ratios}}

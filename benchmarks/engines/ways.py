@@ -9,13 +9,17 @@ from conf.schema import GenerateConfig
 from jobs._settings import job_settings
 from pipeline.engine import Request
 from pipeline.engine.backend import Backend
+from pipeline.engine.vllm.backend import VllmBackend
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.records import Completion
 from pipeline.stages.backend import start_backend
 from pipeline.stages.local import on_this_node
 from pipeline.stages.settings import JobSettings
 
-Way = Callable[[], float]
+from .requests import shards
+
+Way = Callable[[Sequence[Request]], float]
+"""Seconds for some requests."""
 
 _SHARDS_AT_ONCE = 2  # as a generating actor has them
 
@@ -34,17 +38,21 @@ def started(settings: JobSettings, device: str, threads: int) -> tuple[Backend, 
     return backend, time.perf_counter() - begun
 
 
-def by_backend(backend: Backend, shards: Sequence[Sequence[Request]]) -> Way:
-    """Shard after shard, two at a time, as the generate stage does it."""
+def by_backend(backend: Backend, mixtures: int) -> Way:
+    """Shard after shard, two at a time, as the generate stage does it. ``mixtures``: of a shard; 0: any number."""
 
-    def run() -> float:
+    def run(asked: Sequence[Request]) -> float:
+        cut = shards(asked, mixtures)
         begun = time.perf_counter()
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-            for shard, answers in zip(shards, pool.map(backend.answer, shards), strict=True):
+            for shard, answers in zip(cut, pool.map(backend.answer, cut), strict=True):
                 for request, answer in zip(shard, answers, strict=True):
                     assert isinstance(answer, Completion), answer
                     assert request.sampling is not None
                     assert answer.completion_tokens == request.sampling.max_new_tokens
-        return time.perf_counter() - begun
+        taken = time.perf_counter() - begun
+        if isinstance(backend, VllmBackend):
+            backend.forget_prefixes()  # it would know the prompts of the next turn
+        return taken
 
     return run

@@ -1,6 +1,7 @@
 """vLLM behind the interface of the native engine: several threads ask, mixtures are written, answers come back."""
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -81,6 +82,7 @@ class VllmBackend:
         except BaseException:
             self._files.close()
             raise
+        atexit.register(self.close)  # later, vLLM's own destructor fails for want of its modules
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """The answer to each request, in order; blocks until all are there."""
@@ -108,10 +110,15 @@ class VllmBackend:
 
     def close(self) -> None:
         """End vLLM's processes and remove what was written. Later requests raise."""
+        atexit.unregister(self.close)
         self._run(self._shut_down())
-        del self._llm  # which would shut down again as the interpreter ends, when it cannot any more
+        del self._llm
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._files.close()
+
+    def forget_prefixes(self) -> None:
+        """Let go of the prompts that are kept for later ones that begin alike."""
+        self._run(self._llm.reset_prefix_cache())
 
     @property
     def process_ids(self) -> list[int]:
