@@ -24,6 +24,7 @@ from ..settings import EngineSettings
 from .check import temperature_problem
 from .engine import VllmModel, engine_arguments, prepare_environment, start
 from .files import MixtureFile, MixtureFiles
+from .guard import Guard
 from .params import choice_score, completion, sampling_params, scoring_params
 from .ranks import joined_rank, lora_rank
 from .watch import PassWatch
@@ -82,6 +83,7 @@ class VllmBackend:
         except BaseException:
             self._files.close()
             raise
+        self._guard = Guard(self.process_ids)
         atexit.register(self.close)  # later, vLLM's own destructor fails for want of its modules
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -112,6 +114,7 @@ class VllmBackend:
         """End vLLM's processes and remove what was written. Later requests raise."""
         atexit.unregister(self.close)
         self._run(self._shut_down())
+        self._guard.close()
         del self._llm
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._files.close()
