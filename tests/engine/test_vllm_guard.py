@@ -8,7 +8,7 @@ import psutil
 _STARTED = """
 import subprocess, sys
 from pipeline.engine.vllm.guard import Guard
-child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, start_new_session=True)
 guard = Guard([child.pid])
 if sys.argv[1] == "close":
     guard.close()
