@@ -31,6 +31,9 @@ from .requests import for_base, requests, single
 from .ways import Way, by_backend, settings_of, started
 
 
+_WARM = 8  # records of the first batch, which does not count
+
+
 class Bench:
     """The requests and the settings that all cases share."""
 
@@ -68,10 +71,11 @@ def _in_turn(bench: Bench, base: bool) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     asked = for_base(bench.asked) if base else bench.asked
     for way in ways.values():
-        way(asked[: bench.args.rows])
+        way(asked[:_WARM])
     for _ in range(bench.args.repeats):
         for name, way in ways.items():
             seconds[name].append(way(asked))
+            print(f"{name}: {len(asked)} records in {seconds[name][-1]:.1f} s", flush=True)
     ratios = [theirs / ours for ours, theirs in zip(seconds["native"], seconds["vllm"], strict=True)]
     figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
     return figures | {"native_over_vllm": {"median": statistics.median(ratios), "turns": ratios}}
