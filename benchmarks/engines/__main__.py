@@ -30,7 +30,6 @@ from . import ray_llm
 from .requests import for_base, requests, single
 from .ways import Way, by_backend, settings_of, started
 
-
 _WARM = 8  # records of the first batch, which does not count
 
 
