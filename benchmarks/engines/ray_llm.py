@@ -30,6 +30,8 @@ def seconds(model: str, bank: Path, asked: Sequence[Request], arguments: dict[st
         runtime_env={"env_vars": environment},
         log_engine_metrics=False,
     )
+    # `build_processor` connects to whatever cluster it finds on the machine, which may be somebody else's.
+    ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False)
     new = asked[0].sampling.max_new_tokens if asked[0].sampling else 0
     rows = [
         {
