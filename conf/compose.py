@@ -1,7 +1,7 @@
 """Compose a job's config with Hydra and check it with its pydantic model."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -74,7 +74,7 @@ class _Described:
         self._known = keys_of(_fields(model))
 
     def __call__(self, detail: Any) -> str:
-        key = ".".join(str(part) for part in detail["loc"])
+        key = ".".join(str(part) for part in _place(detail["loc"]))
         if detail["type"] == "extra_forbidden":
             return unknown(key, self._known)
         if detail["type"] == "missing":
@@ -84,11 +84,19 @@ class _Described:
         return f"config: {key}: {detail['msg']} (got {detail['input']!r})"
 
 
+def _place(loc: tuple[Any, ...]) -> list[Any]:
+    """Where a value stands in the config: pydantic puts the name of a group's option behind that of the group."""
+    group, *rest = loc
+    options = [file.stem for file in (CONF_DIR / str(group)).glob("*.yaml")]
+    return [group, *(rest[1:] if len(rest) > 1 and rest[0] in options else rest)]
+
+
 def _fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Names of a model's fields, nested as the models are."""
-    return {
-        name: _fields(field.annotation)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        else None
-        for name, field in model.model_fields.items()
-    }
+    """Names of a model's fields, nested as the models are; those of all models that a field may hold."""
+    return {name: _nested(field.annotation) for name, field in model.model_fields.items()}
+
+
+def _nested(annotation: Any) -> dict[str, Any] | None:
+    held = get_args(annotation) or (annotation,)
+    models = [one for one in held if isinstance(one, type) and issubclass(one, BaseModel)]
+    return {name: field for one in models for name, field in _fields(one).items()} or None

@@ -39,20 +39,40 @@ class RouterPath(Strict):
     path: str
 
 
-class EngineConfig(Strict):
-    """The engine and its actors (`conf/engine`)."""
+class AnyEngine(Strict):
+    """What every engine and its actors have."""
 
     batch_size: PositiveInt
     prefill_tokens: PositiveInt
-    kv_tokens: NonNegativeInt
-    look_ahead: NonNegativeInt
     reuse_prefixes: bool
     cuda_graphs: bool
-    lora_mode: Literal["auto", "union", "gather", "merged"]
-    adapter_slots: NonNegativeInt
     hang_seconds: PositiveFloat
     actors: NonNegativeInt
     threads: NonNegativeInt
+
+
+class NativeEngine(AnyEngine):
+    """The fused engine (`conf/engine/native.yaml`)."""
+
+    backend: Literal["native"]
+    kv_tokens: NonNegativeInt
+    look_ahead: NonNegativeInt
+    lora_mode: Literal["auto", "union", "gather", "merged"]
+    adapter_slots: NonNegativeInt
+
+
+class VllmEngine(AnyEngine):
+    """vLLM (`conf/engine/vllm.yaml`)."""
+
+    backend: Literal["vllm"]
+    max_loras: PositiveInt
+    over_rank: Literal["refuse", "native"]
+    folder: Text | None
+    kv_gb: Annotated[float, Field(ge=0)]
+
+
+EngineConfig = Annotated[NativeEngine | VllmEngine, Field(discriminator="backend")]
+"""One of the engines (`conf/engine`)."""
 
 
 class InputSettings(Strict):

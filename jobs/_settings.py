@@ -5,10 +5,11 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
-from conf.schema import EngineConfig, GenerateConfig, GenerationSettings, RoutingSettings, StageSettings
+from conf.schema import GenerateConfig, GenerationSettings, NativeEngine, RoutingSettings, StageSettings, VllmEngine
 from jobs._arguments import fill_date, need_files, read_config, shown_config
 from pipeline.engine import Constraint, LoraSettings, Sampling, schema_text
 from pipeline.engine.settings import EngineSettings
+from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.stages.settings import JobSettings, ModelRef, Pools, Share
@@ -33,10 +34,17 @@ def pools_of(config: GenerateConfig) -> Pools:
     """What the stages ask of Ray, before the cluster is known; `UserError` for what no engine can do."""
     stages, count = config.cluster.stages, config.engine.actors
     generate = stages.generate
-    if generate.tensor_parallel > 1 or (generate.gpus or 0) > 1:
+    parallel, gpus = generate.tensor_parallel, generate.gpus
+    if config.engine.backend == "native" and (parallel > 1 or (gpus or 0) > 1):
         raise UserError(
-            f"config: cluster.stages.generate: tensor_parallel={generate.tensor_parallel}, gpus={generate.gpus}: the"
-            " native engine runs a model on one GPU; take a model that fits one, or model.quantization=8bit or 4bit"
+            f"config: cluster.stages.generate: tensor_parallel={parallel}, gpus={gpus}: the"
+            " native engine runs a model on one GPU; take a model that fits one, model.quantization=8bit or 4bit, or"
+            " engine=vllm"
+        )
+    if parallel > 1 and gpus != parallel:
+        raise UserError(
+            f"config: cluster.stages.generate: tensor_parallel={parallel} needs as many GPUs for each actor:"
+            f" cluster.stages.generate.gpus={parallel}"
         )
     least, most = (count, count) if count else (generate.actors, generate.most_actors or generate.actors)
     if most < least or stages.route.most_actors < stages.route.actors:
@@ -77,7 +85,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         sampling=sampling_of(config.generation),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=_engine(config.engine, config.seed),
+        engine=_engine(config),
         error_budget=config.errors.budget,
         error_max=config.errors.max,
         window_records=config.window.records,
@@ -124,9 +132,26 @@ def _file(key: str, url: str) -> str:
         raise UserError(f"config: generation.{key}: cannot read {masked(url)}: {one_line(error)}") from None
 
 
-def _engine(config: EngineConfig, seed: int) -> EngineSettings:
-    own = config.model_dump(exclude={"actors", "threads", "hang_seconds", "lora_mode", "adapter_slots"})
-    return EngineSettings(seed=seed, lora=LoraSettings(config.lora_mode, config.adapter_slots), **own)
+def _engine(config: GenerateConfig) -> EngineSettings:
+    engine, parallel = config.engine, config.cluster.stages.generate.tensor_parallel
+    shared = EngineSettings(
+        batch_size=engine.batch_size,
+        prefill_tokens=engine.prefill_tokens,
+        seed=config.seed,
+        reuse_prefixes=engine.reuse_prefixes,
+        cuda_graphs=engine.cuda_graphs,
+    )
+    return _native(shared, engine) if engine.backend == "native" else _vllm(shared, engine, parallel)
+
+
+def _native(shared: EngineSettings, engine: NativeEngine) -> EngineSettings:
+    lora = LoraSettings(engine.lora_mode, engine.adapter_slots)
+    return replace(shared, kv_tokens=engine.kv_tokens, look_ahead=engine.look_ahead, lora=lora)
+
+
+def _vllm(shared: EngineSettings, engine: VllmEngine, parallel: int) -> EngineSettings:
+    own = VllmSettings(engine.max_loras, engine.over_rank, engine.folder, engine.kv_gb, parallel)
+    return replace(shared, vllm=own)
 
 
 def _sentences(routing: RoutingSettings) -> SentenceSettings | None:

@@ -67,6 +67,16 @@ def test_a_wrong_key_is_answered_with_the_nearest(override: str, said: str) -> N
     assert lines(override) == [f"config: {said}"]
 
 
+def test_each_engine_has_its_own_keys() -> None:
+    assert lines("engine=vllm", "engine.max_lora=4") == [
+        "config: unknown key engine.max_lora; did you mean engine.max_loras?"
+    ]
+    assert lines("engine=vllm", "engine.over_rank=merge")[0].startswith("config: engine.over_rank: Input should be")
+    assert lines("engine.backend=sglang")[0].startswith("config: engine: ")
+    config = load_settings("generate", ["engine.max_loras=4", "engine=vllm"], GenerateConfig)
+    assert (config.engine.backend, config.engine.model_dump()["max_loras"]) == ("vllm", 4)
+
+
 def test_all_errors_come_at_once_and_once() -> None:
     said = lines("bank=custom", "errors.bugdet=1", "bank.path=x", "router=custom", "errors.budget=7", "seed=x", "top=1")
     assert len(said) == 5

@@ -77,8 +77,8 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     tables = [routed.slice(at, settings.shard_records) for at in range(0, routed.num_rows, settings.shard_records)]
     answered = pa.concat_tables([actor(table) for table in tables])
     seconds = time.perf_counter() - loaded
-    actor.server.close()
-    actor.engine.lora.detach()
+    actor.backend.close()
+    actor.backend.engine.lora.detach()
     tokens = sum(answered["completion_tokens"].to_pylist())
     return _figures(loaded - start, seconds, tokens)
 

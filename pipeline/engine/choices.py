@@ -53,10 +53,11 @@ def choose(engine: Engine, requests: Iterable[Request], sampling: Sampling, enco
         if isinstance(scores, Failure):
             yield item.request, scores
         else:
-            yield item.request, _completion(item, scores, item.request.sampling or sampling, engine.settings.seed)
+            yield item.request, chosen(item, scores, item.request.sampling or sampling, engine.settings.seed)
 
 
-def _completion(item: Choices, scores: list[float], sampling: Sampling, seed: int) -> Completion | Failure:
+def chosen(item: Choices, scores: list[float], sampling: Sampling, seed: int) -> Completion | Failure:
+    """The answer to a request whose choices have the log-likelihoods ``scores``."""
     answers: list[Completion | Failure] = []
     for number in range(sampling.n):
         place = _pick(scores, sampling, request_generator(replace(item.request, number=number), sampling, seed))

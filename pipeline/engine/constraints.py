@@ -12,7 +12,7 @@ from .request import Constraint
 _KEPT = 256  # compiled constraints; a record of its own schema each must not fill the memory
 # As `json.dumps` writes: models know this form, and none can go on with white space for ever. A schema may ask for
 # another form under `x-guidance`.
-_JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Constraints:
@@ -101,7 +101,7 @@ def _grammar(constraint: Constraint) -> str:
     from llguidance import LLMatcher
 
     make: dict[str, Any] = {
-        "json_schema": lambda text: LLMatcher.grammar_from_json_schema(text, defaults=_JSON_STYLE),
+        "json_schema": lambda text: LLMatcher.grammar_from_json_schema(text, defaults=JSON_STYLE),
         "regex": LLMatcher.grammar_from_regex,
         "grammar": LLMatcher.grammar_from_lark,
     }

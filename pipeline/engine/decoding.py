@@ -85,10 +85,23 @@ class Decoder:
             if row.ended:
                 continue
             if good:
-                self._append(row, token)
+                self.append(row, token)
             else:
                 _fail(row, "NonFiniteLogits", "the model gave NaN or infinite logits for this record")
         return tokens
+
+    def append(self, row: Row, token: int) -> None:
+        """Add the next token to a row that has not ended, and mark it where it ends with that."""
+        if row.matcher and not row.matcher.add(token):
+            _fail(row, "ConstraintFailed", f"after {len(row.new_tokens)} tokens: {row.matcher.error}")
+            return
+        row.new_tokens.append(token)
+        if row.counts:
+            row.counts.add(token)
+        if self._stops(row, token):
+            row.ended = "stop"
+        elif len(row.new_tokens) >= row.sampling.max_new_tokens:
+            row.ended = "length"
 
     def completion(self, row: Row) -> Completion | Failure:
         """What came of a row that has ended."""
@@ -143,18 +156,6 @@ class Decoder:
         values, top = (found.tolist() for found in logprobs.topk(most, dim=1))
         for (_, row, count), own, others, their in zip(asking, of_chosen, top, values, strict=True):
             row.logprobs.append((own, list(zip(others[:count], their[:count], strict=True))))
-
-    def _append(self, row: Row, token: int) -> None:
-        if row.matcher and not row.matcher.add(token):
-            _fail(row, "ConstraintFailed", f"after {len(row.new_tokens)} tokens: {row.matcher.error}")
-            return
-        row.new_tokens.append(token)
-        if row.counts:
-            row.counts.add(token)
-        if self._stops(row, token):
-            row.ended = "stop"
-        elif len(row.new_tokens) >= row.sampling.max_new_tokens:
-            row.ended = "length"
 
     def _stops(self, row: Row, token: int) -> bool:
         if token in self._end_tokens or token in row.sampling.stop_token_ids:

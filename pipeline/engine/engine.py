@@ -13,14 +13,13 @@ from .answers import Answer
 from .attention import PackedAttention
 from .constraints import Constraints
 from .graphs import CudaRecorder, Recorder
+from .limits import PromptLimits, context_length, end_tokens
 from .lora.operator import FusedLora
 from .packed import PackedStep, Segment
 from .request import Failure, Request, Reroute, Sampling
 from .session import Session
 from .settings import EngineSettings
 from .slots import LayerShape
-
-_CHANGING_ROPE = {"dynamic", "longrope"}
 
 
 class Engine:
@@ -35,8 +34,8 @@ class Engine:
         self.settings = settings
         self.attention = PackedAttention(model)
         self.lora = FusedLora(model, bank, settings.lora)
-        self.end_tokens = _end_tokens(model, tokenizer)
-        self.context = _context(model.config)
+        self.end_tokens = end_tokens(model.generation_config, tokenizer)
+        self.context = context_length(model.config)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
         self.lock = threading.Lock()  # of the model: one pass at a time
@@ -70,20 +69,12 @@ class Engine:
 
     def problem(self, request: Request, sampling: Sampling) -> Failure | None:
         """Why the prompt of a request cannot be run."""
-        if not request.tokens:
-            return Failure("EmptyPrompt", "the prompt has no tokens")
-        if max(request.tokens) >= self.vocabulary or min(request.tokens) < 0:
-            return Failure("BadToken", f"a token id outside the model's vocabulary of {self.vocabulary}")
-        needed = len(request.tokens) + sampling.max_new_tokens
-        if needed > self.context:
-            return Failure(
-                "PromptTooLong",
-                f"{len(request.tokens)} prompt tokens and {sampling.max_new_tokens} new ones exceed the"
-                f" context of {self.context}",
-            )
-        if needed > self.kv_tokens:
-            return Failure("KvBudget", f"{needed} tokens exceed the KV cache of {self.kv_tokens}: raise kv_tokens")
-        return None
+        return self.limits.problem(request, sampling)
+
+    @property
+    def limits(self) -> PromptLimits:
+        """What a prompt must fit."""
+        return PromptLimits(self.vocabulary, self.context, self.kv_tokens)
 
     def forward(self, segments: Sequence[Segment], expected_tokens: int = 0) -> tuple[list[Segment], torch.Tensor]:
         """One pass over tokens of many rows: the segments in packed order, and logits [kept tokens x vocab].
@@ -121,24 +112,6 @@ class Engine:
             for (start, mixture), end in zip(segment.spans, ends, strict=True):
                 places += [numbers.setdefault(mixture, len(numbers))] * (end - start)
         self.set_mixtures(list(numbers), places, packed.kept_places, expected_tokens)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(configured if isinstance(configured, list) else [configured])
-    return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}
-
-
-def _context(config: Any) -> int:
-    """Positions of the model. Some kinds of RoPE change all positions with the longest text: it must not get there."""
-    text = config.get_text_config()
-    context = int(getattr(text, "max_position_embeddings", 0) or 2**31)
-    rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    for kind in kinds:
-        if kind.get("rope_type") in _CHANGING_ROPE:
-            context = min(context, int(kind.get("original_max_position_embeddings") or context))
-    return context
 
 
 def _kv_tokens(shapes: Sequence[LayerShape], device: torch.device) -> int:

@@ -55,7 +55,7 @@ def score_choices(
     """
     fitting = []
     for item in asked:
-        problem = _problem(item, engine)
+        problem = engine.limits.choices_problem(item.request, [len(tokens) for tokens in item.choices])
         if problem:
             yield item, problem
         else:
@@ -69,19 +69,6 @@ def score_choices(
         start += len(group)
         for prompt in group:
             cache.release(prompt.slot)
-
-
-def _problem(item: Choices, engine: Engine) -> Failure | None:
-    if not item.request.tokens:
-        return Failure("EmptyPrompt", "the prompt has no tokens")
-    if not item.choices or not all(item.choices):
-        return Failure("EmptyChoice", "there are no choices, or one without tokens")
-    needed = len(item.request.tokens) + max(map(len, item.choices))
-    if needed > engine.context:
-        return Failure("PromptTooLong", f"prompt and longest choice have {needed} tokens, the context {engine.context}")
-    if needed > engine.kv_tokens:
-        return Failure("KvBudget", f"{needed} tokens exceed the KV cache of {engine.kv_tokens}: raise kv_tokens")
-    return None
 
 
 def _place(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Prompt]:
@@ -98,7 +85,7 @@ def _place(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Pro
         if slot is None:
             break
         group.append(_Prompt(item, slot))
-    assert group  # an empty cache holds any prompt that `_problem` lets through
+    assert group  # an empty cache holds any prompt that the limits let through
     return group
 
 

@@ -9,26 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..records import Completion
+from .backend import Load
 from .engine import Engine
 from .faults import halve, is_out_of_memory
 from .request import Failure, Request, Reroute, Sampling
 from .session import Session
 
 Answer = Completion | Failure
-
-
-@dataclass(frozen=True)
-class Load:
-    """What an engine is busy with at a moment. ``adapter_loads`` and ``adapter_evictions`` count from its start."""
-
-    rows: int
-    most_rows: int
-    waiting: int
-    mixtures: int
-    kv_positions: int
-    kv_limit: int
-    adapter_loads: int
-    adapter_evictions: int
 
 
 @dataclass(frozen=True, eq=False)

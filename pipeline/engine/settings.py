@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from .lora.settings import LoraSettings
+from .vllm.settings import VllmSettings
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class EngineSettings:
     ``batch_size``: rows at a time. ``prefill_tokens``: prompt tokens of one pass. ``kv_tokens``: positions of the KV
     cache, 0: as the device's memory allows. ``look_ahead``: requests that are read ahead, 0: four times the rows.
     ``reuse_prefixes``: what prompts of one mixture have in common runs once. ``cuda_graphs``: on a GPU, decode steps
-    are recorded and replayed.
+    are recorded and replayed. ``vllm``: vLLM answers; of the others it takes ``batch_size``, ``prefill_tokens``,
+    ``seed``, ``reuse_prefixes`` and ``cuda_graphs``. None: the native engine.
     """
 
     batch_size: int = 32
@@ -23,6 +25,7 @@ class EngineSettings:
     reuse_prefixes: bool = True
     cuda_graphs: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
+    vllm: VllmSettings | None = None
 
     @property
     def most_waiting(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..errors import UserError
 from ..untrusted import check_tensor_file, one_line
@@ -31,6 +31,14 @@ def pick_device(name: str) -> str:
 def load_config(folder: str, trust_remote_code: bool = False) -> Any:
     """Read the transformers config of a model folder or hub id."""
     return _loading(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def load_generation_config(folder: str, config: Any) -> Any:
+    """The generation config of a model folder or hub id; where it has none, that of the model's ``config``."""
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def check_weights(folder: str) -> None:

@@ -1,6 +1,5 @@
-"""Generate stage: the fused engine in an actor; a record that breaks it is found and set aside."""
+"""Generate stage: an engine in an actor; a record that breaks it is found and set aside."""
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -11,11 +10,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from ..adapters import AdapterBank
-from ..engine import Engine, EngineServer, Failure, Request, Reroute
-from ..engine.choices import choose
-from ..engine.faults import Watchdog, halve, is_out_of_memory
-from ..models import PromptFormat, load_model, load_tokenizer
+from ..engine import Failure, Request
 from ..records import (
     COMPLETED,
     SENTENCE_MIXTURES,
@@ -29,7 +24,7 @@ from ..records import (
     parse_spans,
     span_rows,
 )
-from ..routing import Router, SentenceRouter
+from .backend import start_backend
 from .incidents import Incidents
 from .local import on_this_node
 from .logs import tell_here
@@ -58,28 +53,15 @@ class GenerateRecords:
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         settings = on_this_node(settings)
-        model = settings.model
-        loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code, model.quantization)
-        bank = AdapterBank.load(settings.bank, settings.adapters)
-        tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
-        self.engine = Engine(loaded, tokenizer, bank, settings.engine)
-        self.settings = settings.sampling
         self.sampling = RecordSampling(settings.sampling)
-        self.encode = PromptFormat(tokenizer, model.prompt_format).encode_answer
         self.asked = settings.asked
-        self.reroute: Reroute | None = None
-        if settings.sentences:
-            router = Router.load(settings.router)
-            self.reroute = SentenceRouter(router, settings.routing, settings.sentences, tokenizer)
-        self.watchdog = Watchdog(self.engine, settings.hang_seconds, lambda: os._exit(1))
-        self.server = EngineServer(
-            self.engine, settings.sampling, self.reroute, self._leave_if_device_is_lost, self.watchdog.watching
-        )
+        self.sentences = settings.sentences is not None
+        self.backend = start_backend(settings, device, threads)
 
     def _show(self, metrics: EngineMetrics) -> None:
         while True:
             with suppress(RuntimeError):  # a look at what another thread changes
-                metrics.show(self.server.load())
+                metrics.show(self.backend.load())
             time.sleep(_SHOWN_EVERY)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -94,7 +76,7 @@ class GenerateRecords:
     def _answered(self, table: pa.Table) -> pa.Table:
         alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
         requests = self._requests(table.take(pa.array(alive, pa.int64())))
-        schema = joined(COMPLETED, self.asked, *([SENTENCE_MIXTURES] if self.reroute else []))
+        schema = joined(COMPLETED, self.asked, *([SENTENCE_MIXTURES] if self.sentences else []))
         columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in schema}
         dead: dict[int, DeadLetter] = {}
         for row, request, found in zip(alive, requests, self._answers(requests), strict=True):
@@ -107,55 +89,21 @@ class GenerateRecords:
         return with_columns(with_dead_letters(table, dead), schema, columns)
 
     def _requests(self, table: pa.Table) -> list[Request]:
-        names = ["id", "tokens", "mixture", "sampling", *(SENTENCES.names if self.reroute else [])]
+        names = ["id", "tokens", "mixture", "sampling", *(SENTENCES.names if self.sentences else [])]
         return [
             Request(
                 row["id"],
                 row["tokens"],
                 Mixture.parse(row["mixture"]),
-                parse_spans(row["spans"]) if self.reroute else (),
-                row["context"] if self.reroute else 0,
+                parse_spans(row["spans"]) if self.sentences else (),
+                row["context"] if self.sentences else 0,
                 self.sampling(row["sampling"]),
             )
             for row in table.select(names).to_pylist()
         ]
 
-    def _leave_if_device_is_lost(self, error: Exception) -> None:
-        """After a device-side assert every CUDA call of this process fails: end it, so that Ray starts it again."""
-        if self.engine.model.device.type != "cuda":
-            return
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            os._exit(1)
-
     def _answers(self, requests: Sequence[Request]) -> list[Completion | Failure]:
-        """An answer for each request: choices are scored here, all else goes through the server."""
-        scored = [bool((request.sampling or self.settings).choices) for request in requests]
-        chosen = iter(self._chosen([r for r, choices in zip(requests, scored, strict=True) if choices]))
-        generated = iter(self.server.answer([r for r, choices in zip(requests, scored, strict=True) if not choices]))
-        return [next(chosen if choices else generated) for choices in scored]
-
-    def _chosen(self, requests: Sequence[Request]) -> list[Completion | Failure]:
-        """Answers by choices. Where the engine raises, halves are tried, down to the request that breaks it."""
-        if not requests:
-            return []
-        try:
-            places = {id(request): place for place, request in enumerate(requests)}
-            answers: list[Completion | Failure] = [Failure("NoAnswer", "the engine gave no answer")] * len(requests)
-            with self.watchdog.watching():
-                for request, found in choose(self.engine, requests, self.settings, self.encode):
-                    answers[places[id(request)]] = found
-            return answers
-        except Exception as error:
-            self._leave_if_device_is_lost(error.with_traceback(None))
-            if is_out_of_memory(error) and halve(self.engine):
-                return self._chosen(requests)
-            if len(requests) == 1:
-                message = str(error).splitlines()[0] if str(error) else ""
-                return [Failure(type(error).__name__, message or "the engine failed on this record alone")]
-            middle = len(requests) // 2
-            return self._chosen(requests[:middle]) + self._chosen(requests[middle:])
+        return self.backend.answer(requests)
 
 
 def _values(request: Request, completion: Completion) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class WindowRun:
         context.max_errored_blocks = -1
         context.enable_progress_bars = False
         count = self.plan.window_size(self.window) if missing is None else len(missing)
-        limits = ShardLimits(shard_records, self.settings.shard_adapters)
+        limits = ShardLimits(shard_records, self.settings.shard_adapters, self.settings.shard_mixtures)
         return Shuffle(count, limits, self.pools.read.cpus)(self._routed(missing))
 
     def generate(self, routed: Any, log: CommitLog, attempt: str) -> None:

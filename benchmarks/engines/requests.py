@@ -1,0 +1,64 @@
+"""What is asked: records of the demo's tasks with the mixtures of its router, and answers of one length."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.schema import GenerateConfig
+from jobs._settings import job_settings
+from pipeline.engine import Request, Sampling
+from pipeline.records import Mixture, Record
+from pipeline.stages.local import on_this_node
+from pipeline.stages.prepare import check_models
+from pipeline.stages.route import RouteRecords
+from pipeline.stages.shard_plan import ShardLimits, plan_shards
+from pipeline.storage.read import staged_table
+
+SUITE = "demo/data/suite-test.parquet"
+
+
+def requests(config: GenerateConfig, count: int, new_tokens: int) -> list[Request]:
+    """``count`` records, tasks in turn, each answered with exactly ``new_tokens`` tokens."""
+    by_task: dict[str, list[str]] = {}
+    for row in pq.read_table(SUITE, columns=["task", "prompt"]).to_pylist():
+        by_task.setdefault(row["task"], []).append(row["prompt"])
+    prompts = [prompt for rank in zip_longest(*by_task.values()) for prompt in rank if prompt is not None][:count]
+    settings = on_this_node(job_settings(config, "", ""))
+    context, _ = check_models(settings)
+    records = [Record(row, str(row), prompt) for row, prompt in enumerate(prompts)]
+    routed = RouteRecords(settings, context)(staged_table(records, pa.schema([])))
+    sampling = Sampling(max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    return [
+        Request(row["id"], row["tokens"], Mixture.parse(row["mixture"]), sampling=sampling)
+        for row in routed.to_pylist()
+        if row["dead_type"] is None
+    ]
+
+
+def for_base(asked: Sequence[Request]) -> list[Request]:
+    """The same for the base model."""
+    return [replace(request, mixture=Mixture()) for request in asked]
+
+
+def single(asked: Sequence[Request]) -> list[Request]:
+    """The same with the adapter of the largest weight alone: what one adapter a row can do."""
+    return [replace(request, mixture=_largest(request.mixture)) for request in asked]
+
+
+def shards(asked: Sequence[Request], mixtures: int) -> list[list[Request]]:
+    """As the planner cuts them; ``mixtures``: of a shard at most, 0: any number."""
+    waiting: dict[str, list[Request]] = {}
+    for request in asked:
+        waiting.setdefault(request.mixture.key, []).append(request)
+    plan = plan_shards({key: len(own) for key, own in waiting.items()}, ShardLimits(512, 64, mixtures))
+    return [[waiting[key].pop() for key, count in shard for _ in range(count)] for shard in plan]
+
+
+def _largest(mixture: Mixture) -> Mixture:
+    if not mixture.adapters:
+        return mixture
+    name, _ = max(zip(mixture.adapters, mixture.weights, strict=True), key=lambda pair: (pair[1], pair[0]))
+    return Mixture.of({name: 1.0})

@@ -1,0 +1,168 @@
+"""Folders of mixtures as vLLM reads them, written when a shard needs them and removed when none does any more."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+
+from ...adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank
+from ...errors import UserError
+from ...records import Mixture
+from .fold import fold, nothing, probes
+
+_SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "loraloom-mixtures-"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class MixtureFile:
+    """A mixture as vLLM is told of it. ``number``: above 0, of no other mixture that is held at the same time."""
+
+    name: str
+    number: int
+    path: str
+
+
+@dataclass
+class _Held:
+    file: MixtureFile
+    holders: int = 0
+
+
+class MixtureFiles:
+    """The mixtures of one bank that are in use, each in a PEFT folder of its own. May be used by several threads.
+
+    ``folder``: where (None: shared memory, else the temporary folder). What processes that were killed have left there
+    is removed first: each holds the lock of its own folder while it lives. `UserError` where it cannot be written to.
+    """
+
+    def __init__(self, bank: AdapterBank, folder: str | None = None) -> None:
+        self._bank = bank
+        parent = _parent(folder)
+        try:
+            _sweep(parent)
+            self._own = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True)
+            self.folder = Path(self._own.name)
+            self._alive = FileLock(self.folder / _LOCK)
+            self._alive.acquire()
+        except OSError as error:
+            raise UserError(f"config: engine.folder: cannot write to {parent}: {error.strerror or error}") from None
+        self._lock = threading.Lock()
+        self._held: dict[Mixture, _Held] = {}
+        self._numbers = count(1)
+        self.written = self.removed = 0
+        self.nothing = self._write("nothing", nothing(bank)) if bank.adapters else None
+
+    @contextmanager
+    def holding(self, mixtures: Collection[Mixture]) -> Iterator[dict[Mixture, MixtureFile]]:
+        """The files of some mixtures, the base model left out; they are there until the last holder leaves.
+
+        A mixture that two shards use at once is written once. `OSError` where there is no room.
+        """
+        wanted = {mixture for mixture in mixtures if mixture.adapters}
+        taken: list[Mixture] = []
+        try:
+            with self._lock:
+                for mixture in sorted(wanted, key=lambda mixture: mixture.key):
+                    held = self._held.get(mixture) or self._make(mixture)
+                    held.holders += 1
+                    taken.append(mixture)
+                files = {mixture: self._held[mixture].file for mixture in taken}
+            yield files
+        finally:
+            with self._lock:
+                for mixture in taken:
+                    self._leave(mixture)
+
+    @contextmanager
+    def probing(self) -> Iterator[dict[str, MixtureFile]]:
+        """Adapters of `fold.probes`, by the last part of the names of the modules that each changes."""
+        files = {name: self._write(f"probe-{name}", modules) for name, modules in probes(self._bank).items()}
+        try:
+            yield files
+        finally:
+            for file in files.values():
+                shutil.rmtree(file.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove all that is left."""
+        self._alive.release()
+        self._own.cleanup()
+
+    def _make(self, mixture: Mixture) -> _Held:
+        # The name stands for the weights: vLLM takes equal names for equal adapters, in its prefix cache too.
+        digest = hashlib.sha256(f"{self._bank.fingerprint}\0{mixture.key}".encode()).hexdigest()[:32]
+        self._held[mixture] = held = _Held(self._write(digest, fold(self._bank, mixture)))
+        return held
+
+    def _leave(self, mixture: Mixture) -> None:
+        held = self._held[mixture]
+        held.holders -= 1
+        if not held.holders:
+            del self._held[mixture]
+            shutil.rmtree(held.file.path, ignore_errors=True)
+            self.removed += 1
+
+    def _write(self, name: str, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> MixtureFile:
+        path = self.folder / name
+        write_adapter(path, modules)
+        self.written += 1
+        return MixtureFile(name, next(self._numbers), str(path))
+
+
+def write_adapter(path: Path, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write A and B of each module as a PEFT folder whose scale is 1, whatever rank its modules have."""
+    tensors = {}
+    for module, (a, b) in modules.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
+    ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
+    rank = max(ranks.values())
+    others = {module: own for module, own in ranks.items() if own != rank}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
+        "bias": "none",
+    }
+    path.mkdir()
+    try:
+        save_file(tensors, path / WEIGHTS_FILE)
+        (path / CONFIG_FILE).write_text(json.dumps(config))
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _parent(folder: str | None) -> Path:
+    if folder is not None:
+        return Path(folder).absolute()
+    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of processes that ended without doing so: nobody holds their locks."""
+    for left in parent.glob(f"{_PREFIX}*"):
+        if not (left / _LOCK).exists():
+            continue  # of a process that is just starting
+        try:
+            with FileLock(left / _LOCK, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        except (Timeout, OSError):
+            continue

@@ -1,0 +1,48 @@
+"""A mixture as one LoRA adapter: A of all its adapters one above the other, B side by side with the weights in it."""
+
+import torch
+
+from ...adapters import AdapterBank
+from ...records import Mixture
+
+
+def fold(bank: AdapterBank, mixture: Mixture) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A [R x in] and B [out x R], fp32, of each module that the mixture changes: ``y += B A x``.
+
+    R is the sum of the ranks of the adapters that change the module. Mixture weight times scale (alpha / r, or
+    alpha / sqrt(r)) is in B, so that the adapter's own scale is 1 and its terms are those of the mixture, exactly.
+    """
+    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
+        for module, weights in bank.adapters[name].modules.items():
+            # In fp64 and rounded once: bf16 values times a weight would else be rounded in bf16.
+            b = weights.B.double() * (weight * weights.scale)
+            parts.setdefault(module, []).append((weights.A.float(), b.float()))
+    return {
+        module: (torch.cat([a for a, _ in own]), torch.cat([b for _, b in own], 1)) for module, own in parts.items()
+    }
+
+
+def nothing(bank: AdapterBank) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """An adapter of rank 1 that changes nothing, on all modules that some adapter of the bank changes."""
+    return {
+        module: (torch.zeros(1, inputs), torch.zeros(outputs, 1)) for module, (inputs, outputs) in _shapes(bank).items()
+    }
+
+
+def probes(bank: AdapterBank) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """By the last part of their names: an adapter of rank 1 that changes a lot, on the bank's modules of that name."""
+    found: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for module, (inputs, outputs) in sorted(_shapes(bank).items()):
+        own = found.setdefault(module.rsplit(".", 1)[-1], {})
+        generator = torch.Generator().manual_seed(len(own))
+        own[module] = torch.randn(1, inputs, generator=generator), torch.randn(outputs, 1, generator=generator)
+    return found
+
+
+def _shapes(bank: AdapterBank) -> dict[str, tuple[int, int]]:
+    return {
+        module: (weights.A.shape[1], weights.B.shape[0])
+        for adapter in bank.adapters.values()
+        for module, weights in adapter.modules.items()
+    }

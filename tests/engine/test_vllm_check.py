@@ -1,0 +1,79 @@
+"""What vLLM cannot do is refused by name, and nothing is loaded for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.adapters import AdapterBank
+from pipeline.engine.vllm import check
+from pipeline.engine.vllm.settings import VllmSettings
+from pipeline.errors import UserError
+from tests.adapters.make import Q, make_adapter, make_tensors, tensor_name
+
+
+def bank_of(folder: Path, extra: dict[str, Any] | None = None, **config: Any) -> AdapterBank:
+    tensors = make_tensors(config.get("r", 4)) | (extra or {})
+    make_adapter(folder / "legal", tensors, **config)
+    return AdapterBank.load(folder)
+
+
+def refused(bank: AdapterBank, most: int = 1, settings: VllmSettings | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        check.check_bank(bank, most, settings or VllmSettings())
+    return str(caught.value)
+
+
+def test_plain_adapters_pass(tmp_path: Path) -> None:
+    assert check.check_bank(bank_of(tmp_path, use_rslora=True, alpha_pattern={"q_proj": 3}), 1, VllmSettings())
+
+
+def test_dora_is_refused(tmp_path: Path) -> None:
+    magnitudes = {
+        tensor_name(module, "A").replace("lora_A.weight", "lora_magnitude_vector"): make_tensors()[
+            tensor_name(module, "B")
+        ][:, 0].clone()
+        for module in (Q, Q.replace("q_proj", "v_proj"))
+    }
+    said = refused(bank_of(tmp_path, magnitudes, use_dora=True))
+    assert said.startswith("bank: adapter 'legal' is a DoRA adapter")
+    assert "use engine=native" in said
+
+
+def test_lora_bias_is_refused(tmp_path: Path) -> None:
+    biases = {
+        tensor_name(module, "B").replace("weight", "bias"): make_tensors()[tensor_name(module, "B")][:, 0].clone()
+        for module in (Q, Q.replace("q_proj", "v_proj"))
+    }
+    assert "has a lora_bias at model.layers.0.self_attn." in refused(bank_of(tmp_path, biases, lora_bias=True))
+
+
+def test_embeddings_and_heads_are_refused(tmp_path: Path) -> None:
+    head = make_tensors(shapes={"lm_head": (8, 32)})
+    assert "changes lm_head, the model's head" in refused(bank_of(tmp_path / "head", head))
+    place = "base_model.model.model.embed_tokens.lora_embedding_"
+    table = make_tensors(shapes={"x": (32, 8)})
+    embedding = {place + side: table[tensor_name("x", side)] for side in "AB"}
+    assert "changes the embedding model.embed_tokens" in refused(bank_of(tmp_path / "table", embedding))
+
+
+def test_ranks_that_vllm_does_not_take_are_refused_or_left_to_the_native_engine(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        make_adapter(tmp_path / name, make_tensors(200), r=200)
+    bank = AdapterBank.load(tmp_path)
+    assert check.check_bank(bank, 2, VllmSettings())
+    said = refused(bank, 3)
+    assert "mixtures of 3 adapters of this bank may have rank 600, and vLLM takes 512 at most" in said
+    assert "engine.over_rank=native" in said
+    assert not check.check_bank(bank, 3, VllmSettings(over_rank="native"))
+
+
+def test_a_missing_vllm_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install"):
+        check.check_installed()
+
+
+def test_temperatures_above_those_of_vllm_are_told() -> None:
+    assert check.temperature_problem(2.0) is None
+    assert check.temperature_problem(2.5) == "temperature 2.5: vLLM takes 2 at most; use engine=native"

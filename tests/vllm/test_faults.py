@@ -1,0 +1,106 @@
+"""vLLM's own processes that die, and whole jobs over it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from pipeline.storage import read_dead, read_run
+
+from .engines import Engines, mixtures_of, start_vllm
+
+pytestmark = pytest.mark.vllm
+
+_ALONE = """
+import os, sys
+from pathlib import Path
+from tests.vllm.engines import start_vllm
+if __name__ == "__main__":
+    backend = start_vllm("bf16", Path(sys.argv[1]), lambda: os._exit(1))
+    print(*backend.process_ids, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_engine_ends_with_the_process_that_started_it(tmp_path: Path, root: Path) -> None:
+    words = [sys.executable, "-c", _ALONE, str(tmp_path)]
+    process = subprocess.Popen(words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    children = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
+    family = children + [child for parent in children for child in parent.children(recursive=True)]
+    assert family
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(family, timeout=60)[1]
+
+
+def test_requests_of_an_engine_that_dies_do_not_wait_for_ever(fp32: Engines, tmp_path: Path) -> None:
+    told = threading.Event()
+    backend = start_vllm("bf16", tmp_path, told.set)
+    requests = fp32.requests(mixtures_of(fp32.bank), 20, min_new_tokens=200, max_new_tokens=200)
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            backend.answer(requests)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(3)
+    for pid in backend.process_ids:
+        os.kill(pid, signal.SIGKILL)
+    assert told.wait(60)
+    thread.join(60)
+    assert [type(error).__name__ for error in failed] == ["EngineDeadError"]
+    assert {path.name for path in backend._files.folder.iterdir()} == {".lock", "nothing"}
+    backend.close()
+
+
+def test_a_whole_job_whose_engine_is_killed_answers_every_record_once(tmp_path: Path, root: Path) -> None:
+    lines = (root / "demo" / "records.jsonl").read_bytes().splitlines()[:40]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    words = [
+        *(sys.executable, "-m", "jobs.generate", "--input", str(tmp_path / "in.jsonl")),
+        *("--output", str(tmp_path / "out"), "engine=vllm", f"engine.folder={tmp_path}", "engine.kv_gb=1"),
+        *("engine.max_loras=8", "generation.max_new_tokens=16", "cluster.cpus=2", "shuffle.shard_records=16"),
+    ]
+    job = subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = threading.Thread(target=_kill_engine_once, args=(job.pid, tmp_path))
+    killed.start()
+    said, _ = job.communicate(timeout=550)
+    killed.join()
+    assert job.returncode == 0, said
+    table = read_run(str(tmp_path / "out")).to_table()
+    found = Counter(table["id"].to_pylist() + read_dead(str(tmp_path / "out")).to_table()["id"].to_pylist())
+    assert found == Counter(orjson.loads(line)["id"] for line in lines)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["guard"]["engine.backend"] == "vllm"
+    other = [word for word in words if not word.startswith("engine")]
+    refused = subprocess.run(other, cwd=root, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "engine.backend (was 'vllm', is 'native')" in refused.stderr
+
+
+def _kill_engine_once(job: int, folder: Path) -> None:
+    """Kill vLLM's process, below that of the job, once a mixture of a shard is there."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and psutil.pid_exists(job):
+        held = [path for path in folder.glob("loraloom-mixtures-*/*") if path.name not in (".lock", "nothing")]
+        for process in psutil.Process(job).children(recursive=True) if held else ():
+            with suppress(psutil.Error):
+                if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
+                    process.kill()
+                    return
+        time.sleep(0.5)
