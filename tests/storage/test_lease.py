@@ -133,10 +133,14 @@ def test_what_ended_the_job_is_told_even_where_the_lease_cannot_be_released(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
+    def stopped() -> None:
+        with lease(url, said):
+            monkeypatch.setattr("pipeline.storage.lease.put", full)
+            raise ValueError("the reason")
+
     said: list[str] = []
-    with pytest.raises(ValueError, match="the reason"), lease(url, said):
-        monkeypatch.setattr("pipeline.storage.lease.put", full)
-        raise ValueError("the reason")
+    with pytest.raises(ValueError, match="the reason"):
+        stopped()
     assert said[-1].endswith("OSError: not released")
     monkeypatch.undo()
     with lease(url):  # taken over once no heartbeat has come for a while
