@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.storage.secrets import masked
 
 _DATE = "{date}"
-PROGRESS = ("auto", "live", "lines", "json", "quiet")
+_PROGRESS = ("auto", "live", "lines", "json", "quiet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N records of the input")
     parser.add_argument("--seed", type=int, help="seed of sampling (config: seed)")
     parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """The option of commands with a view of their progress (`_progress.view_of`)."""
+    parser.add_argument(
+        "--progress", choices=_PROGRESS, default="auto", help="how progress is shown (auto: live on a terminal)"
+    )
 
 
 def read_config(args: argparse.Namespace) -> GenerateConfig:

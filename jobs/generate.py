@@ -13,7 +13,7 @@ budget. Exit 1: over the budget, or incomplete. Exit 2: config, input, bank or r
 import argparse
 
 from conf import as_yaml
-from jobs._arguments import PROGRESS, add_arguments, fill_date, need_files, read_config, shown_config
+from jobs._arguments import add_arguments, add_progress, fill_date, need_files, read_config, shown_config
 from jobs._cli import OK, run_job
 
 
@@ -36,9 +36,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jobs.generate", description="Answer records with mixtures of adapters.")
     add_arguments(parser)
     parser.add_argument("--new-run", action="store_true", help="discard what an earlier run left in the output")
-    parser.add_argument(
-        "--progress", choices=PROGRESS, default="auto", help="how progress is shown (auto: live on a terminal)"
-    )
+    add_progress(parser)
     parser.add_argument("--show-config", action="store_true", help="print the composed config and end")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print an estimate and end")
     parser.add_argument("--basis", metavar="URL", help="--dry-run: take speed and lengths from this earlier run")

@@ -17,7 +17,7 @@ from typing import Any
 
 from conf import saved_settings
 from conf.schema import GenerateConfig
-from jobs._arguments import PROGRESS
+from jobs._arguments import add_progress
 from jobs._cli import INCOMPLETE, OK, run_job
 from jobs._progress import view_of
 from jobs._settings import job_settings, pools_of
@@ -42,9 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--input", help="the run's input, where its URL holds a password or is relative to elsewhere")
     parser.add_argument("--stage", action="append", choices=["route", "generate"], help="only of this stage")
     parser.add_argument("--error", action="append", metavar="TYPE", help="only of this error type; may be repeated")
-    parser.add_argument(
-        "--progress", choices=PROGRESS, default="auto", help="how progress is shown (auto: live on a terminal)"
-    )
+    add_progress(parser)
     parser.add_argument("overrides", nargs="*", help="config: key=value")
     args = parser.parse_intermixed_args(argv)
     config, given, limit = _saved(args)

@@ -49,11 +49,9 @@ class Watchdog:
     """
 
     def __init__(self, engine: Engine, seconds: float, on_hang: Callable[[], None]) -> None:
-        self._seconds, self._on_hang = seconds, on_hang
         self._began: dict[int, float] = {}  # by thread
         engine.before_pass = self._begin_pass
-        thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
-        thread.start()
+        watch_passes(seconds, self._oldest, on_hang, "no pass ended")
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -70,12 +68,23 @@ class Watchdog:
         if me in self._began:
             self._began[me] = time.monotonic()
 
-    def _watch(self) -> None:
+    def _oldest(self) -> float:
+        return min(list(self._began.values()), default=time.monotonic())
+
+
+def watch_passes(seconds: float, since: Callable[[], float], on_hang: Callable[[], None], what: str) -> None:
+    """Start a thread that calls ``on_hang`` once, after writing all stacks to stderr, where an engine hangs.
+
+    ``since``: when the pass in work began, now where there is none (`time.monotonic`); ``what``: of it, for the log.
+    """
+
+    def watch() -> None:
         while True:
-            time.sleep(min(1.0, self._seconds / 4))
-            oldest = min(list(self._began.values()), default=time.monotonic())
-            if time.monotonic() - oldest > self._seconds:
-                _log.error("engine: no pass ended in %g s; the process is ended, and started again", self._seconds)
+            time.sleep(min(1.0, seconds / 4))
+            if time.monotonic() - since() > seconds:
+                _log.error("engine: %s in %g s; the process is ended, and started again", what, seconds)
                 faulthandler.dump_traceback()
-                self._on_hang()
+                on_hang()
                 return
+
+    threading.Thread(target=watch, daemon=True, name="watchdog").start()

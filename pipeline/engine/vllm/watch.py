@@ -1,14 +1,12 @@
 """Notices that vLLM has requests and ends no pass."""
 
-import faulthandler
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from ..faults import watch_passes
 
 
 class PassWatch:
@@ -18,13 +16,12 @@ class PassWatch:
     """
 
     def __init__(self, seconds: float, on_hang: Callable[[], None]) -> None:
-        self._seconds, self._on_hang = seconds, on_hang
         self._watched = 0
         self._lock = threading.Lock()
         self._last = time.monotonic()
         self.last: Any = None
         """Stats of the last pass, as vLLM's scheduler gives them."""
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        watch_passes(seconds, self._since, on_hang, "vLLM ended no pass")
 
     def passed(self, stats: Any) -> None:
         """A pass has ended."""
@@ -44,11 +41,5 @@ class PassWatch:
             with self._lock:
                 self._watched -= 1
 
-    def _watch(self) -> None:
-        while True:
-            time.sleep(min(1.0, self._seconds / 4))
-            if self._watched and time.monotonic() - self._last > self._seconds:
-                _log.error("engine: vLLM ended no pass in %g s; the process is ended, and started again", self._seconds)
-                faulthandler.dump_traceback()
-                self._on_hang()
-                return
+    def _since(self) -> float:
+        return self._last if self._watched else time.monotonic()
