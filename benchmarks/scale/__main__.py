@@ -35,26 +35,30 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     parser.add_argument("--kit", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--largest", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.kit:
-        _measure(args.nodes[0], args.kit, args.records, args.only, args.output)
+        _measure(args.nodes[0], args)
         return
     with tempfile.TemporaryDirectory() as temporary:
         kit = Path(temporary) / "kit"
         Kit.make(kit)
         for nodes in dict.fromkeys([min(args.nodes), max(args.nodes), *args.nodes]):
-            words = ["--kit", str(kit), "--nodes", str(nodes), "--records", str(args.records), "--only", args.only]
+            words = ["--kit", str(kit), "--nodes", str(nodes), "--largest", str(max(args.nodes))]
+            words += ["--records", str(args.records), "--only", args.only]
             # A token of its own: else a token file of the user decides whether nodes and driver find each other.
             own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_BACKEND_LOG_LEVEL": "fatal"}
             command = [sys.executable, "-m", "benchmarks.scale", *words, "--output", str(args.output)]
             subprocess.run(command, env=os.environ | own, check=True)
 
 
-def cases(nodes: int) -> list[Case]:
-    """Even and skewed, and 1 to 1,000 mixtures; at last a slow node and a lost one."""
-    found = [Case(nodes), Case(nodes, hot=0.9), Case(nodes, 1000), Case(nodes, 1)]
-    if nodes > 1:
-        found += [Case(nodes, 100), Case(nodes, 1000, 0.9), Case(nodes, slow=2.0), Case(nodes, lose=True)]
+def cases(nodes: int, largest: int) -> list[Case]:
+    """Even and skewed; 1 to 1,000 mixtures on one node and on the most; there also a slow node and a lost one."""
+    found = [Case(nodes), Case(nodes, hot=0.9)]
+    if nodes in (1, largest):
+        found += [Case(nodes, 1), Case(nodes, 100), Case(nodes, 1000)]
+    if nodes == largest > 1:
+        found += [Case(nodes, 1000, 0.9), Case(nodes, slow=2.0), Case(nodes, lose=True)]
     return found
 
 
@@ -63,14 +67,15 @@ def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
     return against(alone, case) if alone else {}
 
 
-def _measure(count: int, kit: Path, records: int, only: str, output: Path) -> None:
+def _measure(count: int, args: argparse.Namespace) -> None:
     """The missing cases of one size of the cluster."""
+    kit, records, output = args.kit, args.records, args.output
     about = {"records_a_node": records, "shard_records": SHARD}
     results = json.loads(output.read_text()) if output.exists() else {"config": about, "cases": {}}
     if results["config"] != about:
         raise SystemExit(f"{output} holds runs with {results['config']}; give another --output")
     done: dict[str, Any] = results["cases"]
-    missing = [case for case in cases(count) if case.name not in done and only in case.name]
+    missing = [case for case in cases(count, args.largest) if case.name not in done and args.only in case.name]
     if not missing:
         return
     made, nodes = Kit(kit / "model", kit / "bank", kit / "router"), start(count)

@@ -70,7 +70,7 @@ def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[
     write_input(folder / "in.jsonl", records)
     settings = _settings(case, kit, folder)
     (folder / "trace").mkdir()
-    job = GenerateJob(settings, lambda line: None, Sleeps, AssignsMixtures)
+    job = GenerateJob(settings, lambda line: None, generator=Sleeps, router=AssignsMixtures)
     job.prepare()
     begun = time.time()
     moments = Moments(

@@ -60,6 +60,7 @@ class GenerateJob:
         self,
         settings: JobSettings,
         say: Callable[[str], None] = print,
+        *,
         generator: type = GenerateRecords,
         listener: Listener = lambda snapshot: None,
         router: type = RouteRecords,

@@ -43,7 +43,7 @@ def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Pat
 
 
 def run(settings: JobSettings, generator: type = GenerateRecords) -> JobResult:
-    return GenerateJob(settings, lambda line: None, generator).run(lambda: Pools(threads=1))
+    return GenerateJob(settings, lambda line: None, generator=generator).run(lambda: Pools(threads=1))
 
 
 def outputs_without_ray(settings: JobSettings) -> dict[str, Any]:
