@@ -117,7 +117,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     bench = Bench(args)
     used = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     about = {
@@ -130,7 +129,13 @@ def main() -> None:
         figures = CASES[name](bench)
         write_results(
             args.output / f"engines-{name}.json",
-            {"case": name, "config": used, "requests": about, "start_seconds": bench.starts, "figures": figures},
+            {
+                "case": name,
+                "config": used | {"native_threads": torch.get_num_threads()},
+                "requests": about,
+                "start_seconds": bench.starts,
+                "figures": figures,
+            },
         )
         for way, found in figures.items():
             print(

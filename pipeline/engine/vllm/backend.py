@@ -78,12 +78,15 @@ class VllmBackend:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm").start()
         prepare_environment(device, threads)
+        self._guard = Guard()
         try:
-            self._run(self._start(engine_arguments(model, settings, device, rank, bank.modules)))
+            with self._guard.starting():
+                self._run(self._start(engine_arguments(model, settings, device, rank, bank.modules)))
         except BaseException:
+            self._guard.close()
             self._files.close()
             raise
-        self._guard = Guard(self.process_ids)
+        self._guard.hold(self.process_ids)
         atexit.register(self.close)  # later, vLLM's own destructor fails for want of its modules
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
