@@ -44,10 +44,11 @@ class RetryJob(GenerateJob):
         settings: JobSettings,
         wanted: RetryFilter,
         say: Callable[[str], None] = print,
+        *,
         generator: type = GenerateRecords,
         listener: Listener = lambda snapshot: None,
     ) -> None:
-        super().__init__(settings, say, generator, listener)
+        super().__init__(settings, say, generator=generator, listener=listener)
         self._wanted = wanted
 
     def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:

@@ -68,7 +68,7 @@ def letters(settings: JobSettings) -> list[tuple[str, int]]:
 def retry(
     settings: JobSettings, generator: type = GenerateRecords, listener: Listener = lambda snapshot: None
 ) -> tuple[int, int, int]:
-    job = RetryJob(settings, RetryFilter(), lambda line: None, generator, listener)
+    job = RetryJob(settings, RetryFilter(), lambda line: None, generator=generator, listener=listener)
     result = job.retry(lambda: Pools(threads=1))
     return result.retried, result.answered, result.dead
 
