@@ -1,4 +1,4 @@
-"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm] [--records 256]`.
+"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile]`.
 
 Needs vLLM in the environment (`make test-vllm` makes one; docs/engines.md). The same requests in each case: records of
 the demo's tasks with the mixtures that its router gives them, each answered with ``--new-tokens`` tokens. The ways of a
@@ -7,6 +7,7 @@ Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage.
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,12 +21,14 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine.limits import context_length
+from pipeline.engine.native import NativeBackend
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
 from pipeline.engine.vllm.ranks import joined_rank, lora_rank
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype
 
+from . import profile as operations
 from . import ray_llm
 from .requests import for_base, requests, single
 from .ways import Way, by_backend, settings_of, started
@@ -99,7 +102,25 @@ def _figure(bench: Bench, seconds: list[float]) -> dict[str, Any]:
     return {"tokens_per_second": statistics.median(rates), "turns": rates, "seconds": seconds}
 
 
-CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {"mixtures": mixtures, "base": base, "ray-llm": with_ray}
+def profile(bench: Bench) -> dict[str, Any]:
+    """Where the native engine spends its time on the base model; on a CPU."""
+    settings = settings_of(bench.config, bench.args.rows, None, base=True)
+    backend, _ = started(settings, "cpu", bench.args.threads)
+    assert isinstance(backend, NativeBackend)
+    asked = for_base(bench.asked)
+    return {
+        "prompts": operations.shares(backend.engine, operations.only_prompts(asked)),
+        "prompts_and_answers": operations.shares(backend.engine, asked),
+        "gflops_of_products": operations.products(backend.engine.model, [bench.args.rows, 2048]),
+    }
+
+
+CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "mixtures": mixtures,
+    "base": base,
+    "ray-llm": with_ray,
+    "profile": profile,
+}
 
 
 def main() -> None:
@@ -138,10 +159,7 @@ def main() -> None:
             },
         )
         for way, found in figures.items():
-            print(
-                f"{name} {way}: {found.get('tokens_per_second') or found.get('median'):.2f} {found['turns']}",
-                flush=True,
-            )
+            print(f"{name} {way}: {json.dumps(found)}", flush=True)
 
 
 def _version() -> str:

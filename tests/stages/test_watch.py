@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,10 @@ import pytest
 
 from pipeline.records import DEAD
 from pipeline.stages import watch as watch_module
+from pipeline.stages import windows as windows_module
 from pipeline.stages.stopping import StoppedError, StopSwitch
 from pipeline.stages.watch import ErrorBudget, Watch
+from pipeline.stages.windows import Windows
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.shards import Shard, Tally, shard_prefix, tally
 from tests.storage import memory_url
@@ -83,6 +87,36 @@ def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> Non
             time.sleep(0.01)
     assert told == sorted(told)
     assert set(told) == {7, 8}
+
+
+def test_the_next_window_is_routed_once_the_engines_of_this_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, its routing would take CPUs that engines need to start and to be fed."""
+    log, routed = CommitLog(memory_url()), list[int]()
+
+    class Job:
+        settings = SimpleNamespace(shard_records=1)
+
+        def __init__(self) -> None:
+            self.log = log
+
+        def missing(self, run: Any) -> np.ndarray:
+            return np.arange(3)
+
+        def run(self, run: Any, ahead: Any) -> tuple[int, Tally]:
+            if run.window == 0:
+                time.sleep(0.2)
+                assert routed == []
+                commit_dead(log, 0, [0])
+                while not routed:
+                    time.sleep(0.01)
+            return 0, Tally()
+
+    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
+    monkeypatch.setattr(windows_module, "RoutedAhead", lambda run, missing, records: routed.append(run.window))
+    runs = [SimpleNamespace(window=window, incidents=SimpleNamespace(refusals=list)) for window in range(2)]
+    windows = Windows(cast(Any, Job()), cast(Any, runs), ErrorBudget(1.0, None, 100), StopSwitch())
+    assert windows.run(Tally()) == 0
+    assert routed == [1]
 
 
 def test_a_stop_from_a_thread_ends_a_wait_of_the_main_thread() -> None:

@@ -1,0 +1,71 @@
+"""Where the native engine's time goes with the base model: the share of each operation, and the speed of products."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline.engine import Engine, Request
+
+_SHOWN = 8  # operations; the rest is added up
+_REPEATS = 10
+
+
+def shares(engine: Engine, asked: Sequence[Request]) -> dict[str, float]:
+    """Share of the time of each operation by itself, the largest first. Under the profiler calls cost more."""
+    assert asked[0].sampling is not None
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in engine.generate(asked, asked[0].sampling):
+            pass
+    spent = sorted(((e.self_cpu_time_total, e.key) for e in found.key_averages()), reverse=True)
+    total = sum(time for time, _ in spent)
+    shown = {name: time / total for time, name in spent[:_SHOWN]}
+    return shown | {"others": 1 - sum(shown.values())}
+
+
+def only_prompts(asked: Sequence[Request]) -> list[Request]:
+    """The same with one new token each."""
+    return [
+        replace(request, sampling=replace(request.sampling, max_new_tokens=1, min_new_tokens=1))
+        for request in asked
+        if request.sampling
+    ]
+
+
+def products(model: Any, tokens: Sequence[int]) -> dict[str, dict[str, float]]:
+    """GFLOP/s of a model's linear layers, without the head, one after another: weights as they lie, and packed ones.
+
+    Packed: in the blocks that oneDNN wants, as a compiler lays constants out ahead (`torch.ops.mkldnn`).
+    """
+    weights = [m.weight for m in model.base_model.modules() if isinstance(m, torch.nn.Linear) and m.bias is None]
+    found = {}
+    for count in tokens:
+        inputs = {w.shape[1]: torch.randn(count, w.shape[1], dtype=w.dtype) for w in weights}
+        packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), count) for w in weights]
+        work = sum(2e-9 * count * w.numel() for w in weights)
+
+        def plain(inputs: dict[int, torch.Tensor] = inputs) -> None:
+            for w in weights:
+                linear(inputs[w.shape[1]], w)
+
+        def blocked(inputs: dict[int, torch.Tensor] = inputs, packed: list[torch.Tensor] = packed) -> None:
+            for w, p in zip(weights, packed, strict=True):
+                torch.ops.mkldnn._linear_pointwise(inputs[w.shape[1]], p, None, "none", [], "")
+
+        with torch.inference_mode():
+            found[str(count)] = {"plain": work / _seconds(plain), "packed": work / _seconds(blocked)}
+    return found
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    call()
+    taken = []
+    for _ in range(_REPEATS):
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return sorted(taken)[_REPEATS // 2]
