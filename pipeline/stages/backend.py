@@ -5,6 +5,7 @@ from typing import Any
 from ..adapters import AdapterBank
 from ..engine import Engine, Reroute
 from ..engine.backend import Backend
+from ..engine.heap import keep_freed_memory
 from ..engine.limits import context_length, end_tokens
 from ..engine.native import NativeBackend, leave
 from ..engine.vllm.backend import Ends, VllmBackend
@@ -23,6 +24,8 @@ def start_backend(settings: JobSettings, device: str, threads: int) -> Backend:
     most = settings.routing.max_adapters
     if settings.engine.vllm and check_bank(bank, most, settings.engine.vllm):
         return _vllm(settings, tokenizer, bank, device, threads)
+    if device == "cpu":
+        keep_freed_memory()
     loaded = load_model(model.folder, model.dtype, device, model.trust_remote_code, model.quantization)
     engine = Engine(loaded, tokenizer, bank, settings.engine)
     encode = PromptFormat(tokenizer, model.prompt_format).encode_answer
