@@ -112,6 +112,9 @@ def profile(bench: Bench) -> dict[str, Any]:
         "prompts": operations.shares(backend.engine, operations.only_prompts(asked)),
         "prompts_and_answers": operations.shares(backend.engine, asked),
         "gflops_of_products": operations.products(backend.engine.model, [bench.args.rows, 2048]),
+        "gflops_of_attention": operations.attention(
+            backend.engine.model.config, [128, 256, 512], pick_dtype(bench.args.dtype, "cpu")
+        ),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.engine import Engine, Request
@@ -58,6 +58,38 @@ def products(model: Any, tokens: Sequence[int]) -> dict[str, dict[str, float]]:
 
         with torch.inference_mode():
             found[str(count)] = {"plain": work / _seconds(plain), "packed": work / _seconds(blocked)}
+    return found
+
+
+def attention(config: Any, tokens: Sequence[int], dtype: torch.dtype) -> dict[str, dict[str, float]]:
+    """GFLOP/s of causal attention over a prompt in one layer: PyTorch's kernel, and scores rounded to ``dtype``.
+
+    The work counted is that of the lower triangle.
+    """
+    kept, dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    each, found = config.num_attention_heads // kept, {}
+    for count in tokens:
+        query = torch.randn(kept, each, count, dim, dtype=dtype)
+        key, value = (torch.randn(kept, count, dim, dtype=dtype) for _ in range(2))
+        hidden = torch.full((count, count), float("-inf")).triu(1)
+        work = 2e-9 * kept * each * count**2 * dim
+
+        def kernel(query: torch.Tensor = query, key: torch.Tensor = key, value: torch.Tensor = value) -> None:
+            keys, values = (held.unsqueeze(1).expand(-1, query.shape[1], -1, -1) for held in (key, value))
+            scaled_dot_product_attention(query, keys, values, is_causal=True)
+
+        def rounded(
+            query: torch.Tensor = query,
+            key: torch.Tensor = key,
+            value: torch.Tensor = value,
+            hidden: torch.Tensor = hidden,
+        ) -> None:
+            scores = torch.bmm(query.flatten(1, 2), key.transpose(1, 2)).view(query.shape[0], -1, *hidden.shape)
+            shares = scores.float().mul_(query.shape[-1] ** -0.5).add_(hidden).softmax(-1).to(query.dtype)
+            torch.bmm(shares.flatten(1, 2), value)
+
+        with torch.inference_mode():
+            found[str(count)] = {"kernel": work / _seconds(kernel), "rounded_scores": work / _seconds(rounded)}
     return found
 
 

@@ -32,7 +32,8 @@ def merged(model: Any, bank: AdapterBank, mixture: Mixture) -> Any:
 
 def alone(weight: torch.Tensor, part: ModuleWeights) -> torch.Tensor:
     """Weights [out x in] with one adapter: ``W + s B A``, for DoRA its rows brought to their magnitudes."""
-    changed = weight + part.scale * (part.B @ part.A)
+    # In fp64: adapters may be stored in bf16, and a product in it is rounded to 8 bits.
+    changed = weight + (part.scale * (part.B.double() @ part.A.double())).to(weight.dtype)
     if part.magnitude is None:
         return changed
     return changed * (part.magnitude / changed.norm(dim=1)).unsqueeze(1)
