@@ -53,11 +53,8 @@ def test_bf16_logprobs_are_as_near_to_exact_ones_as_bf16_itself(engines: Callabl
         found = merged_logprobs(model, bf16, request.mixture, list(request.tokens), new)
         return found.gather(1, torch.tensor(new).unsqueeze(1))[:, 0]
 
-    def off(mixtures: list[Mixture], count: int) -> tuple[float, float, float]:
-        """Mean differences of the tokens of some answers: of vLLM, and of transformers with merged bf16 weights.
-
-        And that of the mean log probability of an answer, vLLM's largest.
-        """
+    def off(mixtures: list[Mixture], count: int) -> tuple[float, float]:
+        """Mean differences of the tokens of some answers: of vLLM, and of transformers with merged bf16 weights."""
         requests = bf16.requests(mixtures, count, logprobs=0)
         ours, theirs = [], []
         for request, answer in zip(requests, bf16.vllm.answer(requests), strict=True):
@@ -68,7 +65,7 @@ def test_bf16_logprobs_are_as_near_to_exact_ones_as_bf16_itself(engines: Callabl
             ours.append(torch.tensor([token.logprob for token in answer.logprobs]) - expected)
             theirs.append(chosen(half, request, new) - expected)
         found, merged_in_bf16 = (float(torch.cat(parts).abs().mean()) for parts in (ours, theirs))
-        return found, merged_in_bf16, max(abs(float(part.mean())) for part in ours)
+        return found, merged_in_bf16
 
     base, *mixtures = mixtures_of(bf16.bank)
     found, merged_in_bf16 = off(mixtures, 12)
