@@ -1,5 +1,6 @@
 """Where the native engine's time goes with the base model: the share of each operation, and the speed of products."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,8 +23,8 @@ def shares(engine: Engine, asked: Sequence[Request]) -> dict[str, float]:
         for _ in engine.generate(asked, asked[0].sampling):
             pass
     spent = sorted(((e.self_cpu_time_total, e.key) for e in found.key_averages()), reverse=True)
-    total = sum(time for time, _ in spent)
-    shown = {name: time / total for time, name in spent[:_SHOWN]}
+    total = sum(own for own, _ in spent)
+    shown = {name: own / total for own, name in spent[:_SHOWN]}
     return shown | {"others": 1 - sum(shown.values())}
 
 
@@ -44,20 +45,24 @@ def products(model: Any, tokens: Sequence[int]) -> dict[str, dict[str, float]]:
     weights = [m.weight for m in model.base_model.modules() if isinstance(m, torch.nn.Linear) and m.bias is None]
     found = {}
     for count in tokens:
-        inputs = {w.shape[1]: torch.randn(count, w.shape[1], dtype=w.dtype) for w in weights}
+        by_width = {w.shape[1]: torch.randn(count, w.shape[1], dtype=w.dtype) for w in weights}
+        inputs = [by_width[w.shape[1]] for w in weights]
         packed = [torch.ops.mkldnn._reorder_linear_weight(w.detach(), count) for w in weights]
         work = sum(2e-9 * count * w.numel() for w in weights)
+        found[str(count)] = {
+            "plain": work / _seconds(_each, linear, inputs, weights),
+            "packed": work / _seconds(_each, _packed_linear, inputs, packed),
+        }
+    return found
 
-        def plain(inputs: dict[int, torch.Tensor] = inputs) -> None:
-            for w in weights:
-                linear(inputs[w.shape[1]], w)
 
-        def blocked(inputs: dict[int, torch.Tensor] = inputs, packed: list[torch.Tensor] = packed) -> None:
-            for w, p in zip(weights, packed, strict=True):
-                torch.ops.mkldnn._linear_pointwise(inputs[w.shape[1]], p, None, "none", [], "")
+def _each(product: Callable[..., Any], inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> None:
+    for x, weight in zip(inputs, weights, strict=True):
+        product(x, weight)
 
-        with torch.inference_mode():
-            found[str(count)] = {"plain": work / _seconds(plain), "packed": work / _seconds(blocked)}
+
+def _packed_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return found
 
 
@@ -74,30 +79,30 @@ def attention(config: Any, tokens: Sequence[int], dtype: torch.dtype) -> dict[st
         hidden = torch.full((count, count), float("-inf")).triu(1)
         work = 2e-9 * kept * each * count**2 * dim
 
-        def kernel(query: torch.Tensor = query, key: torch.Tensor = key, value: torch.Tensor = value) -> None:
-            keys, values = (held.unsqueeze(1).expand(-1, query.shape[1], -1, -1) for held in (key, value))
-            scaled_dot_product_attention(query, keys, values, is_causal=True)
-
-        def rounded(
-            query: torch.Tensor = query,
-            key: torch.Tensor = key,
-            value: torch.Tensor = value,
-            hidden: torch.Tensor = hidden,
-        ) -> None:
-            scores = torch.bmm(query.flatten(1, 2), key.transpose(1, 2)).view(query.shape[0], -1, *hidden.shape)
-            shares = scores.float().mul_(query.shape[-1] ** -0.5).add_(hidden).softmax(-1).to(query.dtype)
-            torch.bmm(shares.flatten(1, 2), value)
-
-        with torch.inference_mode():
-            found[str(count)] = {"kernel": work / _seconds(kernel), "rounded_scores": work / _seconds(rounded)}
+        found[str(count)] = {
+            "kernel": work / _seconds(_kernel, query, key, value),
+            "rounded_scores": work / _seconds(_rounded, query, key, value, hidden),
+        }
     return found
 
 
-def _seconds(call: Callable[[], None]) -> float:
-    call()
+def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    keys, values = (held.unsqueeze(1).expand(-1, query.shape[1], -1, -1) for held in (key, value))
+    scaled_dot_product_attention(query, keys, values, is_causal=True)
+
+
+def _rounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor) -> None:
+    scores = torch.bmm(query.flatten(1, 2), key.transpose(1, 2)).view(query.shape[0], -1, *hidden.shape)
+    shares = scores.float().mul_(query.shape[-1] ** -0.5).add_(hidden).softmax(-1).to(query.dtype)
+    torch.bmm(shares.flatten(1, 2), value)
+
+
+@torch.inference_mode()
+def _seconds(call: Callable[..., None], *given: Any) -> float:
+    """Median seconds of a call, after one that does not count."""
     taken = []
-    for _ in range(_REPEATS):
+    for _ in range(_REPEATS + 1):
         begun = time.perf_counter()
-        call()
+        call(*given)
         taken.append(time.perf_counter() - begun)
-    return sorted(taken)[_REPEATS // 2]
+    return statistics.median(taken[1:])

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import torch
-
 from conf.schema import GenerateConfig
 from jobs._settings import job_settings
 from pipeline.engine import Request
@@ -35,7 +33,6 @@ def settings_of(config: GenerateConfig, rows: int, vllm: VllmSettings | None, ba
 
 def started(settings: JobSettings, device: str, threads: int) -> tuple[Backend, float]:
     """A backend, and the seconds that its start took."""
-    torch.set_num_threads(threads)  # as a generating actor does: routing the requests has set one
     begun = time.perf_counter()
     backend = start_backend(settings, device, threads)
     return backend, time.perf_counter() - begun

@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees, as the next layer asks for it again; whether the C library can.
 
     Every layer of a pass over prompts allocates and frees blocks of megabytes. glibc gives such blocks back to the
-    kernel, which hands them out again page by page, each filled with zeros: a twentieth of the time of prompts on two
-    cores (docs/engines.md). In return memory stays with the process once it was used.
+    kernel, which hands them out again page by page, each filled with zeros. In return memory stays with the process
+    once it was used.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from ..adapters import AdapterBank
 from ..engine import Engine, Reroute
 from ..engine.backend import Backend
@@ -17,7 +19,11 @@ from .settings import JobSettings
 
 
 def start_backend(settings: JobSettings, device: str, threads: int) -> Backend:
-    """Load model and bank, and start the engine. ``settings``: of `local.on_this_node`."""
+    """Load model and bank, and start the engine. ``settings``: of `local.on_this_node`.
+
+    ``threads``: of this process from now on, and of vLLM's.
+    """
+    torch.set_num_threads(threads)
     model = settings.model
     tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     bank = AdapterBank.load(settings.bank, settings.adapters)

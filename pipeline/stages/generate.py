@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from ..engine import Failure, Request
 from ..records import (
@@ -51,7 +50,6 @@ class GenerateRecords:
             threading.Thread(target=self._show, args=(metrics,), daemon=True, name="metrics").start()
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
-        torch.set_num_threads(threads)
         settings = on_this_node(settings)
         self.sampling = RecordSampling(settings.sampling)
         self.asked = settings.asked
