@@ -36,7 +36,7 @@ def generate(args: argparse.Namespace, config: GenerateConfig) -> int:
         result = job.run(lambda: _start_pools(config, view))
     write_derived(args.output, config, result, view.say)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
-    return _exit_code(result, config.errors.budget, args)
+    return _exit_code(result, args)
 
 
 def _say_input(plan: InputPlan, view: View) -> None:
@@ -85,7 +85,7 @@ def _values(result: JobResult, output: str) -> dict[str, Any]:
     }
 
 
-def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> int:
+def _exit_code(result: JobResult, args: argparse.Namespace) -> int:
     if result.incomplete:
         print(
             f"incomplete: {result.incomplete} of {result.records} records have no answer: their shards failed and no"
@@ -95,10 +95,5 @@ def _exit_code(result: JobResult, budget: float, args: argparse.Namespace) -> in
         for what, times in result.incidents[:5]:
             print(f"  {times} x {what}", file=sys.stderr)
     if result.over_budget:
-        share = result.tally.dead / result.records
-        print(
-            f"over budget: {result.tally.dead} of {result.records} records are dead letters ({share:.1%}, errors.budget"
-            f" is {budget:.1%}); see {masked(args.output)}/dead",
-            file=sys.stderr,
-        )
+        print(f"over budget: {result.over_budget}; see {masked(args.output)}/dead", file=sys.stderr)
     return OK if result.ok else INCOMPLETE

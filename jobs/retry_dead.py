@@ -57,9 +57,10 @@ def main(argv: list[str]) -> int:
     summary = f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left"
     view.result([summary], asdict(result))
     records = job.prepare().plan.rows
-    over = result.dead > ErrorBudget(config.errors.budget, config.errors.max, records).allowed
+    budget = ErrorBudget(config.errors.budget, config.errors.max, records)
+    over = result.dead > budget.allowed
     if over:
-        print(f"over budget: {result.dead} of {records} records are dead letters", file=sys.stderr)
+        print(f"over budget: {result.dead} dead letters left, over {budget.rule}", file=sys.stderr)
     return INCOMPLETE if over else OK
 
 

@@ -41,7 +41,7 @@ class JobResult:
     seconds: float
     generated_tokens: int  # by this command, without what an earlier one had committed
     incomplete: int
-    over_budget: bool
+    over_budget: str  # what there is too much of, and of which errors; empty within the budget
     incidents: list[tuple[str, int]]  # what went wrong in tasks and actors, and how often; much of it was made good
 
     @property
@@ -187,14 +187,14 @@ class GenerateJob:
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
         total = self._committed(plan)
-        over = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows).is_over(total)
+        budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
         return JobResult(
             plan.rows,
             total,
             seconds,
             total.completion_tokens - before.completion_tokens,
             incomplete,
-            over,
+            budget.explain(total) if budget.is_over(total) else "",
             self._incidents.noted(),
         )
 
