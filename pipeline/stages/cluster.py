@@ -14,7 +14,14 @@ from .settings import Pools
 # Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
 # them die before, the driver waits for ever. Idle workers stay for the next stage or window: each takes two seconds of
 # CPU to start, and Ray would end those beyond one a CPU after a second.
-LOCAL = {"prestart_worker_first_driver": False, "idle_worker_killing_time_threshold_ms": 60_000}
+#
+# Workers run as nice as everything else, not at 15: a pass of an engine on CPUs waits for its slowest thread, and each
+# small process of the machine held one up.
+LOCAL = {
+    "prestart_worker_first_driver": False,
+    "idle_worker_killing_time_threshold_ms": 60_000,
+    "worker_niceness": 0,
+}
 _PROJECT = str(Path(__file__).resolve().parents[2])
 
 
