@@ -94,11 +94,14 @@ def tally(data: pa.Table, dead: pa.Table) -> Tally:
 
 def without_overlap(shards: Iterable[Shard]) -> list[tuple[Shard, Rows]]:
     """Each shard with those of its rows that no earlier shard answers; shards with none are left out."""
-    seen: Rows = np.empty(0, np.int64)
+    seen = np.zeros(0, bool)  # by place: a window has thousands of shards, and each is looked at once
     kept = []
     for shard in shards:
-        rows = np.setdiff1d(shard.rows, seen)
-        seen = np.union1d(seen, rows)
+        rows = np.unique(shard.rows)
+        if len(rows) and rows[-1] >= len(seen):
+            seen = np.append(seen, np.zeros(rows[-1] + 1, bool))
+        rows = rows[~seen[rows]]
+        seen[rows] = True
         if len(rows):
             kept.append((shard, rows))
     return kept
