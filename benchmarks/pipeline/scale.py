@@ -1,8 +1,8 @@
 """The pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
 
 Short records, the demo's router and tokenizer, and a generator that answers at once. The job runs in this process on a
-local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. A size whose
-run was interrupted goes on where it was with ``--folder``.
+local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. The figures of
+other sizes in the result file stay, so that sizes may be measured one by one.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
     config = load_settings("generate", args.overrides, GenerateConfig)
-    figures: dict[str, Any] = {}
+    figures = _measured(args.output, args.overrides)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for records in args.records:
@@ -45,6 +45,12 @@ def main() -> None:
             figures[str(records)] = measure(config, folder, records)
             write_results(args.output, {"overrides": args.overrides, "records": figures})
             print(orjson.dumps({str(records): figures[str(records)]}, option=orjson.OPT_INDENT_2).decode())
+
+
+def _measured(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """What the result file says of sizes with the same config."""
+    before = orjson.loads(path.read_bytes()) if path.exists() else {}
+    return dict(before["records"]) if before.get("overrides") == overrides else {}
 
 
 def write_records(folder: Path, records: int) -> None:
