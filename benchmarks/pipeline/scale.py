@@ -1,8 +1,8 @@
 """The pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
 
 Short records, the demo's router and tokenizer, and a generator that answers at once. The job runs in this process on a
-local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. The figures of
-other sizes in the result file stay, so that sizes may be measured one by one.
+local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. The figures
+of other sizes in the result file stay, so that sizes may be measured one by one.
 """
 
 import argparse
