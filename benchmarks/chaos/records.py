@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import KINDS, CommitLog
 from pipeline.storage.files import open_url
-from pipeline.storage.objects import names, put
+from pipeline.storage.objects import half_written, names, put
 from tests import tiny
 
 _LINE = re.compile(r'"line": ?(\d+)')
@@ -31,7 +31,7 @@ class Count:
     lost: int
     doubled: int
     misplaced: int  # good lines among the dead letters, or bad ones among the data
-    orphans: int  # files and shard markers that no window marker names
+    orphans: int  # files and shard markers that no window marker names, and what was written by half
 
     @property
     def exact(self) -> bool:
@@ -76,9 +76,11 @@ def count(output: str, lines: Lines) -> Count:
     named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
     there = {f"{kind}/{name}" for kind in KINDS for name in names(log.fs, log.path(kind))}
     markers = {name for name in names(log.fs, log.path("_commits")) if not name.startswith("window-")}
+    folders = (log.root, log.path("_plan"), log.path("_lease"))
+    halves = [name for folder in folders for name in half_written(log.fs, folder)]
     return Count(
         lost=len((lines.good | lines.bad) - everything.keys()),
         doubled=sum(times - 1 for times in everything.values()),
         misplaced=len(lines.good & set(dead)) + len(lines.bad & set(data)),
-        orphans=len(there - named) + len(markers),
+        orphans=len(there - named) + len(markers) + len(halves),
     )

@@ -12,6 +12,7 @@ from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
 from ..storage.shards import Tally
+from ..storage.sweep import sweep_unnamed
 from .generate import GenerateRecords
 from .incidents import Incidents
 from .job import GenerateJob
@@ -68,6 +69,7 @@ class RetryJob(GenerateJob):
                 pools = start_pools()
                 with switch:
                     self._retry_all(prepared, pools, rows, switch)
+                sweep_unnamed(self.log)
             return self._done(prepared, rows)
 
     def _rows(self, prepared: Prepared) -> dict[int, np.ndarray]:

@@ -23,7 +23,7 @@ import orjson
 
 from ..errors import UserError
 from .files import open_url
-from .objects import create, names, put, read, remove
+from .objects import create, half_written, names, put, read, remove
 from .secrets import masked
 
 BEAT, EXPIRY = 10.0, 60.0  # seconds
@@ -73,8 +73,7 @@ class Lease:
                 self._wait_until_dead(last)
             if create(self.fs, self._path(last + 1), self._content(0)):
                 self._number = last + 1
-        for number in range(self._number):
-            remove(self.fs, self._path(number))
+        self._sweep(self._number)
         self._thread.start()
         return self
 
@@ -86,6 +85,7 @@ class Lease:
         self._end.set()
         self._thread.join()
         try:
+            self._sweep(self._number + 1, only_halves=True)
             if self._last() == self._number:
                 put(self.fs, self._path(self._number), self._content(0, released=True))
         except Exception as problem:  # stores raise kinds of their own, and what ended the job says more
@@ -122,6 +122,15 @@ class Lease:
             if not told and time.monotonic() - since > self.beat:
                 self.say(f"lease: held by {_named(seen)}; waiting up to {self.expiry:.0f} s for a sign of life")
                 told = True
+
+    def _sweep(self, below: int, only_halves: bool = False) -> None:
+        """Remove leases of lower numbers, whole or half written: nobody takes one of those any more."""
+        halves = half_written(self.fs, self.folder)
+        whole = [] if only_halves else names(self.fs, self.folder)
+        older = {f"{number:06d}.json" for number in range(below)}
+        for name in [*whole, *halves]:
+            if halves.get(name, name) in older:
+                remove(self.fs, f"{self.folder}/{name}")
 
     def _holder(self, number: int) -> _Holder | None:
         content = read(self.fs, self._path(number))

@@ -6,6 +6,7 @@ Stores with conditional writes (S3, local disk, memory) create an object once ev
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ _LONGEST = 120.0  # seconds after which a call is not tried again: where it does
 _UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for so many bytes
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
+_HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")  # see `_synced_part`
 _STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
 
 
@@ -114,6 +116,15 @@ def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[
     S3 and Google's store look for the prefix themselves, so that a folder with a million objects costs nothing more.
     """
     return sorted(_listed(fs, folder, prefix, False))
+
+
+def half_written(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
+    """What writers that were killed left in a local folder: by its name, the name of the object it was to become.
+
+    One that is just being written looks the same; stores never show any.
+    """
+    found = {name: _HALF_WRITTEN.fullmatch(name) for name in names(fs, folder, ".")}
+    return {name: match[1] for name, match in found.items() if match}
 
 
 @_retried
