@@ -183,3 +183,17 @@ def test_a_parquet_file_with_too_many_columns_or_levels_is_refused() -> None:
         deep = {"x": deep}
     with user_error("deeper than 50"):
         records_of(parquet_of(pa.table({"prompt": ["a"], "x": [deep]})), ".parquet")
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_a_name_inside_a_nested_value_that_is_not_utf_8_is_one_error(suffix: str) -> None:
+    table = pa.table({"id": ["a"], "prompt": ["text"], "x": [[{"content": "b"}]]})
+    buffer = io.BytesIO()
+    if suffix == ".arrow":
+        with pa.ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, buffer, store_schema=False)
+    damaged = buffer.getvalue().replace(b"content", b"cont\xe5nt")
+    with user_error("input", f"input{suffix}"):
+        records_of(damaged, suffix)

@@ -11,7 +11,7 @@ from ..files import one_line
 from ..limits import MAX_COLUMNS, MAX_LINE, text_size
 from ..secrets import masked
 from .base import Row, SeekPoint, unreadable
-from .parquet import is_deeper_than_allowed, rows_of
+from .parquet import check_names, is_deeper_than_allowed, rows_of
 
 _CONTINUED = 0xFFFFFFFF
 _MOST_BYTES = 2**30  # of a record batch: `datasets` writes thousands of rows, and images make them large
@@ -74,6 +74,7 @@ def _schema(f: pa.NativeFile, path: str) -> tuple[pa.Schema, int]:
         )
     if any(pa.types.is_dictionary(kind) for kind in schema.types):
         raise UserError(f"input: {masked(path)} has dictionary-encoded columns; write it as Parquet")
+    check_names(schema, path)
     return schema, f.tell()
 
 

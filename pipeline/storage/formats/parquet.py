@@ -59,6 +59,7 @@ def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
         raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
     if any(is_deeper_than_allowed(field.type) for field in schema):
         raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
+    check_names(schema, path)
     return schema
 
 
@@ -90,6 +91,20 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def is_deeper_than_allowed(kind: pa.DataType) -> bool:
     """Whether a type nests deeper than `MAX_DEPTH`."""
     return _is_deeper(kind, MAX_DEPTH)
+
+
+def check_names(schema: pa.Schema, path: str) -> None:
+    """`UserError` where a name in a nested type is no UTF-8: Arrow looks only when it makes values of that type."""
+    try:
+        for field in schema:
+            _nested_names(field.type)
+    except UnicodeDecodeError as error:
+        raise UserError(f"input: {masked(path)} has a field whose name is not UTF-8: {one_line(error)}") from None
+
+
+def _nested_names(kind: pa.DataType) -> list[str]:
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    return [name for field in fields for name in (field.name, *_nested_names(field.type))]
 
 
 def _is_deeper(kind: pa.DataType, levels: int) -> bool:
