@@ -20,3 +20,15 @@ def keep_freed_memory() -> bool:
         return False
     kept = any(mallopt(_MMAP_THRESHOLD, size) for size in (_MOST, _MOST_OF_OLDER))
     return bool(mallopt(_TRIM_THRESHOLD, _MOST)) and kept
+
+
+def give_back_freed_memory() -> bool:
+    """Let this process give the kernel what it has freed, wherever it lies; whether there was anything to give back.
+
+    A process that makes and frees large tables in ever new threads, as a driver does window by window, gets an arena
+    of glibc's for each, which keeps the freed memory.
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False

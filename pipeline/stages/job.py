@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.heap import give_back_freed_memory
 from ..records import DEAD, SENTENCE_MIXTURES, joined
 from ..storage.commit import CommitLog
 from ..storage.lease import Lease
@@ -86,6 +87,7 @@ class GenerateJob:
         if self._prepared is None:
             start = time.monotonic()
             self._prepared = prepare(self.settings, self.folder, new_run)
+            give_back_freed_memory()
             self._phases["prepare"] = time.monotonic() - start
             self._new_run = new_run
         return self._prepared

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from ..engine.heap import give_back_freed_memory
 from .shard_plan import ShardLimits, shard_of_rows
 
 # From here to the generating actors one row of a dataset is one shard, as an Arrow stream: Ray Data cuts and joins
@@ -38,6 +39,7 @@ class Shuffle:
         else:
             routed = routed.materialize()
             options = self._options | {"fn_args": (ray.put(self._plan(routed)),)}
+            give_back_freed_memory()
             partitions = max(1, min(_MOST_PARTITIONS, self._rows // (_SHARDS_A_PARTITION * self._limits.records)))
             numbered = routed.map_batches(_numbered, batch_size=None, **options)
             cut = numbered.repartition(partitions, keys=["shard"]).map_batches(_cut, batch_size=None, **self._options)

@@ -1,8 +1,10 @@
 """The windows of a job one after another, the next one routed while one generates."""
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 
+from ..engine.heap import give_back_freed_memory
 from ..storage.shards import Tally
 from .ahead import RoutedAhead
 from .graph import WindowRun
@@ -41,6 +43,8 @@ class Windows:
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
             self._progress.committed(counted, "committed")
+            gc.collect()  # Ray Data's executors are cycles, and hold what was of this window in Ray's store and here
+            give_back_freed_memory()
         return incomplete
 
     def _begun(self, number: int) -> None:
