@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,10 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         _leave(f"interrupted; {_GO_ON}", INTERRUPTED)
     except StoppedError as error:
         _leave(f"stopped: {masked(str(error))}; {_GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        _leave(f"stopped: SIGTERM; {_GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
     except Exception:  # not the user's: the traceback is for those who mend it, but it may quote a URL
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         code = INCOMPLETE

@@ -75,15 +75,16 @@ def test_a_killed_driver_loses_and_doubles_nothing(
 def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
     tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
-    ids = write_input(tmp_path / "in.jsonl", 72)
-    more = ("shuffle.shard_records=8", "window.records=40", "engine.batch_size=4", "cluster.cpus=2")
+    ids = write_input(tmp_path / "in.jsonl", 96)  # work for longer than the second driver needs to be refused
+    more = ("shuffle.shard_records=8", "window.records=56", "engine.batch_size=4", "cluster.cpus=2")
     words = command(tmp_path, tiny_model, tiny_bank, tiny_router, *more)
     first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_commits(first, tmp_path / "out", 1)
+    wait_for_files(first, tmp_path / "out", "_lease/*.json", 1)
     second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 2, second.stderr
     assert second.stderr.startswith(f"run: process {first.pid} on ")
     assert len(second.stderr.splitlines()) == 1
+    wait_for_commits(first, tmp_path / "out", 1)
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=120)[1]
     assert first.returncode == 143
@@ -98,8 +99,13 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
 
 def wait_for_commits(job: subprocess.Popen[Any], output: Path, count: int) -> None:
     """Wait until a running job has committed so many shards."""
+    wait_for_files(job, output, "_commits/w0*.json", count)
+
+
+def wait_for_files(job: subprocess.Popen[Any], output: Path, pattern: str, count: int) -> None:
+    """Wait until a running job has written so many files."""
     deadline = time.monotonic() + 240
-    while job.poll() is None and len(list(output.glob("_commits/w0*.json"))) < count and time.monotonic() < deadline:
+    while job.poll() is None and len(list(output.glob(pattern))) < count and time.monotonic() < deadline:
         time.sleep(0.02)
     assert job.poll() is None, "the job ended before it could be stopped"
 
