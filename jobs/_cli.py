@@ -32,7 +32,7 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
     except SystemExit as end:
         if end.code != signal.SIGTERM:
             raise
-        _leave(f"stopped: SIGTERM; {_GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
+        _leave(f"stopped: {SIGTERM}; {_GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
     except Exception:  # not the user's: the traceback is for those who mend it, but it may quote a URL
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         code = INCOMPLETE

@@ -43,8 +43,9 @@ class Windows:
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
             self._progress.committed(counted, "committed")
-            gc.collect()  # Ray Data's executors are cycles, and hold what was of this window in Ray's store and here
-            give_back_freed_memory()
+            if run is not self._runs[-1]:
+                gc.collect()  # Ray Data's executors are cycles, and hold what was of the window in Ray's store and here
+                give_back_freed_memory()
         return incomplete
 
     def _begun(self, number: int) -> None:

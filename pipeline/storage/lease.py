@@ -126,9 +126,8 @@ class Lease:
     def _sweep(self, below: int, only_halves: bool = False) -> None:
         """Remove leases of lower numbers, whole or half written: nobody takes one of those any more."""
         halves = half_written(self.fs, self.folder)
-        whole = [] if only_halves else names(self.fs, self.folder)
         older = {f"{number:06d}.json" for number in range(below)}
-        for name in [*whole, *halves]:
+        for name in halves if only_halves else names(self.fs, self.folder):
             if halves.get(name, name) in older:
                 remove(self.fs, f"{self.folder}/{name}")
 
