@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.heap import give_back_freed_memory
+from ..engine.heap import give_back_freed_memory, keep_no_freed_memory
 from ..records import DEAD, SENTENCE_MIXTURES, joined
 from ..storage.commit import CommitLog
 from ..storage.lease import Lease
@@ -86,6 +86,7 @@ class GenerateJob:
         """
         if self._prepared is None:
             start = time.monotonic()
+            keep_no_freed_memory()
             self._prepared = prepare(self.settings, self.folder, new_run)
             give_back_freed_memory()
             self._phases["prepare"] = time.monotonic() - start

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,31 @@ before = held()
 print(before, give_back_freed_memory(), held())
 """
 
+# Arenas of a process in which sixteen threads allocate at the same time.
+_ARENAS = """
+import ctypes, sys, threading
+from pipeline.engine.heap import keep_no_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+shared = keep_no_freed_memory() if sys.argv[1] == "share" else None
+together = threading.Barrier(16)
+def use():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=use) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = libc.fopen(sys.argv[2].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(sys.argv[2]).read().count("<heap nr="), shared)
+"""
+
 glibc = pytest.mark.skipif(
     not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="glibc"
 )
@@ -76,3 +102,15 @@ def test_memory_that_other_threads_have_freed_is_given_back() -> None:
     before, given, after = done.stdout.split()
     assert given == "True"
     assert int(after) < int(before) - 100
+
+
+@glibc
+def test_threads_share_two_arenas(tmp_path: Path) -> None:
+    def run(word: str) -> list[str]:
+        command = [sys.executable, "-c", _ARENAS, word, str(tmp_path / word)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert int(run("own")[0]) > 4
+    arenas, shared = run("share")
+    assert shared == "True"
+    assert int(arenas) <= 3  # one more where the process had two threads before
