@@ -26,7 +26,7 @@ from .kills import LEAST
 from .runs import Kit, Run, Size
 from .stores import STORES, Store
 
-_TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough
+_TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough; kills come sooner each time
 _PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
 
 
@@ -62,8 +62,8 @@ def main() -> int:
 def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size, store: Store) -> dict[str, Any]:
     folder = work / f"seed-{seed:04d}"
     try:
-        for _ in range(_TRIES):
-            record = Run(seed, cluster, kit, folder, size, store).run()
+        for attempt in range(_TRIES):
+            record = Run(seed, cluster, kit, folder, size, store, haste=4**attempt).run()
             if not record["exact"] or len(record["kills"]) >= LEAST:
                 break
     except Exception as error:  # a run that cannot be counted is a failed one; the others go on

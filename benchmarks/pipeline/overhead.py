@@ -4,15 +4,19 @@ The demo's records, several times over, by the bare engine and by the whole pipe
 process, as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline
 on a local Ray with one generating actor of the same threads. What each needs to start is stated apart: loading for the
 engine, a job over one record for the pipeline.
+
+Each turn of the pipeline is compared with the mean of the engine's before and after it: a machine that becomes faster
+or slower meanwhile does so for both. ``stolen`` is the share of its processors' time that the host gave to others.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -40,19 +44,25 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     overrides = ["generation.max_new_tokens=32", *args.overrides]
     config = load_settings("generate", overrides, GenerateConfig)
-    turns: list[dict[str, Any]] = []
+    engine: list[dict[str, float]] = []
+    pipeline: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_copies(folder / "in.jsonl", args.copies)
         connect(config.cluster.address, config.cluster.cpus)
-        for turn in range(args.repeats):
+        for turn in range(args.repeats + 1):
             settings = job_settings(config, str(folder / "in.jsonl"), str(folder / f"out-{turn}"))
-            turns.append({"engine": by_engine(settings, config), "pipeline": by_pipeline(settings, config)})
-            print(turns[-1], flush=True)
-    ratios = [t["pipeline"]["tokens_per_second"] / t["engine"]["tokens_per_second"] for t in turns]
-    figures = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            engine.append(by_engine(settings, config))
+            print("engine", engine[-1], flush=True)
+            if turn < args.repeats:
+                pipeline.append(by_pipeline(settings, config))
+                print("pipeline", pipeline[-1], flush=True)
+    speeds = [turn["tokens_per_second"] for turn in engine]
+    around = [statistics.mean(pair) for pair in pairwise(speeds)]
+    ratios = [turn["tokens_per_second"] / speed for turn, speed in zip(pipeline, around, strict=True)]
+    figures = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "each": ratios}
     config_said = {"copies": args.copies, "overrides": overrides}
-    results = {"config": config_said, "pipeline_over_engine": figures, "turns": turns}
+    results = {"config": config_said, "pipeline_over_engine": figures, "engine": engine, "pipeline": pipeline}
     write_results(Path("benchmarks/results/pipeline-overhead.json"), results)
     print(figures)
 
@@ -73,14 +83,14 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     routed = RouteRecords(settings, context)(staged_table(records, plan.passed)).sort_by("mixture")
     threads = size_pools(pools_of(config), config.cluster.autoscaling).threads
     actor = GenerateRecords(settings, "cpu", threads)
-    loaded = time.perf_counter()
+    loaded, stolen = time.perf_counter(), _stolen()
     tables = [routed.slice(at, settings.shard_records) for at in range(0, routed.num_rows, settings.shard_records)]
     answered = pa.concat_tables([actor(table) for table in tables])
-    seconds = time.perf_counter() - loaded
+    seconds, stolen = time.perf_counter() - loaded, _stolen() - stolen
     actor.backend.close()
     actor.backend.engine.lora.detach()
     tokens = sum(answered["completion_tokens"].to_pylist())
-    return _figures(loaded - start, seconds, tokens)
+    return _figures(loaded - start, seconds, tokens, stolen / seconds)
 
 
 def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, float]:
@@ -95,12 +105,25 @@ def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, floa
     one = Path(settings.output).with_suffix(".one")
     one.with_suffix(".jsonl").write_bytes(Path(settings.input).read_bytes().splitlines(keepends=True)[0])
     starting, _ = run(replace(settings, input=str(one.with_suffix(".jsonl")), output=str(one)))
+    stolen = _stolen()
     whole, tokens = run(settings)
-    return _figures(starting, whole - starting, tokens)
+    return _figures(starting, whole - starting, tokens, (_stolen() - stolen) / whole)
 
 
-def _figures(starting: float, seconds: float, tokens: int) -> dict[str, float]:
-    return {"start_seconds": starting, "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
+def _figures(starting: float, seconds: float, tokens: int, stolen: float) -> dict[str, float]:
+    return {
+        "start_seconds": starting,
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "stolen": stolen,
+    }
+
+
+def _stolen() -> float:
+    """Seconds of a processor that the host gave to others since the start of the machine, per processor."""
+    ticks = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+    return ticks / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def keep_no_freed_memory() -> bool:
-    """Let all threads of this process share two arenas, and large blocks be the kernel's own; whether the C library can.
+    """Let all threads share two arenas, and large blocks be mapped apart; whether the C library can.
 
     A driver makes and frees tables in ever new threads, window by window. glibc gives threads up to eight arenas a
     processor, each of which grows to the most that any of its threads has held, and moves the size from which blocks

@@ -69,10 +69,12 @@ def test_the_schemas_see_misspelt_fields_and_wrong_types() -> None:
     spec["backofLimit"] = 1
     spec["rayClusterSpec"]["workerGroupSpecs"][1]["maxReplicas"] = "64"
     spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    spec["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"] = {"generateName": "head-"}
     del spec["rayClusterSpec"]["workerGroupSpecs"][0]["groupName"]
     found = problems(manifest)
-    assert len(found) == 4
-    assert all(any(text in line for line in found) for text in ("backofLimit", "'64'", "imagePullPolice", "groupName"))
+    assert len(found) == 5
+    told = ("backofLimit", "'64'", "imagePullPolice", "generateName", "groupName")
+    assert all(any(text in line for line in found) for text in told)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
