@@ -3,16 +3,20 @@
 Each seed draws an input, three to five kills (a worker process in any stage, a node, the driver) and their moments. The
 job is started anew until it is through; then each line of the input must be in data or dead letters once. Records go
 to `benchmarks/results/chaos.json` after each run (with ``--store s3``, where the server is killed too, to
-`chaos-s3.json`); seeds that are there already are skipped. Exit 1 names what failed.
+`chaos-s3.json`); seeds that are there already are skipped. Exit 1 names what failed. Where a machine has cores for
+several runs at once, start several commands with ``--share 0/2``, ``--share 1/2``: each on a cluster of its own.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
     parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
     parser.add_argument("--most", type=int, help="end after so many runs")
+    parser.add_argument("--share", default="0/1", help="K/N: of the seeds that leave K when divided by N alone")
     parser.add_argument("--store", choices=STORES, default="disk", help="where the runs read and write")
     parser.add_argument("--results", type=Path, help="default: benchmarks/results/chaos.json or chaos-s3.json")
     parser.add_argument("--work", type=Path, default=Path("out/chaos"), help="folders of failed runs stay here")
@@ -45,14 +50,17 @@ def main() -> int:
     size = Size()
     known = _known(results, asdict(size))
     wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
-    wanted = wanted[: args.most]
+    share, of = map(int, args.share.split("/"))
+    wanted = [seed for seed in wanted if seed % of == share or args.seed is not None][: args.most]
     with tempfile.TemporaryDirectory() as folder, STORES[args.store]() as store:
         kit = Kit.make(Path(folder))
         for start in range(0, len(wanted), _PER_CLUSTER):
             with Cluster() as cluster:
                 for seed in wanted[start : start + _PER_CLUSTER]:
-                    known[seed] = _run(seed, cluster, kit, args.work.resolve(), size, store)
-                    _write(results, known, asdict(size))
+                    record = _run(seed, cluster, kit, args.work.resolve(), size, store)
+                    with _alone(args.work):  # other shares write to the same file
+                        known = _known(results, asdict(size)) | {seed: record}
+                        _write(results, known, asdict(size))
     failed = sorted(seed for seed, record in known.items() if not record["exact"])
     if failed:
         print(f"failed: seeds {', '.join(map(str, failed))}; again with --seed N, logs in {args.work}", file=sys.stderr)
@@ -84,6 +92,14 @@ def _line(record: dict[str, Any]) -> str:
         f"  lost {record['lost']}  doubled {record['doubled']}  orphans {record['orphans']}"
         f"  {len(record['exits'])} starts  {record['seconds']:5.1f} s  {kinds}"
     )
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
