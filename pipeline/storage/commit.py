@@ -18,7 +18,7 @@ Markers are created once: of two writers of one marker the second takes what the
 import io
 import re
 import uuid
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -90,8 +90,11 @@ class CommitLog:
             return shard
         return decode(shard.name, self._marker(f"{shard.name}.json"))
 
-    def shards(self, window: int, without: Container[str] = ()) -> list[Shard]:
-        """Committed shards of an unfinished window, in the order of their names, but for those named in ``without``."""
+    def shards(self, window: int, without: Container[str] = ()) -> Iterator[Shard]:
+        """Committed shards of an unfinished window, in the order of their names, but for those named in ``without``.
+
+        Each is read when it is asked for: a window has thousands, with places of a million rows.
+        """
         found = names(self.fs, self.path("_commits"), shard_prefix(window))
         return self._shards(n for n in found if n.endswith(".json") and n.removesuffix(".json") not in without)
 
@@ -127,9 +130,9 @@ class CommitLog:
         before = window_markers(self._window_markers(window))[window]
         return self._mark(next_marker(before), files, window)
 
-    def cut_shards(self, window: int) -> list[Shard]:
+    def cut_shards(self, window: int) -> Iterator[Shard]:
         """The shards of a window, each with only those of its rows that none before it answers."""
-        return [self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window))]
+        return (self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window)))
 
     def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
         if not create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files))):
@@ -184,15 +187,15 @@ class CommitLog:
                 by_window.setdefault(window_of(name), []).append(name)
         for shard_markers in by_window.values():
             # A shard with rows answered before is shown once the window is finished, and its files are cut.
-            shown = [s for s, rows in without_overlap(self._shards(shard_markers)) if len(rows) == len(s.rows)]
+            shown = (s for s, rows in without_overlap(self._shards(shard_markers)) if len(rows) == len(s.rows))
             found += [name for s in shown if (name := getattr(s, kind))]
         return found
 
     def _window_markers(self, window: int) -> list[str]:
         return names(self.fs, self.path("_commits"), f"window-{window:06d}")
 
-    def _shards(self, markers: Iterable[str]) -> list[Shard]:
-        return [decode(name.removesuffix(".json"), self._marker(name)) for name in markers]
+    def _shards(self, markers: Iterable[str]) -> Iterator[Shard]:
+        return (decode(name.removesuffix(".json"), self._marker(name)) for name in markers)
 
     def _of_window(self, kind: str, window: int) -> list[str]:
         """Names of a window's objects in a folder, those half written on a local disk too."""
@@ -220,7 +223,7 @@ class CommitLog:
 
     def read_table(self, path: str) -> pa.Table:
         """A data or dead file, by the path that a marker gives."""
-        return pq.read_table(io.BytesIO(self._content(path)))
+        return pq.read_table(io.BytesIO(self.content(path)))
 
     def write_table(self, kind: str, name: str, table: pa.Table) -> str | None:
         """Write a ``data`` or ``dead`` file of a shard; its path for a marker, None for a table without rows."""
@@ -242,9 +245,10 @@ class CommitLog:
         return WindowFiles(values["data"], values["dead"], Tally(**values["tally"]))
 
     def _marker(self, name: str) -> bytes:
-        return self._content(f"_commits/{name}")
+        return self.content(f"_commits/{name}")
 
-    def _content(self, path: str) -> bytes:
+    def content(self, path: str) -> bytes:
+        """The bytes of an object of the output; `FileNotFoundError` where there is none."""
         content = read(self.fs, self.path(path))
         if content is None:
             raise FileNotFoundError(self.path(path))

@@ -29,7 +29,7 @@ def _joined(log: CommitLog, window: int, target: int, kind: str, paths: Sequence
     prefix = shard_prefix(window)
     held = {f"{kind}/{name}": size for name, size in sizes(log.fs, log.path(kind), prefix).items()}
     return [
-        group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(group, log.read_table))
+        group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(group, log.content))
         for group in groups(paths, held, target)
     ]
 
@@ -49,13 +49,15 @@ def groups(paths: Sequence[str], sizes: Mapping[str, int], target: int) -> Itera
         yield group
 
 
-def joined_file(paths: Sequence[str], read: Callable[[str], pa.Table]) -> bytes:
+def joined_file(paths: Sequence[str], read: Callable[[str], bytes]) -> bytes:
     """One Parquet file with the rows of several of the same schema, a row group for some thousand rows."""
     buffer = io.BytesIO()
     writer: pq.ParquetWriter | None = None
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(paths), _READERS):
-            table = pa.concat_tables(pool.map(read, paths[start : start + _READERS]))
+            files = pool.map(read, paths[start : start + _READERS])
+            # Parsed in this thread alone: each one that does so keeps memory of Arrow's.
+            table = pa.concat_tables(pq.ParquetFile(io.BytesIO(content)).read(use_threads=False) for content in files)
             writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
             writer.write_table(table)
     assert writer is not None  # there is a file at least

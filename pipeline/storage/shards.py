@@ -4,7 +4,7 @@ import base64
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -68,12 +68,12 @@ class WindowFiles:
 
 def files_of(shards: Iterable[Shard]) -> WindowFiles:
     """What a window marker says of some shards."""
-    shards = list(shards)
-    return WindowFiles(
-        data=[s.data for s in shards if s.data],
-        dead=[s.dead for s in shards if s.dead],
-        tally=sum((s.tally for s in shards), Tally()),
-    )
+    files = WindowFiles([], [], Tally())
+    for shard in shards:
+        files.data.extend([shard.data] if shard.data else [])
+        files.dead.extend([shard.dead] if shard.dead else [])
+        files = replace(files, tally=files.tally + shard.tally)
+    return files
 
 
 def tally(data: pa.Table, dead: pa.Table) -> Tally:
@@ -92,10 +92,9 @@ def tally(data: pa.Table, dead: pa.Table) -> Tally:
     return Tally(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)
 
 
-def without_overlap(shards: Iterable[Shard]) -> list[tuple[Shard, Rows]]:
+def without_overlap(shards: Iterable[Shard]) -> Iterator[tuple[Shard, Rows]]:
     """Each shard with those of its rows that no earlier shard answers; shards with none are left out."""
     seen = np.zeros(0, bool)  # by place: a window has thousands of shards, and each is looked at once
-    kept = []
     for shard in shards:
         rows = np.unique(shard.rows)
         if len(rows) and rows[-1] >= len(seen):
@@ -103,8 +102,7 @@ def without_overlap(shards: Iterable[Shard]) -> list[tuple[Shard, Rows]]:
         rows = rows[~seen[rows]]
         seen[rows] = True
         if len(rows):
-            kept.append((shard, rows))
-    return kept
+            yield shard, rows
 
 
 def window_markers(found: Iterable[str]) -> dict[int, str]:
