@@ -15,7 +15,7 @@ from pipeline.stages.stopping import SIGTERM, StoppedError
 from pipeline.storage.secrets import masked
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-_GO_ON = "what is committed stays, the same command again does the rest"
+_GO_ON = "what is committed stays, the same command again (without --new-run) does the rest"
 
 
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:

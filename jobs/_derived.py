@@ -6,7 +6,7 @@ from collections.abc import Callable
 from conf.schema import GenerateConfig
 from pipeline.errors import UserError
 from pipeline.report import log_run, write_report
-from pipeline.stages.job import JobResult
+from pipeline.stages.result import JobResult
 from pipeline.storage.card import write_card
 from pipeline.storage.export import export_errors, export_lines
 from pipeline.storage.run import RUN, RunFolder

@@ -12,8 +12,9 @@ from jobs._progress import View, view_of
 from jobs._settings import job_settings, pools_of
 from pipeline.report import check_tracking
 from pipeline.stages.cluster import connect, size_pools
-from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.job import GenerateJob
 from pipeline.stages.logs import write_json_lines
+from pipeline.stages.result import JobResult
 from pipeline.stages.settings import Pools
 from pipeline.storage.plan import InputPlan
 from pipeline.storage.secrets import masked

@@ -22,6 +22,11 @@ from .sink import CommitSink, OutputShape, Place
 # Batches of the route stage: one tokenizer call each.
 _ROUTE_ROWS = 512
 
+# Tries of a task after its process died. Ray Data's own default is for ever: a record that kills the process that reads
+# or routes it would do so again and again. What is given up is missing, and comes again in smaller batches.
+TASK_RETRIES = 3
+_MORE_STARTS = 1  # of an actor in the place of one that could not start, before the job stops
+
 # Shards in one generating actor: while the last rows of one end, those of the next fill the engine. None waits there:
 # it goes to the actor that is free first, so that a slow node holds few of the last ones.
 _SHARDS_AT_ONCE = 2
@@ -63,10 +68,11 @@ class WindowRun:
         """
         context = DataContext.get_current()
         context.max_errored_blocks = -1
+        context.max_consecutive_actor_init_deaths = _MORE_STARTS
         context.enable_progress_bars = False
         count = self.plan.window_size(self.window) if missing is None else len(missing)
         limits = ShardLimits(shard_records, self.settings.shard_adapters, self.settings.shard_mixtures)
-        return Shuffle(count, limits, self.pools.read.cpus)(self._routed(missing))
+        return Shuffle(count, limits, self.pools.read.cpus)(self._routed(missing, shard_records))
 
     def generate(self, routed: Any, log: CommitLog, attempt: str) -> None:
         """Answer and commit the rows that `routed` gave, or those that a materialised one holds."""
@@ -94,20 +100,24 @@ class WindowRun:
         sink = CommitSink(log, self.shape, Place(self.window, first_row, attempt), self.incidents, self.settings.run)
         # No more writers than shards are in work: each is a process, seconds of CPU to start.
         writers = _SHARDS_AT_ONCE * pools.generate.most_actors
-        generated.write_datasink(sink, ray_remote_args=pools.write.asked, concurrency=writers)
+        asked = pools.write.asked | {"max_retries": TASK_RETRIES}
+        generated.write_datasink(sink, ray_remote_args=asked, concurrency=writers)
 
-    def _routed(self, missing: np.ndarray | None) -> Any:
+    def _routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
         reader = SplitReader(
             self.settings.input, self.settings.columns, self.plan, self.window, missing, self.incidents
         )
         splits = ray.data.from_arrow(split_tables(self.plan, self.window, missing))
-        records = splits.map_batches(reader.read, batch_format="pyarrow", **self.pools.read.asked)
+        asked = self.pools.read.asked | {"max_retries": TASK_RETRIES}
+        records = splits.map_batches(reader.read, batch_format="pyarrow", **asked)
         return records.map_batches(
             self.router,
             fn_constructor_args=(self.settings, self.context, self.incidents),
             batch_format="pyarrow",
-            batch_size=_ROUTE_ROWS,
+            batch_size=min(_ROUTE_ROWS, shard_records),
             compute=_pool(self.pools.route),
+            max_restarts=-1,
+            max_task_retries=1,
             **self.pools.route.asked,
         )
 

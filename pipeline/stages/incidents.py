@@ -1,6 +1,7 @@
 """What goes wrong in tasks and actors, told to the driver: Ray drops a failed block, and its error with it."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,7 +22,8 @@ _AT_START = ", at the start of an actor"
 class Incidents:
     """Travels to tasks and actors, which note their errors with it. `listening` makes one that is heard.
 
-    Notes are a help for people: where the actor that keeps them is gone, they are lost, and nothing else.
+    Notes are a help for people, and tell the driver why to stop. Where the actor that keeps them dies, those so far are
+    lost.
     """
 
     def __init__(self, actor: Any = None) -> None:
@@ -31,7 +33,7 @@ class Incidents:
     def listening(cls) -> "Incidents":
         """With an actor beside the driver, which a lost node does not take along."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return cls(ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(ray.remote(Notes).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote())
 
     @contextmanager
     def telling(self, stage: str) -> Iterator[None]:
@@ -70,9 +72,9 @@ class Incidents:
         spent = (self._ask("spent") or {}) if self._actor else {}
         return {stage.replace(_AT_START, " start"): found for stage, found in spent.items()}
 
-    def failed_starts(self) -> list[str]:
-        """Those of actors that could not start."""
-        return [what for what, _ in self.noted() if _AT_START in what]
+    def failed_starts(self) -> Counter[str]:
+        """Those of actors that could not start, and how often."""
+        return Counter({what: count for what, count in self.noted() if _AT_START in what})
 
     def refusals(self) -> list[str]:
         """What the store refused for good: other shards would fare no better."""

@@ -4,7 +4,8 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,33 +23,16 @@ from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents
 from .logs import tell
-from .prepare import Prepared, prepare, versions
+from .prepare import Prepared, compare, input_problem, prepare, versions
 from .progress import Listener, Point, Progress
+from .result import JobResult
 from .route import RouteRecords
 from .settings import JobSettings, Pools
 from .sink import OutputShape
-from .stopping import StoppedError, StopSwitch
+from .stopping import StoppedError, StopSwitch, outages_stop
 from .watch import ErrorBudget
 from .window import WindowJob
 from .windows import Windows
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a job came to. ``incomplete``: records without an answer or a dead letter."""
-
-    records: int
-    tally: Tally
-    seconds: float
-    generated_tokens: int  # by this command, without what an earlier one had committed
-    incomplete: int
-    over_budget: str  # what there is too much of, and of which errors; empty within the budget
-    incidents: list[tuple[str, int]]  # what went wrong in tasks and actors, and how often; much of it was made good
-
-    @property
-    def ok(self) -> bool:
-        """Every record is committed or set aside, within the error budget."""
-        return not self.incomplete and not self.over_budget
 
 
 class GenerateJob:
@@ -113,11 +97,15 @@ class GenerateJob:
     def _run(self, prepared: Prepared, pools: Pools, switch: StopSwitch) -> JobResult:
         plan, shape = prepared.plan, self.shape(prepared)
         start, started = time.monotonic(), time.time()
-        earlier = None if self._new_run else self.folder.read_json(RUN)
+        earlier = None if self._new_run else self._earlier(prepared)
         self.settings = replace(self.settings, run=(earlier or {}).get("run") or uuid.uuid4().hex[:12])
         tell("job started", run=self.settings.run, output=masked(self.settings.output), records=plan.rows)
+        self.log.run = self.settings.run
         if earlier is None:
-            discard(self.log)  # of a run that --new-run discards; else there is nothing
+            # Of a run that --new-run discards; else there is nothing. What says that it was one goes first: killed
+            # then, the job is refused until it is given --new-run again.
+            self.folder.remove(RUN)
+            discard(self.log)
             self._new_run = False
             self.folder.save_plan(plan)
             self._write_run(prepared, shape, "running", started, None)
@@ -128,11 +116,12 @@ class GenerateJob:
         before = self._committed(plan)
         self.progress.begin(plan.rows, plan.windows, before)
         try:
-            incomplete = self._run_windows(prepared, shape, pools, switch)
+            with outages_stop():
+                incomplete = self._run_windows(prepared, shape, pools, switch)
         except (KeyboardInterrupt, StoppedError):
-            missing = plan.rows - (done := self._committed(plan)).data - done.dead
-            result = self._result(plan, before, missing, time.monotonic() - start)
             with suppress(Exception):  # the store may be what stopped it
+                missing = plan.rows - (done := self._committed(plan)).data - done.dead
+                result = self._result(plan, before, missing, time.monotonic() - start)
                 self._write_run(prepared, shape, "stopped", started, result)
             raise
         if not incomplete:
@@ -152,8 +141,15 @@ class GenerateJob:
             return 0
         self._incidents = Incidents.listening()
         runs = [self._window_run(prepared, pools, shape, window) for window in left]
-        job = WindowJob(self.settings, self.log, self.say, switch.check)
+        job = WindowJob(self.settings, self.log, self.say, switch.check, partial(input_problem, self.settings, plan))
         return Windows(job, runs, budget, switch, self.progress).run(counted)
+
+    def _earlier(self, prepared: Prepared) -> dict[str, Any] | None:
+        """What `run.json` says now that this driver holds the lease: it was checked before another one ended."""
+        earlier = self.folder.read_json(RUN)
+        if earlier is not None:
+            compare(earlier["guard"], prepared.guard, self.settings.output)
+        return earlier
 
     def _window_run(
         self, prepared: Prepared, pools: Pools, shape: OutputShape, window: int, rows: np.ndarray | None = None
@@ -224,25 +220,12 @@ class GenerateJob:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         }
         if result is not None:
-            values["counts"] = {
-                "records": result.records,
-                "incomplete": result.incomplete,
-                **asdict(result.tally),
-            }
-            values["incidents"] = [{"what": what, "times": times} for what, times in result.incidents]
             devices = self._pools.devices
             spent = self._spent + result.seconds * devices["generate_actors"]
-            values["devices"] = devices | {"device_seconds": round(spent, 2)}
-            values["timeline"] = [astuple(point) for point in self.progress.timeline]
-            values["timings"] = {
-                "seconds": round(result.seconds, 2),
-                "generated_tokens": result.generated_tokens,
-                "tokens_per_second": round(result.generated_tokens / max(result.seconds, 1e-9), 1),
-                "driver": {name: round(seconds, 2) for name, seconds in self._phases.items()},
-                "stages": {
-                    stage: {"seconds": round(seconds, 2), "calls": calls}
-                    for stage, (seconds, calls) in sorted(self._incidents.spent().items())
-                },
+            values |= result.told | {
+                "devices": devices | {"device_seconds": round(spent, 2)},
+                "timeline": [astuple(point) for point in self.progress.timeline],
+                "timings": result.timings(self._phases, self._incidents.spent()),
             }
             tell("job ended", run=self.settings.run, state=state, **values["timings"])
         self.folder.write_json(RUN, values)

@@ -45,7 +45,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
     before = _earlier_run(settings.output, folder)
     if before is not None and not new_run:
-        _compare(before["guard"], guard, settings.output)
+        compare(before["guard"], guard, settings.output)
     plan = folder.load_plan(files) if before is not None and not new_run else None
     plan = plan or plan_input(
         settings.input, settings.window_records, settings.columns, folder.log.root, settings.limit
@@ -58,6 +58,19 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
         )
     _check_writable(settings.output, folder)
     return Prepared(plan, context, fingerprints, guard)
+
+
+def input_problem(settings: JobSettings, plan: InputPlan) -> str:
+    """Which files are not those that were planned any more: rows may have been read from another place; else empty."""
+    try:
+        _, files = list_input(settings.input)
+    except UserError as error:
+        return str(error)
+    known = set(files)
+    changed = [masked_path(file.path) for file in plan.files if file not in known]
+    if not changed:
+        return ""
+    return f"input: changed or removed while it was read: {', '.join(changed[:3])}{' ...' if changed[3:] else ''}"
 
 
 def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
@@ -182,7 +195,8 @@ def _granularity(settings: JobSettings) -> dict[str, Any]:
     return {"granularity": "sentence"} | asdict(settings.sentences)
 
 
-def _compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
+def compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
+    """`UserError` where the guard of an earlier run in the output is another one."""
     changed = changes(before, now)
     if changed:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from .job import GenerateJob
 from .prepare import Prepared
 from .progress import Listener
 from .settings import JobSettings, Pools
-from .stopping import StopSwitch
+from .stopping import StoppedError, StopSwitch, outages_stop
 from .watch import ErrorBudget, Watch
 from .window import WindowJob
 
@@ -36,8 +37,8 @@ class RetryResult:
 class RetryJob(GenerateJob):
     """Answers the dead records of a finished run again, with the settings that it was made with.
 
-    A window shows its old dead letters until all of its own are tried; then a new marker takes the place of the old
-    one. Killed before, it leaves everything as it was.
+    A window shows its old dead letters until all of its own are tried, or the job is stopped; then a new marker takes
+    the place of the old one. Killed before, it leaves the window as it was.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RetryJob(GenerateJob):
                 f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
             )
         self.settings = replace(self.settings, run=(self.folder.read_json(RUN) or {}).get("run", ""))
+        self.log.run = self.settings.run
         switch = StopSwitch()
         with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
             self.log.sweep_finished()  # else shards that came late would be taken for answers
@@ -67,7 +69,7 @@ class RetryJob(GenerateJob):
             if rows:
                 self.progress.stage("starting Ray")
                 pools = start_pools()
-                with switch:
+                with switch, outages_stop():
                     self._retry_all(prepared, pools, rows, switch)
                 sweep_unnamed(self.log)
             return self._done(prepared, rows)
@@ -90,12 +92,20 @@ class RetryJob(GenerateJob):
             self.progress.stage("retrying", window)
             counting, refused = self.progress.committed, self._incidents.refusals
             with Watch(self.log, window, counted, no_budget, switch.stop, counting=counting, refused=refused) as watch:
-                left = job.rounds(run)
+                try:
+                    left = job.rounds(run)
+                except (KeyboardInterrupt, StoppedError):
+                    with suppress(Exception):  # the store may be what stopped it
+                        self._amend(window, plan.window_rows, retried)  # with the answers that there are
+                    raise
             counted = watch.look()
             self.progress.committed(counted, "committed")
-            files = self.log.finished_windows()[window]
-            amend_window(self.log, window, files, window * plan.window_rows, retried)
+            self._amend(window, plan.window_rows, retried)
             self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")
+
+    def _amend(self, window: int, window_rows: int, retried: np.ndarray) -> None:
+        files = self.log.finished_windows()[window]
+        amend_window(self.log, window, files, window * window_rows, retried)
 
     def _done(self, prepared: Prepared, rows: dict[int, np.ndarray]) -> RetryResult:
         """Counts; `run.json` gets those of the run as it is now, and a line about this."""

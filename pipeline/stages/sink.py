@@ -127,4 +127,4 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         name = f"{shard_prefix(self.place.window)}{self.place.attempt}-{task:06d}"
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         with masking():
-            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
+            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead), self.run), data, dead)

@@ -3,14 +3,32 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from ..storage.files import one_line
+from ..storage.objects import StoreError, is_transient
 
 SIGTERM = "SIGTERM"  # the reason of a stop from outside
 
 
 class StoppedError(BaseException):
     """The job was told to stop, for the reason given. Like `KeyboardInterrupt` no error that retries may swallow."""
+
+
+@contextmanager
+def outages_stop() -> Iterator[None]:
+    """What the store refuses for good, or does not do after all tries, becomes a `StoppedError`."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoppedError(f"commit: {one_line(error)}") from error
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise StoppedError(f"output: {type(error).__name__}: {one_line(error)}") from error
 
 
 class StopSwitch:

@@ -61,15 +61,16 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(SECONDS if self._seen else SECONDS / 10):
-            had = bool(self._seen)
+        begun = False
+        while not self._end.wait(SECONDS if begun else SECONDS / 10):
             try:
                 self.look()
+                self.counting(self.counted)
+                if self._seen and not begun:
+                    self.begun()
+                    begun = True
             except Exception:  # stores raise kinds of their own; a look may be missed
                 continue
-            self.counting(self.counted)
-            if self._seen and not had:
-                self.begun()
             if reasons := self._refused():
                 self.over(reasons[0])
                 return

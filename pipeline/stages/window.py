@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from ..records import DEAD
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.files import one_line
 from ..storage.merge import merge_files
-from ..storage.objects import StoreError
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
 from ..storage.shards import Shard, Tally, shard_prefix, tally
@@ -34,13 +33,19 @@ _ALONE, _ALONE_AT_MOST = 32, 500
 class WindowJob:
     """Answers or sets aside every row of one window; `StoppedError` where the store refuses to take them.
 
-    ``between``: called before each run of the graph; it may raise to stop the job.
+    ``between``: called before each run of the graph; it may raise to stop the job. ``problem``: why a window cannot be
+    finished, asked before it is.
     """
 
     def __init__(
-        self, settings: JobSettings, log: CommitLog, say: Callable[[str], None], between: Callable[[], None]
+        self,
+        settings: JobSettings,
+        log: CommitLog,
+        say: Callable[[str], None],
+        between: Callable[[], None],
+        problem: Callable[[], str] = str,
     ) -> None:
-        self.settings, self.log, self.say, self.between = settings, log, say, between
+        self.settings, self.log, self.say, self.between, self.problem = settings, log, say, between, problem
 
     def run(self, run: WindowRun, ahead: RoutedAhead | None = None) -> tuple[int, Tally]:
         """Do it; returns how many rows stay without an answer, and the counts of those that have one.
@@ -58,11 +63,10 @@ class WindowJob:
             missing = self.missing(run)
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
+        if problem := self.problem():
+            raise StoppedError(problem)
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
-        try:
-            files = self.log.finish_window(window, size, join)
-        except StoreError as error:
-            raise StoppedError(f"commit: {one_line(error)}") from error
+        files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         tell("window finished", run=self.settings.run, window=window, data=files.tally.data, dead=files.tally.dead)
         return 0, files.tally
@@ -93,12 +97,13 @@ class WindowJob:
     def _run(self, run: WindowRun, missing: np.ndarray, shard_records: int, routed: Any = None) -> None:
         """Run the graph once. What fails in it has no answer then; where its actors cannot start, the job stops."""
         self.between()
+        failed_before = run.incidents.failed_starts()
         try:
             if routed is None:
                 routed = run.routed(run.some(missing), shard_records)
             run.generate(routed, self.log, uuid.uuid4().hex[:8])
-        except (RayActorError, RayTaskError) as error:
-            failed = run.incidents.failed_starts()
+        except RayError as error:
+            failed = run.incidents.failed_starts() - failed_before
             if failed:
                 raise StoppedError("; ".join(failed)) from error
             self.say(f"window {run.window + 1}: {type(error).__name__}: {one_line(error)[:200]}")
@@ -148,4 +153,5 @@ class WindowJob:
         none = np.empty(0, np.int64)
         places = np.array([r.row for r in records], np.int64)
         name = f"{shard_prefix(window)}{uuid.uuid4().hex[:8]}-000000"
-        self.log.commit(Shard(name, None, None, none, places, tally(pa.table({}), dead)), pa.table({}), dead)
+        shard = Shard(name, None, None, none, places, tally(pa.table({}), dead), self.settings.run)
+        self.log.commit(shard, pa.table({}), dead)

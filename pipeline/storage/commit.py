@@ -13,23 +13,21 @@ the place of the one before.
 
 A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
 Markers are created once: of two writers of one marker the second takes what the first wrote.
+
+A shard says which run made it: what a writer of a run that was discarded commits late answers nothing. What is swept is
+listed before the marker is written, so that a driver that slept in between removes nothing that others wrote since.
 """
 
-import io
 import re
-import uuid
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
-import fsspec
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .files import open_url
-from .objects import create, names, put, read, refusals, remove
+from .objects import create, names, read, refusals, remove
+from .outputs import OutputFiles
 from .secrets import masked
 from .shards import (
     Rows,
@@ -52,24 +50,12 @@ _SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
 _READ_AGAIN = 5  # a reader that meets a window that is just being finished starts anew
 
 
-class CommitLog:
-    """Markers and files of one output folder."""
+class CommitLog(OutputFiles):
+    """Markers and files of one output folder. ``run``: the id of its run; None: shards of any run count."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._connect()
-
-    def _connect(self) -> None:
-        self.fs: fsspec.AbstractFileSystem
-        self.fs, root = open_url(self.url)
-        self.root = root.rstrip("/")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.url = state["url"]
-        self._connect()
+        super().__init__(url)
+        self.run: str | None = None
 
     @refusals()
     def commit(self, shard: Shard, data: pa.Table, dead: pa.Table) -> Shard:
@@ -121,9 +107,7 @@ class CommitLog:
         files = files_of(self.cut_shards(window))
         if files.tally.data + files.tally.dead == rows:
             return self._mark(name, join(files), window)
-        files = self._window(name)
-        self.sweep(window, files)
-        return files
+        return self.sweep(window)
 
     def replace_window(self, window: int, files: WindowFiles) -> WindowFiles:
         """Write a new marker of a finished window, and sweep what the one before named alone."""
@@ -135,27 +119,36 @@ class CommitLog:
         return (self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window)))
 
     def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
-        if not create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files))):
-            files = self._window(name)
-        self.sweep(window, files)
+        there = self._of_window(window)
+        created = create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))
+        markers = self._window_markers(window)
+        newest = window_markers([*markers, name])[window]
+        if not created or newest != name:
+            files = self._window(newest)
+        self._sweep(there, markers, newest, files)
         return files
 
-    def sweep(self, window: int, files: WindowFiles) -> None:
-        """Remove what a finished window left behind: files that its marker does not name, its shard markers and older
-        window markers.
-
-        The shard markers go last: as long as there is one, `sweep_finished` looks at the window again.
+    def sweep(self, window: int) -> WindowFiles:
+        """Remove what a finished window left behind: files that its newest marker does not name, its shard markers and
+        older window markers. `FileNotFoundError` where the window has no marker.
         """
+        there = self._of_window(window)
         markers = self._window_markers(window)
-        for name in set(markers) - set(window_markers(markers).values()):
+        newest = window_markers(markers).get(window, f"window-{window:06d}.json")
+        files = self._window(newest)
+        self._sweep(there, markers, newest, files)
+        return files
+
+    def _sweep(self, there: Sequence[str], markers: Sequence[str], newest: str, files: WindowFiles) -> None:
+        """``there``: paths of a window's objects. Its shard markers go last: as long as there is one, `sweep_finished`
+        looks at the window again.
+        """
+        for name in set(markers) - {newest}:
             remove(self.fs, self.path("_commits", name))
         named = {*files.data, *files.dead}
-        for kind in KINDS:
-            for name in self._of_window(kind, window):
-                if f"{kind}/{name}" not in named:
-                    remove(self.fs, self.path(kind, name))
-        for name in self._of_window("_commits", window):
-            remove(self.fs, self.path("_commits", name))
+        for path in there:
+            if path not in named:
+                remove(self.fs, self.path(path))
 
     def sweep_finished(self) -> int:
         """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
@@ -163,7 +156,7 @@ class CommitLog:
         late = {window_of(name) for name in found if _SHARD_MARKER.fullmatch(name)}
         finished = window_markers(found)
         for window in sorted(late & finished.keys()):
-            self.sweep(window, self._window(finished[window]))
+            self.sweep(window)
         return len(late & finished.keys())
 
     def committed_files(self, kind: str) -> list[str]:
@@ -195,12 +188,18 @@ class CommitLog:
         return names(self.fs, self.path("_commits"), f"window-{window:06d}")
 
     def _shards(self, markers: Iterable[str]) -> Iterator[Shard]:
-        return (decode(name.removesuffix(".json"), self._marker(name)) for name in markers)
+        found = (decode(name.removesuffix(".json"), self._marker(name)) for name in markers)
+        return (shard for shard in found if self.run is None or shard.run in ("", self.run))  # "": before it was said
 
-    def _of_window(self, kind: str, window: int) -> list[str]:
-        """Names of a window's objects in a folder, those half written on a local disk too."""
-        folder, prefix = self.path(kind), shard_prefix(window)
-        return [*names(self.fs, folder, prefix), *names(self.fs, folder, f".{prefix}")]
+    def _of_window(self, window: int) -> list[str]:
+        """Paths of a window's files and shard markers, those half written on a local disk too; markers last."""
+        prefix = shard_prefix(window)
+        return [
+            f"{kind}/{name}"
+            for kind in (*KINDS, "_commits")
+            for start in (prefix, f".{prefix}")
+            for name in names(self.fs, self.path(kind), start)
+        ]
 
     def _cut(self, shard: Shard, keep: Rows) -> Shard:
         """The shard with only the rows ``keep``: itself, or a rewritten copy under another name."""
@@ -221,39 +220,9 @@ class CommitLog:
             return pa.table({})
         return self.read_table(path).filter(pa.array(np.isin(rows, keep)))
 
-    def read_table(self, path: str) -> pa.Table:
-        """A data or dead file, by the path that a marker gives."""
-        return pq.read_table(io.BytesIO(self.content(path)))
-
-    def write_table(self, kind: str, name: str, table: pa.Table) -> str | None:
-        """Write a ``data`` or ``dead`` file of a shard; its path for a marker, None for a table without rows."""
-        if table.num_rows == 0:
-            return None
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return self.write_file(kind, name, buffer.getvalue())
-
-    def write_file(self, kind: str, name: str, content: bytes) -> str:
-        """Write a file of a shard whole; its path for a marker."""
-        # A name of its own for each try: should two writers of one shard live at once, each marker has its own files.
-        path = f"{kind}/{name}-{uuid.uuid4().hex[:8]}.parquet"
-        put(self.fs, self.path(path), content)
-        return path
-
     def _window(self, name: str) -> WindowFiles:
         values = orjson.loads(self._marker(name))
         return WindowFiles(values["data"], values["dead"], Tally(**values["tally"]))
 
     def _marker(self, name: str) -> bytes:
         return self.content(f"_commits/{name}")
-
-    def content(self, path: str) -> bytes:
-        """The bytes of an object of the output; `FileNotFoundError` where there is none."""
-        content = read(self.fs, self.path(path))
-        if content is None:
-            raise FileNotFoundError(self.path(path))
-        return content
-
-    def path(self, *parts: str) -> str:
-        """The path of an object."""
-        return "/".join((self.root, *parts))

@@ -58,6 +58,7 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     """
     fs, path = open_url(url)
     try:
+        fs.invalidate_cache()  # else a listing of earlier would be told again
         if path.startswith(SCHEME):
             return fs, [_listed(p, fs.info(p)) for p in hub_files(path)]
         if any(c in path for c in _MAGIC):

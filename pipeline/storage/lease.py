@@ -34,13 +34,13 @@ class _Holder:
     holder: str
     host: str
     pid: int
-    boot: str  # of the machine, and when the process began: a pid alone may be another process by now
+    boot: str  # of the machine and its container, and when the process began: a pid may be another process by now
     beat: int = 0
     released: bool = False
 
     def is_gone(self, here: "_Holder") -> bool:
-        """Whether the process was one of this machine and does not live any more."""
-        return self.host == here.host and self.boot != _boot(self.pid)
+        """Whether the process was one of this machine, where it would be seen, and does not live any more."""
+        return bool(self.boot) and _place(self.boot) == _place(here.boot) and not _lives(self.pid, self.boot)
 
 
 class Lease:
@@ -96,12 +96,17 @@ class Lease:
         while not self._end.wait(self.beat):
             beat += 1
             try:
-                if self._last() > self._number:
+                if self._last() > self._number or self._is_taken():
                     self.lost()
                     return
                 put(self.fs, self._path(self._number), self._content(beat))
             except Exception as error:  # stores raise kinds of their own; the next beat may go through
                 self.say(f"lease: {masked(self.url)}: {type(error).__name__}: no heartbeat written")
+
+    def _is_taken(self) -> bool:
+        """Whether another driver believed it was the first too: in a store without conditional writes."""
+        holder = self._holder(self._number)
+        return holder is not None and holder.holder != self._me.holder
 
     def _wait_until_dead(self, number: int) -> None:
         seen, since, told = self._holder(number), time.monotonic(), False
@@ -151,10 +156,30 @@ def _named(holder: _Holder | None) -> str:
 
 
 def _boot(pid: int) -> str:
-    """What tells a process from later ones with its number; empty where it does not live or there is no /proc."""
+    """What tells a process from later ones with its number; empty where it is not seen or there is no /proc.
+
+    The boot of the machine, the namespace of its process numbers (a container has its own), the start of the process.
+    """
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        numbers = os.readlink("/proc/self/ns/pid")
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
-    return f"{machine} {started}"
+    return f"{machine} {numbers} {started}"
+
+
+def _place(boot: str) -> str:
+    return boot.rpartition(" ")[0]
+
+
+def _lives(pid: int, boot: str) -> bool:
+    """Whether the process of that number lives, and began when ``boot`` says."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    now = _boot(pid)
+    return not now or now == boot  # of others' processes not all may be seen

@@ -1,7 +1,7 @@
 """Whole objects in any store: read, put, create once, list, remove; tried again where the store fails for a moment.
 
-Stores with conditional writes (S3, local disk, memory) create an object once even if two writers race. With others
-`create` looks first and then writes, as fsspec does: two writers within that moment may both believe they were first.
+Stores with conditional writes (S3, Google's, local disk, memory) create an object once even if two writers race. With
+others `create` looks first and then writes: two writers within that moment may both believe they were first.
 """
 
 import errno
@@ -25,6 +25,8 @@ _UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for 
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
 _HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")  # see `_synced_part`
+_FINDS_PREFIXES = {"s3", "s3a", "gs", "gcs"}
+_CONDITIONAL = _FINDS_PREFIXES | {"memory"}
 _STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
 
 
@@ -81,6 +83,8 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         if isinstance(fs, LocalFileSystem):
             _link(_synced_part(path, content), path)
         else:
+            if not _protocols(fs) & _CONDITIONAL:  # some fsspec file systems overwrite whatever the mode
+                _refuse_existing(fs, path)
             _upload(fs, path, content, mode="create")
     except OSError as error:
         # SeaweedFS answers EINVAL where AWS says that the object exists.
@@ -136,7 +140,7 @@ def sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[
 def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: bool) -> dict[str, Any]:
     fs.invalidate_cache(folder)
     try:
-        if prefix and _finds_prefixes(fs):
+        if prefix and _protocols(fs) & _FINDS_PREFIXES:
             found = fs.find(folder, maxdepth=1, prefix=prefix, detail=detail)
         else:
             found = fs.ls(folder, detail=detail)
@@ -167,8 +171,14 @@ def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str 
         fs.pipe_file(path, content, mode=mode)
 
 
-def _finds_prefixes(fs: fsspec.AbstractFileSystem) -> bool:
-    return bool({"s3", "s3a", "gs", "gcs"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)})
+def _refuse_existing(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    fs.invalidate_cache(path)
+    if fs.exists(path):
+        raise FileExistsError(path)
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
+    return {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)}
 
 
 def _synced_part(path: str, content: bytes) -> str:

@@ -14,7 +14,7 @@ from ..errors import UserError
 from .commit import CommitLog
 from .duplicates import DUPLICATES
 from .files import InputFile
-from .objects import put, read
+from .objects import put, read, remove
 from .plan import InputPlan
 from .secrets import masked, masked_path
 
@@ -43,6 +43,10 @@ class RunFolder:
         fs.rm_file(self.write(".probe", b""))
         if not there and isinstance(fs, LocalFileSystem):
             fs.rmdir(root)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the folder, if it is there."""
+        remove(self.log.fs, f"{self.log.root}/{name}")
 
     def write(self, name: str, content: bytes) -> str:
         """Write a file of the folder whole; returns its path."""
@@ -100,6 +104,7 @@ def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
         raise UserError(f"run: {RUN} at {masked(url)} is not that of a run; give the --output of a run") from None
     if schema is None:
         raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
+    folder.log.run = (run or {}).get("run")
     files = folder.log.committed_files(kind)
     if not files:
         return pyarrow.dataset.dataset(schema.empty_table())

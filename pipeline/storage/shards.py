@@ -42,7 +42,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts."""
+    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts.
+
+    ``run``: the id of the run that made it.
+    """
 
     name: str
     data: str | None
@@ -50,6 +53,7 @@ class Shard:
     data_rows: Rows
     dead_rows: Rows
     tally: Tally
+    run: str = ""
 
     @property
     def rows(self) -> Rows:
@@ -143,6 +147,7 @@ def encode(shard: Shard) -> bytes:
             "data_rows": _packed(shard.data_rows),
             "dead_rows": _packed(shard.dead_rows),
             "tally": asdict(shard.tally),
+            "run": shard.run,
         }
     )
 
@@ -157,6 +162,7 @@ def decode(name: str, content: bytes) -> Shard:
         _unpacked(values["data_rows"]),
         _unpacked(values["dead_rows"]),
         Tally(**values["tally"]),
+        values.get("run", ""),
     )
 
 

@@ -13,8 +13,9 @@ from pipeline.records import Record
 from pipeline.stages import watch as watch_module
 from pipeline.stages.ahead import RoutedAhead
 from pipeline.stages.generate import GenerateRecords
-from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.job import GenerateJob
 from pipeline.stages.progress import Listener, Snapshot
+from pipeline.stages.result import JobResult
 from pipeline.stages.retry import RetryJob
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, Pools

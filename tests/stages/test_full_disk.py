@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.job import GenerateJob
+from pipeline.stages.result import JobResult
 from pipeline.stages.settings import JobSettings, Pools
 from pipeline.stages.stopping import StoppedError
 from pipeline.storage import read_dead, read_run

@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report
 from pipeline.stages.generate import GenerateRecords
-from pipeline.stages.job import GenerateJob, JobResult
+from pipeline.stages.job import GenerateJob
+from pipeline.stages.result import JobResult
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, Pools, Share
 from pipeline.stages.stopping import StoppedError

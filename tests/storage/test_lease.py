@@ -101,7 +101,8 @@ def test_a_killed_process_of_this_machine_is_no_holder(tmp_path: Path) -> None:
 
 def test_a_reused_process_number_does_not_hold(tmp_path: Path) -> None:
     with lease(str(tmp_path)) as first:
-        content = orjson.loads(first._content(0)) | {"boot": "another boot"}
+        content = orjson.loads(first._content(0))
+        content["boot"] += "0"  # a process of this machine that began later
     put(first.fs, first._path(7), orjson.dumps(content))
     with lease(str(tmp_path)) as second:
         assert second._number == 8
