@@ -193,6 +193,7 @@ class ShuffleSettings(Strict):
 
     shard_records: PositiveInt
     shard_adapters: PositiveInt
+    task_records: Annotated[int, Field(ge=0)]
 
 
 class CostSettings(Strict):

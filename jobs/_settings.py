@@ -41,6 +41,12 @@ def pools_of(config: GenerateConfig) -> Pools:
             " native engine runs a model on one GPU; take a model that fits one, model.quantization=8bit or 4bit, or"
             " engine=vllm"
         )
+    if config.engine.backend == "vllm" and config.engine.over_rank == "native" and (parallel > 1 or (gpus or 0) > 1):
+        raise UserError(
+            f"config: engine.over_rank=native with cluster.stages.generate.tensor_parallel={parallel}, gpus={gpus}: the"
+            " native engine, which would answer, runs a model on one GPU; take engine.over_rank=refuse and a lower"
+            " routing.max_adapters, or one GPU for each actor"
+        )
     if parallel > 1 and gpus != parallel:
         raise UserError(
             f"config: cluster.stages.generate: tensor_parallel={parallel} needs as many GPUs for each actor:"
@@ -92,6 +98,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         limit=limit,
         shard_records=config.shuffle.shard_records,
         shard_adapters=config.shuffle.shard_adapters,
+        shuffle_task_records=config.shuffle.task_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
         config=shown_config(config)

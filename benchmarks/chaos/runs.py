@@ -111,6 +111,8 @@ class Run:
             *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
             *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
             f"cluster.address={cluster.address}",
+            # Half of the runs take the way of large windows, which the driver plans.
+            f"shuffle.task_records={chance.choice([0, 16_384])}",
         )
         self.progress = Progress(self.output)
         self.exits: list[int | str] = []  # of the job's starts: exit codes, or why it was ended

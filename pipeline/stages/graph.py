@@ -72,7 +72,8 @@ class WindowRun:
         context.enable_progress_bars = False
         count = self.plan.window_size(self.window) if missing is None else len(missing)
         limits = ShardLimits(shard_records, self.settings.shard_adapters, self.settings.shard_mixtures)
-        return Shuffle(count, limits, self.pools.read.cpus)(self._routed(missing, shard_records))
+        options = {"num_cpus": self.pools.read.cpus, "max_retries": TASK_RETRIES}
+        return Shuffle(count, limits, self.settings.shuffle_task_records, options)(self._routed(missing, shard_records))
 
     def generate(self, routed: Any, log: CommitLog, attempt: str) -> None:
         """Answer and commit the rows that `routed` gave, or those that a materialised one holds."""

@@ -99,6 +99,7 @@ class JobSettings:
     limit: int | None = None  # only the first so many records of the input
     shard_records: int = 512
     shard_adapters: int = 64  # of all mixtures of a shard together
+    shuffle_task_records: int = 16_384  # of a window that one task plans and cuts
     file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
     hang_seconds: float = 1800.0  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json

@@ -14,19 +14,21 @@ from .shard_plan import ShardLimits, shard_of_rows
 # blocks as their bytes suit it, but never a row.
 PACKED = pa.schema([("shard", pa.int32()), ("records", pa.large_binary())])
 
-# So many rows are planned and cut by one task; more are planned by the driver and shuffled.
-_AT_ONCE = 16_384
 _MOST_PARTITIONS = 256
 _SHARDS_A_PARTITION = 4
 _UNPLANNED = -1  # rows whose block was lost while the plan was made
 
 
 class Shuffle:
-    """Regroups the ``rows`` rows of a window, or fewer, into shards."""
+    """Regroups the ``rows`` rows of a window, or fewer, into shards.
 
-    def __init__(self, rows: int, limits: ShardLimits, cpus: float) -> None:
-        self._rows, self._limits = rows, limits
-        self._options: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": cpus, "fn_args": (limits,)}
+    ``at_once``: so many rows are planned and cut by one task; more are planned by the driver and shuffled. ``options``:
+    of the tasks.
+    """
+
+    def __init__(self, rows: int, limits: ShardLimits, at_once: int, options: dict[str, Any]) -> None:
+        self._rows, self._limits, self._at_once = rows, limits, at_once
+        self._options: dict[str, Any] = options | {"batch_format": "pyarrow", "fn_args": (limits,)}
 
     def __call__(self, routed: Any) -> Any:
         """A dataset of `PACKED` rows, each a block of its own.
@@ -34,7 +36,7 @@ class Shuffle:
         The shards of many rows are known when all are routed: the driver then needs the place and the mixture of each,
         some bytes. Few rows go through one task, and the generating actors start beside the routing ones.
         """
-        if self._rows <= _AT_ONCE:
+        if self._rows <= self._at_once:
             cut = routed.map_batches(_planned, batch_size=max(1, self._rows), **self._options)
         else:
             routed = routed.materialize()

@@ -54,15 +54,14 @@ def test_each_packed_shard_is_answered_for_itself() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("at_once", [0, 1000], ids=["shuffled", "by one task"])
-def test_all_rows_of_a_window_come_out_in_planned_shards(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_rows_of_a_window_come_out_in_planned_shards(at_once: int) -> None:
     import ray
 
-    monkeypatch.setattr(shuffle, "_AT_ONCE", at_once)
     # Half of the rows have one mixture; a name holds two weights, so that adapters are shared.
     mixtures = ["hot:1.0" if n % 2 else f"a{n % 7}:0.5+shared:0.5" for n in range(300)]
     table = pa.table({"row": pa.array(range(300), pa.int64()), "mixture": mixtures})
     routed = ray.data.from_arrow([table.slice(start, 50) for start in range(0, 300, 50)])
-    cut = shuffle.Shuffle(300, ShardLimits(40, 4), 0.25)(routed).materialize()
+    cut = shuffle.Shuffle(300, ShardLimits(40, 4), at_once, {"num_cpus": 0.25})(routed).materialize()
     assert {block.num_rows for block in map(ray.get, cut.to_arrow_refs())} == {1}, "each shard is a block of its own"
     shards = [shuffle.unpack(row["records"]) for row in cut.take_all()]
     assert sorted(row for shard in shards for row in shard["row"].to_pylist()) == list(range(300))

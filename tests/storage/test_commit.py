@@ -23,7 +23,7 @@ from pipeline.storage import outputs as outputs_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.merge import merge_files
 from pipeline.storage.objects import create, names, put, remove
-from pipeline.storage.shards import Shard, Tally, shard_prefix, tally, window_of
+from pipeline.storage.shards import Shard, Tally, WindowFiles, shard_prefix, tally, window_of
 
 from . import memory_url
 
@@ -261,6 +261,47 @@ def test_tallies_add_up(parts: list[list[int]]) -> None:
     assert added.mixtures == Counter(f"m{r % 3}:1.0" for r in answered)
     assert added.finish_reasons == Counter("stop" if r % 2 else "length" for r in answered)
     assert added.errors == Counter(f"Error{r % 2}" for r in rows if is_dead(r))
+
+
+def shard_of(name: str, rows: list[int], run: str) -> tuple[Shard, pa.Table, pa.Table]:
+    data, dead = data_table(rows), dead_table([])
+    return Shard(name, None, None, np.array(rows), np.empty(0, np.int64), tally(data, dead), run), data, dead
+
+
+def test_what_another_run_commits_late_answers_nothing(log: CommitLog) -> None:
+    own, late = f"{shard_prefix(WINDOW)}a-0", f"{shard_prefix(WINDOW)}b-0"
+    log.run = "of today"
+    log.commit(*shard_of(late, [0, 1, 2], "of yesterday"))
+    assert list(log.shards(WINDOW)) == []
+    assert log.committed_files("data") == []
+    log.commit(*shard_of(own, [0, 1, 2], "of today"))
+    files = log.finish_window(WINDOW, 3)
+    assert files.tally.data == 3
+    assert [own in name for name in files.data] == [True]
+    assert names(log.fs, log.path("data")) == [files.data[0].removeprefix("data/")]
+
+
+def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(log: CommitLog) -> None:
+    """Meanwhile another one has taken over, and given the window a new marker with files of its own."""
+    log.commit(*shard_of(f"{shard_prefix(WINDOW)}a-0", [0, 1, 2], ""))
+    other = CommitLog(log.url)
+    marked: list[WindowFiles] = []
+
+    def create_and_sleep(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
+        created = create(fs, path, content)
+        if not marked:
+            marked.append(WindowFiles([], [], Tally()))
+            before = other.finished_windows()[WINDOW]
+            amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
+            assert amended is not None
+            marked.append(other.replace_window(WINDOW, WindowFiles([*before.data, amended], [], Tally(data=4))))
+        return created
+
+    with mock.patch.object(commit_module, "create", create_and_sleep):
+        told = log.finish_window(WINDOW, 3)
+    assert told == marked[1] == other.finished_windows()[WINDOW]
+    assert visible_rows(other) == [0, 1, 2, 4]
+    assert names(log.fs, log.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]
 
 
 ROWS = 10

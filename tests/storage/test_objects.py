@@ -96,6 +96,18 @@ def test_an_object_is_created_once(place: tuple[fsspec.AbstractFileSystem, str])
     assert read(fs, path) == b"one"
 
 
+def test_a_store_that_overwrites_whatever_it_is_told_is_looked_at_first() -> None:
+    class Overwrites(MemoryFileSystem):
+        protocol = "elsewhere"
+
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+            super().pipe_file(path, value, mode="overwrite", **kwargs)
+
+    fs, path = Overwrites(), f"{memory_url().removeprefix('memory:/')}/a.json"
+    assert [create(fs, path, b"first"), create(fs, path, b"second"), create(fs, path, b"first")] == [True, False, True]
+    assert read(fs, path) == b"first"
+
+
 def test_one_of_racing_writers_creates_an_object(place: tuple[fsspec.AbstractFileSystem, str]) -> None:
     fs, path = place
     with ThreadPoolExecutor(16) as pool:
