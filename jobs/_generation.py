@@ -50,7 +50,7 @@ def _start_pools(config: GenerateConfig, view: View) -> Pools:
     dashboard = connect(config.cluster.address, config.cluster.cpus)
     if dashboard:
         view.say(f"dashboard  {dashboard}")
-    return size_pools(pools_of(config), config.cluster.autoscaling)
+    return size_pools(pools_of(config), config.cluster.autoscaling, view.say)
 
 
 def _summary(result: JobResult, output: str) -> list[str]:

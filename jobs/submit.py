@@ -11,9 +11,12 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
+from pathlib import Path
 
+from conf import compose
 from jobs._arguments import fill_date, need_files, read_config
 from jobs._cli import INTERRUPTED, OK, run_job
 from jobs.generate import command_parser
@@ -21,6 +24,8 @@ from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
 from pipeline.storage.secrets import masked
 
+# Config that names files.
+_FILES = re.compile(r"\+*((?:model|bank|router)\.path|generation\.(?:grammar|json_schema))=(.+)")
 # Commands that use Ray, and what lets them use the cluster that they run on.
 _ON_CLUSTER = {"jobs.generate": "cluster=ray", "jobs.retry_dead": "cluster.address=auto"}
 
@@ -31,8 +36,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(own)
     if not command or not command[0].startswith("jobs."):
         raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
-    command = _on_cluster(command)
     _check_paths(command, bool(args.working_dir))
+    command = _on_cluster(command)
     name = submission_id(command)  # with all that is wrong in the command, before anything is asked of the cluster
     client = JobsClient(args.address)
     if args.status:
@@ -57,7 +62,10 @@ def main(argv: list[str]) -> int:
 
 
 def submission_id(command: list[str]) -> str:
-    """The same for the same work: of `jobs.generate` input, output and config count, wherever it runs."""
+    """The same for the same work: of `jobs.generate` input, output and config count, wherever it runs.
+
+    Wherever it is submitted from, too: the folder of the code, which the demo's bank and router lie in, does not count.
+    """
     return f"loraloom-{hashlib.sha256(json.dumps(_work(command)).encode()).hexdigest()[:16]}"
 
 
@@ -69,6 +77,8 @@ def _work(command: list[str]) -> object:
     need_files(args)
     fill_date(args)
     del config["cluster"]
+    for group in ("bank", "router"):
+        config[group]["path"] = config[group]["path"].removeprefix(str(compose.PROJECT_DIR))
     return [args.input, args.output, args.limit, args.dry_run, config]
 
 
@@ -87,21 +97,46 @@ def _on_cluster(command: list[str]) -> list[str]:
     setting = _ON_CLUSTER.get(command[0])
     if setting is None or any(word.startswith(("cluster=", "cluster.address=")) for word in command):
         return command
-    return [*command, setting]
+    return [command[0], setting, *command[1:]]  # behind an option without its value it would be taken for that
 
 
 def _check_paths(command: list[str], sent_along: bool) -> None:
     """`UserError` for paths that mean something else where the job runs."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--input")
-    parser.add_argument("--output")
-    args, _ = parser.parse_known_args(command[1:])
-    for name, url in (("--input", None if sent_along else args.input), ("--output", args.output)):
-        if url and "://" not in url and not url.startswith("/"):
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
+    for option in ("--input", "--output", "--run"):
+        parser.add_argument(option)
+    try:
+        args, words = parser.parse_known_args(command[1:])
+    except argparse.ArgumentError as error:
+        raise UserError(f"submit: {command[0]}: {error}") from None
+    if (args.input or "").startswith("hub:"):
+        raise UserError(
+            f"submit: --input {args.input} would be loaded into the cache of one node; give the files of the data set,"
+            " as hf://datasets/NAME/*.parquet"
+        )
+    config = {match[1]: match[2].strip("'\"") for match in map(_FILES.fullmatch, words) if match}
+    read = {"--input": args.input, "--run": args.run} | config
+    for name, url in ({"--output": args.output} | ({} if sent_along else read)).items():
+        if url and _is_relative(name, url):
             raise UserError(f"submit: {name} {url} is relative, and the job runs elsewhere; give a URL or a whole path")
 
 
+def _is_relative(name: str, url: str) -> bool:
+    """Whether a value is a path that depends on the folder: no URL, nor a hub id, nor a schema that stands here itself.
+
+    A model like ``my/model`` may be both: it is a hub id where there is no such folder.
+    """
+    if "://" in url or url.startswith(("/", "package:", "{")) or url == "null":
+        return False
+    hub_id = name == "model.path" and re.fullmatch(r"[^./~][^/]*/[^/]+", url) and not url.endswith(".gguf")
+    return not hub_id or Path(url).exists()
+
+
 def _forwarded(names: list[str]) -> dict[str, str]:
+    if any(name.partition("=")[0] == "PYTHONPATH" for name in names):
+        raise UserError(
+            "submit: --env PYTHONPATH: the job sets it itself; install the code on the nodes, or send --working-dir"
+        )
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UserError(f"submit: --env {missing[0]}: there is no such variable")

@@ -1,9 +1,10 @@
-"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile]`.
+"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile exact]`.
 
 Needs vLLM in the environment (`make test-vllm` makes one; docs/engines.md). The same requests in each case: records of
 the demo's tasks with the mixtures that its router gives them, each answered with ``--new-tokens`` tokens. The ways of a
 case run in turn in this process, ``--repeats`` times, after a first batch that does not count; start-up is told apart.
-Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage. Written to `benchmarks/results/`.
+Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage. `exact` measures no time and has
+requests of its own (`exact.py`). Written to `benchmarks/results/`.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype
 
+from . import exact as exactness
 from . import profile as operations
 from . import ray_llm
 from .requests import for_base, requests, single
@@ -45,6 +47,19 @@ class Bench:
         self.asked = requests(self.config, args.records, args.new_tokens)
         self.vllm = VllmSettings(max_loras=args.max_loras, kv_gb=args.kv_gb)
         self.starts: dict[str, float] = {}
+        self.said: dict[str, Any] | None = None  # by a case that has other requests, in the place of `about`
+
+    def about(self) -> dict[str, Any]:
+        """What was asked of whom, for the results."""
+        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+        return {
+            "config": config | {"native_threads": torch.get_num_threads()},
+            "requests": {
+                "prompt_tokens": sum(len(request.tokens) for request in self.asked),
+                "distinct_mixtures": len({request.mixture for request in self.asked}),
+                "vllm": asdict(self.vllm) | {"version": _version()},
+            },
+        }
 
     @property
     def tokens(self) -> int:
@@ -118,11 +133,18 @@ def profile(bench: Bench) -> dict[str, Any]:
     }
 
 
+def exact(bench: Bench) -> dict[str, Any]:
+    """Differences from merged weights and from the native engine; on a CPU."""
+    bench.said = {"requests": exactness.REQUESTS | {"vllm": {"version": _version()}}}
+    return exactness.figures()
+
+
 CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "mixtures": mixtures,
     "base": base,
     "ray-llm": with_ray,
     "profile": profile,
+    "exact": exact,
 }
 
 
@@ -142,21 +164,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     bench = Bench(args)
-    used = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    about = {
-        "prompt_tokens": sum(len(request.tokens) for request in bench.asked),
-        "distinct_mixtures": len({request.mixture for request in bench.asked}),
-        "vllm": asdict(bench.vllm) | {"version": _version()},
-    }
     for name in args.cases:
-        bench.starts = {}
+        bench.starts, bench.said = {}, None
         figures = CASES[name](bench)
         write_results(
             args.output / f"engines-{name}.json",
             {
                 "case": name,
-                "config": used | {"native_threads": torch.get_num_threads()},
-                "requests": about,
+                **(bench.said or bench.about()),
                 "start_seconds": bench.starts,
                 "figures": figures,
             },

@@ -2,13 +2,16 @@
 
 import logging
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import ray
 
 from ..errors import UserError
-from .room import check_room
+from .logs import tell
+from .placing import place
+from .room import check_room, shortages
 from .settings import Pools
 
 # Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
@@ -51,22 +54,20 @@ def connect(address: str | None, cpus: int) -> str | None:
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def size_pools(pools: Pools, autoscaling: bool = False) -> Pools:
-    """Fill in what depends on the cluster: one generating actor a GPU, else one that uses all CPUs.
+def size_pools(pools: Pools, autoscaling: bool = False, say: Callable[[str], None] = print) -> Pools:
+    """Fill in what depends on the cluster (`placing.place`).
 
-    `UserError` where a stage asks for what no node has, unless nodes may come later (``autoscaling``).
+    `UserError` where a stage asks for what no node has; where nodes may come later (``autoscaling``), that is said.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
-    each = (1 if gpus else 0) if pools.generate.gpus is None else pools.generate.gpus
-    room = int(gpus / each) if each else 1
-    least = pools.generate.actors or max(1, room)
-    generate = replace(pools.generate, gpus=each, actors=least, most_actors=max(least, pools.generate.most_actors))
-    cpus = int(min(node["Resources"].get("CPU", 1) for node in nodes))
-    sized = replace(pools, generate=generate, threads=pools.threads or max(1, cpus // least))
+    placed = place(pools, nodes)
     if not autoscaling:
-        check_room(sized, nodes)
-    return sized
+        check_room(placed, nodes)
+        return placed
+    for problem in islice(shortages(placed, nodes), 1):
+        say(f"cluster: {problem}; waiting for nodes of the autoscaler")
+        tell("waiting for nodes", level=logging.WARNING, problem=problem)
+    return placed
 
 
 def _only_to_files(logger: logging.Logger) -> None:

@@ -111,11 +111,14 @@ class WindowRun:
         splits = ray.data.from_arrow(split_tables(self.plan, self.window, missing))
         asked = self.pools.read.asked | {"max_retries": TASK_RETRIES}
         records = splits.map_batches(reader.read, batch_format="pyarrow", **asked)
+        rows = min(_ROUTE_ROWS, shard_records)
+        if shard_records < self.settings.shard_records:  # an actor takes blocks whole, and what is lost with one record
+            records = records.repartition(target_num_rows_per_block=rows)
         return records.map_batches(
             self.router,
             fn_constructor_args=(self.settings, self.context, self.incidents),
             batch_format="pyarrow",
-            batch_size=min(_ROUTE_ROWS, shard_records),
+            batch_size=rows,
             compute=_pool(self.pools.route),
             max_restarts=-1,
             max_task_retries=1,

@@ -69,8 +69,13 @@ class RetryJob(GenerateJob):
             if rows:
                 self.progress.stage("starting Ray")
                 pools = start_pools()
-                with switch, outages_stop():
-                    self._retry_all(prepared, pools, rows, switch)
+                try:
+                    with switch, outages_stop():
+                        self._retry_all(prepared, pools, rows, switch)
+                except (KeyboardInterrupt, StoppedError):
+                    with suppress(Exception):
+                        self._done(prepared, rows)
+                    raise
                 sweep_unnamed(self.log)
             return self._done(prepared, rows)
 

@@ -1,53 +1,80 @@
 """Whether a cluster has what the stages ask for: Ray would wait for ever, and say so only in its logs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 from ..errors import UserError
 from .settings import Pools, Share
 
-_SHUFFLE_CPUS = 1.0  # of one task of Ray Data's own, between the pools
+Node = dict[str, Any]
+"""A node as `ray.nodes` gives it."""
+
+SHUFFLE_CPUS = 1.0
+"""Of one task of Ray Data's own, between the pools."""
+
+_EXACT = 1e-6  # what Ray counts is exact to four digits, quotients of floats are not: 0.3 / 0.1 is less than 3
 
 
-def check_room(pools: Pools, nodes: Sequence[dict[str, Any]]) -> None:
-    """`UserError` where a stage asks for what none of Ray's ``nodes`` has, or the pools leave no CPU to the tasks.
+def check_room(pools: Pools, nodes: Sequence[Node]) -> None:
+    """`UserError` where a stage asks for what none of Ray's ``nodes`` has, or the pools leave no CPU to the tasks."""
+    for problem in shortages(pools, nodes):
+        raise UserError(f"cluster: {problem}")
 
-    Nodes are as `ray.nodes` gives them.
-    """
+
+def shortages(pools: Pools, nodes: Sequence[Node]) -> Iterator[str]:
+    """What the stages ask for and these nodes cannot take, a sentence each."""
     for name in ("read", "route", "generate", "write"):
         share: Share = getattr(pools, name)
-        if not any(_fits(share, node) for node in nodes):
-            raise UserError(
-                f"cluster: no node has what the {name} stage asks for, {_text(share)} (cluster.stages.{name});"
+        if not any(places(share, node) for node in nodes):
+            yield (
+                f"no node has what the {name} stage asks for, {_text(share)} (cluster.stages.{name});"
                 f" there are {len(nodes)} node(s), with {_held(nodes)}"
             )
     asked = sum(share.cpus * share.actors for share in (pools.route, pools.generate))
-    there = sum(node["Resources"].get("CPU", 0) for node in nodes)
-    if asked + _SHUFFLE_CPUS > there:
-        raise UserError(
-            f"cluster: {pools.route.actors} routing and {pools.generate.actors} generating actor(s) ask for {asked:g}"
-            f" CPUs, and the shuffle needs {_SHUFFLE_CPUS:g} beside them: there are {there:g} (engine.actors,"
+    there = sum(map(cpus_of, nodes))
+    if asked + SHUFFLE_CPUS > there:
+        yield (
+            f"{pools.route.actors} routing and {pools.generate.actors} generating actor(s) ask for {asked:g}"
+            f" CPUs, and the shuffle needs {SHUFFLE_CPUS:g} beside them: there are {there:g} (engine.actors,"
             " cluster.stages; for a local Ray, cluster.cpus may be more than the machine has)"
         )
-    gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
-    if (pools.generate.gpus or 0) * pools.generate.actors > gpus:
-        raise UserError(
-            f"cluster: {pools.generate.actors} generating actors of {pools.generate.gpus:g} GPU need more than the"
-            f" {gpus:g} there are (engine.actors, cluster.stages.generate)"
-        )
+    for name, doing, settings in (("route", "routing", ""), ("generate", "generating", "engine.actors, ")):
+        share = getattr(pools, name)
+        room = sum(places(share, node) for node in nodes)
+        if 0 < room < share.actors:
+            yield (
+                f"there is room for {room} of the {share.actors} {doing} actors that must start, each of which asks"
+                f" for {_text(share)} ({settings}cluster.stages.{name})"
+            )
 
 
-def _fits(share: Share, node: dict[str, Any]) -> bool:
+def places(share: Share, node: Node) -> int:
+    """How many tasks or actors of a share a node takes when nothing else is on it."""
     resources: dict[str, float] = node["Resources"]
     labels: dict[str, str] = node.get("Labels") or {}
-    return (
-        resources.get("CPU", 0) >= share.cpus
-        and resources.get("GPU", 0) >= (share.gpus or 0)
-        and resources.get("memory", 0) >= share.memory
-        and (share.accelerator is None or f"accelerator_type:{share.accelerator}" in resources)
-        and all(_matches(labels.get(name), wanted) for name, wanted in share.labels.items())
-    )
+    if share.accelerator is not None and f"accelerator_type:{share.accelerator}" not in resources:
+        return 0
+    if not all(_matches(labels.get(name), wanted) for name, wanted in share.labels.items()):
+        return 0
+    asked = {"CPU": share.cpus, "memory": share.memory}
+    room = [_times(resources.get(name, 0), amount) for name, amount in asked.items() if amount]
+    return min([*room, gpu_places(share.gpus, node)] if share.gpus else room)
+
+
+def gpu_places(gpus: float, node: Node) -> int:
+    """As `places`, by the GPUs alone. Less than one is taken of a single GPU."""
+    held: float = node["Resources"].get("GPU", 0)
+    return int(held) * _times(1, gpus) if gpus < 1 else _times(held, gpus)
+
+
+def cpus_of(node: Node) -> float:
+    """CPUs of a node; Ray leaves out what a node has none of."""
+    return float(node["Resources"].get("CPU", 0))
+
+
+def _times(held: float, asked: float) -> int:
+    return int(held / asked + _EXACT)
 
 
 def _matches(value: str | None, wanted: str) -> bool:
@@ -62,7 +89,7 @@ def _text(share: Share) -> str:
     return ", ".join(f"{name} {value}" for name, value in asked.items() if value)
 
 
-def _held(nodes: Sequence[dict[str, Any]]) -> str:
+def _held(nodes: Sequence[Node]) -> str:
     most = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
     kinds = sorted(
         {key.partition(":")[2] for node in nodes for key in node["Resources"] if key.startswith("accelerator_type")}

@@ -17,6 +17,10 @@ _AGAIN = 2.0  # seconds until a log whose connection broke is read again
 # Seconds after which an attempt to connect was a connection that broke: aiohttp gives up connecting after 30.
 _HELD = 45.0
 _PATIENCE = 300.0  # seconds that the job server may be away
+# A head is up seconds before its agent, which starts jobs: the server says so after ten of them, and is asked again.
+_NOT_YET = "No available agent"
+_START = 60.0
+_NO_AGENT = "; another Ray on the head's machine may hold its agent's port (ray start --dashboard-agent-listen-port)"
 
 
 class JobsClient:
@@ -46,6 +50,7 @@ class JobsClient:
 
     def submit(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
         """Submit ``entrypoint`` unless its last attempt has not ended; returns the id of the job that runs it now."""
+        deadline = time.monotonic() + _START
         while True:
             attempts = self.attempts(name)
             if attempts and attempts[-1][1] not in _ENDED:
@@ -56,8 +61,12 @@ class JobsClient:
                     entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=metadata
                 )
             except self._errors as error:
+                if _NOT_YET in str(error) and time.monotonic() < deadline:
+                    time.sleep(_AGAIN)
+                    continue
                 if self.status(job) is None:  # else another submitted it in this moment
-                    raise UserError(f"submit: {self.address} did not take the job: {_line(error)}") from None
+                    hint = _NO_AGENT if _NOT_YET in str(error) else ""
+                    raise UserError(f"submit: {self.address} did not take the job: {_line(error)}{hint}") from None
             return job
 
     def status(self, job: str) -> str | None:

@@ -97,6 +97,34 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
     assert ids_of(tmp_path / "out") == Counter(ids)
 
 
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_committed_and_says_how_to_go_on(
+    tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    ids = write_input(tmp_path / "in.jsonl", 72)
+    more = ("shuffle.shard_records=8", "engine.batch_size=4", "cluster.cpus=2")
+    words = command(tmp_path, tiny_model, tiny_bank, tiny_router, *more)
+    first = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of a shell may have to ignore it
+    )
+    wait_for_commits(first, tmp_path / "out", 1)
+    first.send_signal(signal.SIGINT)
+    said = first.communicate(timeout=120)[1]
+    assert first.returncode == 130
+    assert said.splitlines()[-1] == (
+        "interrupted; what is committed stays, the same command again (without --new-run) does the rest"
+    )
+    assert "Traceback" not in said
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stderr
+    assert ids_of(tmp_path / "out") == Counter(ids)
+
+
 def wait_for_commits(job: subprocess.Popen[Any], output: Path, count: int) -> None:
     """Wait until a running job has committed so many shards."""
     wait_for_files(job, output, "_commits/w0*.json", count)

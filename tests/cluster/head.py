@@ -16,18 +16,21 @@ ROOT = Path(__file__).parents[2]
 
 
 class Head:
-    """Runs until `stop`. ``address`` is of the job server, ``environment`` what its clients need."""
+    """Runs until `stop`. ``address`` is of the job server, ``environment`` what its clients need.
+
+    ``agent_port``: where the node answers about itself, 52365 of a node that was given no other.
+    """
 
     def __init__(self, cpus: int = 2) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # Ray's sockets need a short path
-        self.metrics_port, dashboard = free_port(), free_port()
+        self.metrics_port, self.agent_port, dashboard = free_port(), free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         ports = {
             "port": free_port(),
             "dashboard-port": dashboard,
             "ray-client-server-port": free_port(),
-            "dashboard-agent-listen-port": free_port(),
+            "dashboard-agent-listen-port": self.agent_port,
             "metrics-export-port": self.metrics_port,
             "min-worker-port": 0,
             "max-worker-port": 0,

@@ -1,4 +1,7 @@
-"""The manifests and Dockerfiles: rendered, checked against schemas, and against the code that they start."""
+"""The manifests and Dockerfiles: checked against schemas, and against the code that they start.
+
+``rendered`` has the manifests as kubectl renders them, so that they are checked where there is none.
+"""
 
 import json
 import re
@@ -6,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import cache
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +21,40 @@ from referencing.jsonschema import DRAFT202012
 
 from jobs import submit
 
+from .dockerfile import DOCKERFILE, extras
 from .head import ROOT
 
 DOCKER = ROOT / "docker"
 SCHEMAS = Path(__file__).parent / "schemas"
+RENDERED = Path(__file__).parent / "rendered"
 FOLDERS = ["overlays/small", "overlays/gpu", "nightly"]
 
 
-@cache
 def rendered(folder: str) -> dict[str, Any]:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("no kubectl to render kustomizations with")
-    command = [kubectl, "kustomize", str(DOCKER / "k8s" / folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    [manifest] = yaml.safe_load_all(done.stdout)
+    """The manifest of a kustomization."""
+    return only(kept(folder).read_text())
+
+
+def kept(folder: str) -> Path:
+    return RENDERED / f"{Path(folder).name}.yaml"
+
+
+def only(text: str) -> dict[str, Any]:
+    [manifest] = yaml.safe_load_all(text)
     assert isinstance(manifest, dict)
     return manifest
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_manifests_kept_are_what_kubectl_renders(folder: str) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl; what it rendered is checked all the same")
+    source = DOCKER / "k8s" / folder
+    done = subprocess.run([kubectl, "kustomize", str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refresh = f"kubectl kustomize {source.relative_to(ROOT)} > {kept(folder).relative_to(ROOT)}"
+    assert only(done.stdout) == rendered(folder), f"not as it was kept: {refresh}"
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
@@ -90,7 +109,7 @@ def test_the_command_is_one_that_this_version_takes(folder: str) -> None:
 def test_a_try_resumes_and_pods_have_no_rights_they_do_not_need(folder: str) -> None:
     spec = job_spec(rendered(folder))
     assert spec["backoffLimit"] > 0
-    assert spec["submitterConfig"]["backoffLimit"] == 0
+    assert spec["submitterConfig"]["backoffLimit"] > 0, "a submitter that is evicted would take a healthy cluster down"
     assert "--new-run" not in spec["entrypoint"], "a try after a failed one must not discard what that committed"
     assert spec["rayClusterSpec"]["authOptions"]["mode"] == "token"
     for pod in pods(rendered(folder)):
@@ -114,6 +133,16 @@ def test_the_gpu_overlay_and_the_nightly_job_have_the_same_cluster() -> None:
     assert "{date}" in nightly["spec"]["jobTemplate"]["entrypoint"]
 
 
+def test_all_tries_of_a_night_start_on_its_day() -> None:
+    """``yesterday`` is asked for by each try; KubeRay's deadline counts anew for each, and is the last one's end."""
+    nightly = rendered("nightly")["spec"]
+    minute, hour, *rest = nightly["schedule"].split()
+    assert rest == ["*", "*", "*"]
+    template = nightly["jobTemplate"]
+    tries = (template["backoffLimit"] + 1) * template["activeDeadlineSeconds"] / 3600
+    assert int(hour) + int(minute) / 60 + tries <= 23, "an hour is left for clusters that are removed"
+
+
 def test_versions_in_manifests_and_images_are_those_of_the_project() -> None:
     constraints = (ROOT / "constraints.txt").read_text()
     [ray] = re.findall(r"^ray==(.+)$", constraints, re.MULTILINE)
@@ -126,12 +155,25 @@ def test_versions_in_manifests_and_images_are_those_of_the_project() -> None:
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    done = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_image_of_the_head_has_what_the_image_of_generating_nodes_has() -> None:
+    """The driver runs on the head, and refuses what is not installed there."""
+    assert extras("cpu") == extras("gpu") >= {"cluster", "s3", "guided", "quantized", "demo"}
+    assert "gguf" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["demo"][0]
+
+
+def test_the_image_with_vllm_leaves_out_only_the_versions_that_vllm_does_not_take() -> None:
+    assert extras("vllm") == extras("gpu") - {"guided", "quantized"} | {"vllm"}
+    [left_out] = re.findall(r"sed -E '/\^\((.+)\)==/d' constraints.txt", DOCKERFILE.read_text())
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert set(left_out.split("|")) <= set(pinned)
+
+
 def test_images_hold_no_weights_and_nobody_runs_as_root() -> None:
-    text = (DOCKER / "Dockerfile").read_text()
+    text = DOCKERFILE.read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
     assert {word for words in copied for word in words.split()} == {
         *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "jobs", "conf"),
@@ -148,6 +190,7 @@ def test_compose_has_a_head_two_workers_and_a_store() -> None:
     services = compose["services"]
     assert set(services) == {"store", "head", "worker", "submit"}
     assert services["worker"]["deploy"]["replicas"] == 2
+    assert not services["worker"].get("healthcheck"), "the image's own asks the node itself, not the head"
     for name, service in services.items():
         assert ":latest" not in service["image"]
         for wanted in service.get("depends_on", {}):

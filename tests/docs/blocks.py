@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,14 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def run(block: Block, folder: Path, environment: Mapping[str, str]) -> tuple[float, str]:
-    """Run a block; seconds and output. `AssertionError` with the output where it fails."""
+def run(block: Block, folder: Path, environment: Mapping[str, str], within: Sequence[str] = ()) -> tuple[float, str]:
+    """Run a block; seconds and output. `AssertionError` with the output where it fails.
+
+    ``within``: the command that runs the shell.
+    """
     began = time.monotonic()
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.script],
+        [*within, "bash", "-euo", "pipefail", "-c", block.script],
         cwd=folder,
         env=dict(environment),
         stdout=subprocess.PIPE,

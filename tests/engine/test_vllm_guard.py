@@ -1,40 +1,68 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with the one that started them, and a folder that goes with it."""
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+_CHILD = """
+import os, pathlib, signal, sys, time
+
+def asked(*args):
+    pathlib.Path(sys.argv[2]).write_text("asked")
+    if sys.argv[1] != "stubborn":
+        sys.exit()
+
+signal.signal(signal.SIGTERM, asked)
+print("ready", flush=True)
+if sys.argv[1] == "stopped":
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(600)
+"""
+
 _STARTED = """
 import multiprocessing, subprocess, sys, time
-from pipeline.engine.vllm.guard import Guard
+from pathlib import Path
+from pipeline.engine.vllm import guard as module
 
 if __name__ == "__main__":
-    guard = Guard()
-    if sys.argv[1] == "starting":
+    word, folder, note, code = sys.argv[1:]
+    module._GRACE = 0.5
+    guard = module.Guard(Path(folder))
+    if word == "starting":
         with guard.starting():
             child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
             child.start()
             time.sleep(0.3)
             print(child.pid, flush=True)
             sys.stdin.read()
-    child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-c", code, word, note]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    child.stdout.readline()
     guard.hold([1_000_000_000])
     guard.hold([child.pid])
-    if sys.argv[1] == "close":
+    if word == "close":
         guard.close()
     print(child.pid, flush=True)
     sys.stdin.read()
 """
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that the guard holds, with something in it."""
+    (tmp_path / "held by it" / "a").mkdir(parents=True)
+    return tmp_path / "held by it"
+
+
 def started(word: str, folder: Path) -> tuple[subprocess.Popen[str], psutil.Process]:
-    script = folder / "started.py"  # a file, as what `multiprocessing` spawns reads it again
+    script = folder.parent / "started.py"  # a file, as what `multiprocessing` spawns reads it again
     script.write_text(_STARTED)
     parent = subprocess.Popen(
-        [sys.executable, str(script), word],
+        [sys.executable, str(script), word, str(folder), str(folder.parent / "note"), _CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -43,17 +71,23 @@ def started(word: str, folder: Path) -> tuple[subprocess.Popen[str], psutil.Proc
     return parent, psutil.Process(int(parent.stdout.readline()))
 
 
-@pytest.mark.parametrize("moment", ["keep", "starting"])
-def test_a_killed_process_takes_those_it_guards_along(moment: str, tmp_path: Path) -> None:
-    parent, child = started(moment, tmp_path)
+@pytest.mark.parametrize("moment", ["keep", "stubborn", "stopped", "starting"])
+def test_a_killed_process_takes_what_it_guards_along(moment: str, folder: Path) -> None:
+    parent, child = started(moment, folder)
     parent.kill()
     parent.communicate()
-    assert not psutil.wait_procs([child], timeout=10)[1]
+    assert not psutil.wait_procs([child], timeout=20)[1]
+    assert (folder.parent / "note").exists() == (moment in ("keep", "stubborn"))
+    until = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not folder.exists()
 
 
-def test_a_closed_guard_lets_them_live(tmp_path: Path) -> None:
-    parent, child = started("close", tmp_path)
+def test_a_closed_guard_lets_them_live(folder: Path) -> None:
+    parent, child = started("close", folder)
     parent.kill()
     parent.communicate()
     assert psutil.wait_procs([child], timeout=0.5)[1]
     child.kill()
+    assert folder.exists()

@@ -30,3 +30,10 @@ def test_one_model_over_several_gpus_is_for_vllm_alone() -> None:
         pools_of(config(*TWO_GPUS))
     with pytest.raises(UserError, match="tensor_parallel=2 needs as many GPUs for each actor"):
         pools_of(config("engine=vllm", TWO_GPUS[1]))
+
+
+@pytest.mark.parametrize("words", [TWO_GPUS, TWO_GPUS[:1]])
+def test_what_the_native_engine_may_have_to_answer_has_one_gpu_too(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"over_rank=native with .*the native engine, which would answer,.* one GPU"):
+        pools_of(config("engine=vllm", "engine.over_rank=native", *words))
+    assert pools_of(config("engine=vllm", "engine.over_rank=native", "cluster.stages.generate.gpus=1"))

@@ -1,7 +1,10 @@
 """What `jobs.submit` sends, without a cluster."""
 
+from pathlib import Path
+
 import pytest
 
+from conf import compose
 from jobs import submit
 from pipeline.errors import UserError
 
@@ -18,16 +21,23 @@ def test_the_same_work_has_the_same_id_wherever_it_runs() -> None:
     assert submit.submission_id(["jobs.retry_dead", "--run", "s3://lake/out/"]) != expected
 
 
+def test_the_id_is_the_same_from_another_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = submit.submission_id(GENERATE), submit.submission_id([*GENERATE, "bank=custom", "bank.path=/my/bank"])
+    monkeypatch.setattr(compose, "PROJECT_DIR", Path("/somewhere/else"))
+    assert (submit.submission_id(GENERATE), here[0] != here[1]) == (here[0], True)
+    assert submit.submission_id([*GENERATE, "bank=custom", "bank.path=/my/bank"]) == here[1]
+
+
 def test_a_wrong_config_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(UserError, match="no_such_key"):
         submit.submission_id([*GENERATE, "no_such_key=1"])
 
 
 def test_commands_that_use_ray_are_given_the_cluster() -> None:
-    assert submit._on_cluster(GENERATE)[-1] == "cluster=ray"
-    assert submit._on_cluster([*GENERATE, "cluster=kuberay"])[-1] == "cluster=kuberay"
-    assert submit._on_cluster(["jobs.retry_dead", "--run", "x"])[-1] == "cluster.address=auto"
-    assert submit._on_cluster(["jobs.evaluate", "--run", "x"])[-1] == "x"
+    assert submit._on_cluster(GENERATE) == ["jobs.generate", "cluster=ray", *GENERATE[1:]]
+    assert submit._on_cluster([*GENERATE, "cluster=kuberay"]) == [*GENERATE, "cluster=kuberay"]
+    assert submit._on_cluster(["jobs.retry_dead", "--run", "/x"])[1] == "cluster.address=auto"
+    assert submit._on_cluster(["jobs.evaluate", "--run", "/x"]) == ["jobs.evaluate", "--run", "/x"]
 
 
 def test_a_command_is_needed_and_variables_must_be_there() -> None:
@@ -35,6 +45,15 @@ def test_a_command_is_needed_and_variables_must_be_there() -> None:
         submit.main(["--address", "http://127.0.0.1:1"])
     with pytest.raises(UserError, match="--env NO_SUCH_VARIABLE"):
         submit._forwarded(["NO_SUCH_VARIABLE"])
+    for name in ("PYTHONPATH", "PYTHONPATH=/my/code"):
+        with pytest.raises(UserError, match="--env PYTHONPATH: the job sets it itself"):
+            submit._forwarded([name])
+
+
+@pytest.mark.parametrize("words", [["--input"], ["--input", "--output", "s3://lake/out/"], ["--output"]])
+def test_an_option_without_its_value_is_one_line(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^submit: jobs.generate: argument --\w+put: expected one argument$"):
+        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", *words])
 
 
 def test_relative_paths_are_refused_unless_their_folder_is_sent_along() -> None:
@@ -42,6 +61,43 @@ def test_relative_paths_are_refused_unless_their_folder_is_sent_along() -> None:
         with pytest.raises(UserError, match="is relative, and the job runs elsewhere"):
             submit._check_paths(["jobs.generate", *words], sent_along=False)
     submit._check_paths(["jobs.generate", "--input", "in.jsonl", "--output", "s3://lake/out"], sent_along=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("bank.path=my/bank", "bank.path"),
+        ("++router.path='my router'", "router.path"),
+        ("model.path=./model", "model.path"),
+        ("model.path=my/model.gguf", "model.path"),
+        ("model.path=a/b/c", "model.path"),
+        ("generation.grammar=answer.lark", "generation.grammar"),
+        ("generation.json_schema=schema.json", "generation.json_schema"),
+    ],
+)
+def test_relative_paths_in_the_config_are_refused_alike(word: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"submit: {name} .* is relative, and the job runs elsewhere"):
+        submit._check_paths([*GENERATE, word], sent_along=False)
+    submit._check_paths([*GENERATE, word], sent_along=True)
+
+
+def test_a_model_is_a_hub_id_unless_there_is_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = ["bank.path=/my/bank", "router.path=s3://lake/router", 'generation.json_schema={"type":"object"}']
+    for word in [*whole, "model.path=org/name", "model.path=package:some_model/model.gguf", "generation.grammar=null"]:
+        submit._check_paths([*GENERATE, word], sent_along=False)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"model.path org/name is relative"):
+        submit._check_paths([*GENERATE, "model.path=org/name"], sent_along=False)
+
+
+def test_other_relative_runs_and_data_sets_of_the_hub_are_refused() -> None:
+    with pytest.raises(UserError, match="--run out/x is relative"):
+        submit._check_paths(["jobs.retry_dead", "--run", "out/x"], sent_along=False)
+    with pytest.raises(UserError, match=r"--input hub:org/name would be loaded into the cache of one node; .*hf://"):
+        submit._check_paths(["jobs.generate", "--input", "hub:org/name"], sent_along=True)
 
 
 def test_no_job_server_is_one_line() -> None:

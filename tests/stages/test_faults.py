@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ from pipeline.stages.retry import RetryJob
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings, Pools
 from pipeline.stages.stopping import StoppedError
+from pipeline.stages.window import WindowJob
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.read import staged_table
@@ -43,8 +45,9 @@ def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Pat
     return settings
 
 
-def run(settings: JobSettings, generator: type = GenerateRecords) -> JobResult:
-    return GenerateJob(settings, lambda line: None, generator=generator).run(lambda: Pools(threads=1))
+def run(settings: JobSettings, generator: type = GenerateRecords, router: type = RouteRecords) -> JobResult:
+    job = GenerateJob(settings, lambda line: None, generator=generator, router=router)
+    return job.run(lambda: Pools(threads=1))
 
 
 def outputs_without_ray(settings: JobSettings) -> dict[str, Any]:
@@ -118,6 +121,48 @@ def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settin
     with pytest.raises(StoppedError, match="the process of an actor died 3 times while it started"):
         run(settings, faulty.DiesAtStart)
     assert run(settings).tally.data == 20
+
+
+@pytest.mark.slow
+def test_a_record_that_kills_its_routing_actor_is_found_and_set_aside(settings: JobSettings) -> None:
+    result = run(replace(settings, error_budget=0.2), router=faulty.DiesOfOne)
+    assert (result.ok, result.tally.data) == (True, 19)
+    assert letters(settings) == [("InvalidJson", 20), ("NoAnswer", 7)]
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) -> None:
+    result = run(replace(settings, hang_seconds=2.0), faulty.HangsOnce)
+    assert Path(f"{settings.output}.hung").exists()
+    assert (result.ok, result.tally.data) == (True, 20)
+    assert outputs(settings) == outputs_without_ray(settings)
+
+
+def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSettings) -> None:
+    with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
+        run(settings, faulty.ChangesItsInput)
+    assert CommitLog(settings.output).finished_windows() == {}
+    assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
+    with pytest.raises(UserError, match=r"input \(changed, added or removed"):
+        run(settings)
+
+
+@pytest.mark.slow
+def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -> None:
+    run(settings, faulty.RefusesSome)
+    rounds = WindowJob.rounds
+
+    def stopped(job: WindowJob, *args: Any) -> Any:
+        rounds(job, *args)
+        raise StoppedError("SIGTERM")
+
+    with mock.patch.object(WindowJob, "rounds", stopped), pytest.raises(StoppedError):
+        retry(settings)
+    assert letters(settings) == [("InvalidJson", 20)]
+    assert outputs(settings) == outputs_without_ray(settings)
+    assert [path.name for path in (Path(settings.output) / "_commits").iterdir()] == ["window-000000-001.json"]
+    assert json.loads((Path(settings.output) / "run.json").read_text())["counts"]["data"] == 20
+    assert retry(settings) == (0, 0, 1)
 
 
 def test_windows_after_the_first_are_routed_while_one_generates(

@@ -17,6 +17,7 @@ from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report
+from pipeline.stages import job as job_module
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.job import GenerateJob
 from pipeline.stages.result import JobResult
@@ -151,6 +152,25 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     assert (Path(job_settings.output) / "run.json").read_bytes() == finished, "discarded before Ray has started"
     assert fresh.run(lambda: Pools(threads=1)).tally.data == 7
     assert kept.read_bytes() == b"not of a run"
+    # Killed while it discards, a job does not take what is left for an earlier run of its own.
+    killed = GenerateJob(job_settings, say=lambda line: None)
+    killed.prepare(new_run=True)
+    with mock.patch.object(job_module, "discard", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        killed.run(lambda: Pools(threads=1))
+    with pytest.raises(UserError, match=r"holds commit markers but no run\.json"):
+        GenerateJob(job_settings).prepare()
+
+
+def test_a_run_that_another_driver_began_meanwhile_is_compared_too(job_settings: JobSettings) -> None:
+    write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(3)])
+    first, second = (GenerateJob(job_settings, say=lambda line: None) for _ in range(2))
+    prepared = first.prepare()
+    second.prepare()
+    guard = prepared.guard | {"seed": 99}
+    first.folder.write_json("run.json", {"guard": guard, "schemas": {}, "run": "a"})
+    with pytest.raises(UserError, match=r"differs in seed \(was 99, is 0\)"):
+        second.run(lambda: Pools(threads=1))
+    assert not second.log.has_markers()
 
 
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.stages.room import check_room
 from pipeline.stages.settings import Pools, Share
 
-A100 = {"accelerator_type:A100": 1.0}
+A100, T4 = {"accelerator_type:A100": 1.0}, {"accelerator_type:T4": 1.0}
 
 
 def node(cpus: float = 8, gpus: float = 0, labels: dict[str, str] | None = None, **more: float) -> dict[str, Any]:
@@ -34,7 +34,19 @@ def generating(**share: Any) -> Pools:
         (
             generating(gpus=1, actors=3, most_actors=3),
             [node(gpus=2)],
-            "3 generating actors of 1 GPU need more than the 2",
+            "room for 2 of the 3 generating actors that must start, each of which asks for cpus 0.25, gpus 1 (engine",
+        ),
+        (
+            generating(gpus=1, accelerator="A100", actors=8, most_actors=8),
+            [node(gpus=4, **A100), node(gpus=4, **T4)],
+            "room for 4 of the 8 generating actors",
+        ),
+        (generating(gpus=0.6, actors=3, most_actors=3), [node(gpus=2)], "room for 2 of the 3 generating actors"),
+        (generating(memory=2**33, actors=3, most_actors=3), [node()], "room for 2 of the 3 generating actors"),
+        (
+            Pools(route=Share(labels={"zone": "a"}, cpus=2, actors=5, most_actors=5)),
+            [node(labels={"zone": "a"}), node()],
+            "room for 4 of the 5 routing actors that must start",
         ),
     ],
 )
@@ -51,6 +63,7 @@ def test_what_no_node_has_is_refused_with_what_there_is(pools: Pools, nodes: lis
         (Pools(), [node(2)]),
         (generating(gpus=0.5, actors=4, most_actors=4), [node(gpus=1), node(gpus=1)]),
         (generating(accelerator="A100", gpus=1), [node(), node(gpus=1, **A100)]),
+        (generating(gpus=0.1, cpus=0.1, actors=10, most_actors=10), [node(gpus=1)]),
         (generating(labels={"zone": "in(a, b)", "spot": "!true"}), [node(labels={"zone": "b"})]),
     ],
 )

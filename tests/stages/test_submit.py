@@ -53,3 +53,33 @@ def test_a_server_that_stays_away_is_given_up(
     monkeypatch.setattr(submit, "_PATIENCE", 0.05)
     with pytest.raises(UserError, match="no word of job from http://head:8265"):
         client_of(Server(["one\n"], [0] * 100)).follow("job", print)
+
+
+class Head:
+    """A job server whose agent is not up for the first ``late`` submissions."""
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+        self.jobs: list[str] = []
+
+    def list_jobs(self) -> list[Any]:
+        return [SimpleNamespace(submission_id=job, status=SimpleNamespace(value="PENDING")) for job in self.jobs]
+
+    def submit_job(self, submission_id: str, **about: Any) -> None:
+        self.late -= 1
+        if self.late >= 0:
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try later."
+            )
+        self.jobs.append(submission_id)
+
+
+def test_a_head_that_has_just_started_is_waited_for(
+    client_of: Callable[[Any], submit.JobsClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = Head(late=3)
+    assert client_of(head).submit("true", "job", {}, {}) == "job"
+    assert head.jobs == ["job"]
+    monkeypatch.setattr(submit, "_START", 0.05)
+    with pytest.raises(UserError, match=r"did not take the job: .*No available agent.* agent's port"):
+        client_of(Head(late=1000)).submit("true", "job", {}, {})

@@ -89,6 +89,25 @@ def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(told) == {7, 8}
 
 
+def test_a_store_that_fails_as_the_next_window_begins_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
+    log, told, begun = CommitLog(memory_url()), list[str](), list[int]()
+
+    def begin() -> None:
+        begun.append(1)
+        if len(begun) == 1:
+            raise OSError("a listing failed")
+
+    with Watch(log, 0, Tally(), ErrorBudget(1.0, 2, 100), told.append, begin):
+        commit_dead(log, 0, [0, 1])
+        while len(begun) < 2:
+            time.sleep(0.01)
+        commit_dead(log, 1, [2])
+        while not told:
+            time.sleep(0.01)
+    assert len(begun) == 2
+
+
 def test_the_next_window_is_routed_once_the_engines_of_this_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, its routing would take CPUs that engines need to start and to be fed."""
     log, routed = CommitLog(memory_url()), list[int]()

@@ -108,6 +108,15 @@ def test_a_reused_process_number_does_not_hold(tmp_path: Path) -> None:
         assert second._number == 8
 
 
+def test_of_two_that_believe_to_be_first_one_notices(url: str) -> None:
+    """In a store without conditional writes both may have written the object of one number."""
+    lost = threading.Event()
+    with lease(url, lost=lost) as first:
+        other = orjson.loads(first._content(0)) | {"holder": "another"}
+        while not lost.wait(0.02):  # its own beat may come between
+            put(first.fs, first._path(first._number), orjson.dumps(other))
+
+
 def test_the_store_may_fail_for_some_beats(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     lost = threading.Event()

