@@ -16,9 +16,10 @@ class RoutedAhead:
 
     def __init__(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
         self.window = run.window
-        self._run, self._missing, self._shard_records = run, missing, shard_records
+        self._run, self._shard_records = run, shard_records
         self._found: Any = None
-        self._thread = threading.Thread(target=self._route, daemon=True, name="route ahead")
+        # The thread gets the rows: they are not kept once it has ended.
+        self._thread = threading.Thread(target=self._route, args=(run.some(missing),), daemon=True, name="route ahead")
         self._thread.start()
 
     def take(self) -> Any:
@@ -26,9 +27,9 @@ class RoutedAhead:
         self._thread.join()
         return self._found
 
-    def _route(self) -> None:
+    def _route(self, rows: np.ndarray | None) -> None:
         try:
             with self._run.incidents.telling("route ahead"):
-                self._found = self._run.routed(self._run.some(self._missing), self._shard_records).materialize()
+                self._found = self._run.routed(rows, self._shard_records).materialize()
         except Exception:  # noted, and done again with the window; or the job has ended meanwhile
             return
