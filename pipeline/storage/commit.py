@@ -26,7 +26,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from .objects import create, names, read, refusals, remove
+from .many import read_each, remove_each
+from .objects import create, names, read, refusals
 from .outputs import OutputFiles
 from .secrets import masked
 from .shards import (
@@ -143,12 +144,12 @@ class CommitLog(OutputFiles):
         """``there``: paths of a window's objects. Its shard markers go last: as long as there is one, `sweep_finished`
         looks at the window again.
         """
-        for name in set(markers) - {newest}:
-            remove(self.fs, self.path("_commits", name))
         named = {*files.data, *files.dead}
-        for path in there:
-            if path not in named:
-                remove(self.fs, self.path(path))
+        older = [f"_commits/{name}" for name in sorted(set(markers) - {newest})]
+        left = [self.path(path) for path in (*older, *there) if path not in named]
+        markers_folder = self.path("_commits", "")
+        remove_each(self.fs, (path for path in left if not path.startswith(markers_folder)))
+        remove_each(self.fs, (path for path in left if path.startswith(markers_folder)))
 
     def sweep_finished(self) -> int:
         """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
@@ -188,8 +189,15 @@ class CommitLog(OutputFiles):
         return names(self.fs, self.path("_commits"), f"window-{window:06d}")
 
     def _shards(self, markers: Iterable[str]) -> Iterator[Shard]:
-        found = (decode(name.removesuffix(".json"), self._marker(name)) for name in markers)
+        found = (decode(name.removesuffix(".json"), content) for name, content in self._contents(markers))
         return (shard for shard in found if self.run is None or shard.run in ("", self.run))  # "": before it was said
+
+    def _contents(self, markers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        found = list(markers)
+        for name, content in zip(found, read_each(self.fs, [self.path("_commits", n) for n in found]), strict=True):
+            if content is None:
+                raise FileNotFoundError(self.path("_commits", name))
+            yield name, content
 
     def _of_window(self, window: int) -> list[str]:
         """Paths of a window's files and shard markers, those half written on a local disk too; markers last."""

@@ -20,7 +20,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_d
 _T = TypeVar("_T")
 
 ATTEMPTS = 7  # about a minute in all, where the store answers at once that it cannot
-_LONGEST = 120.0  # seconds after which a call is not tried again: where it does not answer, each try takes minutes
+LONGEST = 120.0  # seconds after which a call is not tried again: where it does not answer, each try takes minutes
 _UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for so many bytes
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
@@ -56,15 +56,15 @@ def is_transient(error: BaseException) -> bool:
 
 
 # Waits up to 1, 2, 4, ... s, at random, so that a thousand writers do not come back all at once.
-_retried: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
+retried: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
     retry=retry_if_exception(is_transient),
     wait=wait_random_exponential(multiplier=1, max=20),
-    stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(_LONGEST),
+    stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(LONGEST),
     reraise=True,
 )
 
 
-@_retried
+@retried
 def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     """Write an object whole: readers see all of it or nothing.
 
@@ -76,7 +76,7 @@ def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
         _upload(fs, path, content)
 
 
-@_retried
+@retried
 def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
     """Write an object whole if there is none of that name; False if there is one of other content."""
     try:
@@ -95,7 +95,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
     return True
 
 
-@_retried
+@retried
 def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     """The content of an object, or None where there is none."""
     try:
@@ -104,7 +104,7 @@ def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
         return None
 
 
-@_retried
+@retried
 def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Remove an object; one that is gone already is no error."""
     try:
@@ -113,7 +113,7 @@ def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
         return
 
 
-@_retried
+@retried
 def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
     """Sorted names of the objects in a folder that start with ``prefix``; none where there is no such folder.
 
@@ -131,7 +131,7 @@ def half_written(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
     return {name: match[1] for name, match in found.items() if match}
 
 
-@_retried
+@retried
 def sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[str, int]:
     """Bytes of the objects that `names` gives."""
     return {name: int(info["size"]) for name, info in _listed(fs, folder, prefix, True).items()}

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pipeline.records import DATA, DEAD
 from pipeline.storage import commit as commit_module
+from pipeline.storage import many as many_module
 from pipeline.storage import outputs as outputs_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.merge import merge_files
@@ -52,7 +53,7 @@ def crash_at(write: int | None) -> Iterator[None]:
     with (
         mock.patch.object(outputs_module, "put", dying(put)),
         mock.patch.object(commit_module, "create", dying(create)),
-        mock.patch.object(commit_module, "remove", dying(remove)),
+        mock.patch.object(many_module, "remove", dying(remove)),
     ):
         yield
 
