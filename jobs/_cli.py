@@ -15,7 +15,7 @@ from pipeline.stages.stopping import SIGTERM, StoppedError
 from pipeline.storage.secrets import masked
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-_GO_ON = "what is committed stays, the same command again (without --new-run) does the rest"
+GO_ON = "what is committed stays, the same command again (without --new-run) does the rest"
 
 
 def run_job(main: Callable[[list[str]], int]) -> NoReturn:
@@ -26,13 +26,13 @@ def run_job(main: Callable[[list[str]], int]) -> NoReturn:
         print(masked(str(error)), file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
-        _leave(f"interrupted; {_GO_ON}", INTERRUPTED)
+        _leave(f"interrupted; {GO_ON}", INTERRUPTED)
     except StoppedError as error:
-        _leave(f"stopped: {masked(str(error))}; {_GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
+        _leave(f"stopped: {masked(str(error))}; {GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
     except SystemExit as end:
         if end.code != signal.SIGTERM:
             raise
-        _leave(f"stopped: {SIGTERM}; {_GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
+        _leave(f"stopped: {SIGTERM}; {GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
     except Exception:  # not the user's: the traceback is for those who mend it, but it may quote a URL
         print(masked(traceback.format_exc()), file=sys.stderr, end="")
         code = INCOMPLETE

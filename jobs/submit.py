@@ -18,7 +18,7 @@ from pathlib import Path
 
 from conf import compose
 from jobs._arguments import fill_date, need_files, read_config
-from jobs._cli import INTERRUPTED, OK, run_job
+from jobs._cli import GO_ON, INTERRUPTED, OK, run_job
 from jobs.generate import command_parser
 from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
@@ -158,7 +158,7 @@ def _interrupted(client: JobsClient, job: str) -> int:
         return INTERRUPTED
     client.stop(job)
     code = client.exit_code(job)
-    print(f"stopped    {job}; what is committed stays, the same command again does the rest", file=sys.stderr)
+    print(f"stopped    {job}; {GO_ON}", file=sys.stderr)
     return code
 
 
