@@ -1,9 +1,13 @@
 """How many generating actors a cluster gets, where they come to be, and how many threads each has."""
 
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,7 +144,7 @@ def test_a_cluster_that_grows_says_what_it_waits_for(
         size_pools(kuberay)
 
 
-@pytest.fixture
+@contextmanager
 def three_nodes() -> Iterator[None]:
     """A head of two CPUs and two nodes of four, each with its own raylet."""
     import ray
@@ -157,14 +161,9 @@ def three_nodes() -> Iterator[None]:
     started.shutdown()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("three_nodes")
-def test_ray_puts_an_actor_on_each_node_that_was_counted() -> None:
+def on_three_nodes() -> None:
     import ray
     from ray.data import DataContext
-
-    held = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
 
     class Where:
         def place(self) -> str:
@@ -175,9 +174,20 @@ def test_ray_puts_an_actor_on_each_node_that_was_counted() -> None:
         actors = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.actors)]
         return Counter(held[place] for place in ray.get([actor.place.remote() for actor in actors]))
 
-    by_default = size_pools(Pools(generate=Share(actors=0, most_actors=0), threads=0))
-    assert (by_default.generate.actors, by_default.threads) == (2, 4)
-    assert nodes_of(by_default) == {4: 2}
-    three = size_pools(Pools(generate=Share(actors=3, most_actors=3), threads=0))
-    assert three.threads == 2
-    assert nodes_of(three) == {2: 1, 4: 2}
+    with three_nodes():
+        held = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
+        by_default = size_pools(Pools(generate=Share(actors=0, most_actors=0), threads=0))
+        assert (by_default.generate.actors, by_default.threads) == (2, 4)
+        assert nodes_of(by_default) == {4: 2}
+        three = size_pools(Pools(generate=Share(actors=3, most_actors=3), threads=0))
+        assert three.threads == 2
+        assert nodes_of(three) == {2: 1, 4: 2}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_puts_an_actor_on_each_node_that_was_counted() -> None:
+    """In a process of its own: that of the tests has a Ray already."""
+    words = [sys.executable, "-c", f"from {__name__} import on_three_nodes; on_three_nodes()"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
