@@ -66,6 +66,8 @@ class WindowRun:
 
         Blocks that fail are dropped: the caller compares and runs again.
         """
+        # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         context = DataContext.get_current()
         context.max_errored_blocks = -1
         context.max_consecutive_actor_init_deaths = _MORE_STARTS
@@ -77,8 +79,6 @@ class WindowRun:
 
     def generate(self, routed: Any, log: CommitLog, attempt: str) -> None:
         """Answer and commit the rows that `routed` gave, or those that a materialised one holds."""
-        # The restart options are deprecated without a replacement of the same meaning; Ray is pinned.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for 'Write'")
         pools = self.pools
         device = "cuda" if pools.generate.gpus else "cpu"
