@@ -121,14 +121,13 @@ def test_gpus_are_counted_on_nodes_that_fit(there: Callable[..., None]) -> None:
 
 
 def test_a_cluster_that_grows_says_what_it_waits_for(
-    there: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    there: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kuberay, said = asked("cluster=kuberay", "cluster.stages.generate.memory_gb=64"), list[str]()
+    logged: list[str] = []
     routers, generators = node(4), node(6, 1)
     there(HEAD, routers, generators)
-    logger = logging.getLogger("loraloom")
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(cluster, "tell", lambda event, **values: logged.append(event))
     placed = size_pools(kuberay, True, said.append)
     assert (placed.generate.actors, placed.generate.most_actors, placed.threads) == (1, 64, 4)
     [line] = said
@@ -136,7 +135,7 @@ def test_a_cluster_that_grows_says_what_it_waits_for(
         "cluster: no node has what the generate stage asks for, cpus 4.0, gpus 1.0, memory 68719476736"
     )
     assert line.endswith("; waiting for nodes of the autoscaler")
-    assert [record.message for record in caplog.records] == ["waiting for nodes"]
+    assert logged == ["waiting for nodes"]
     fits = replace(kuberay, generate=replace(kuberay.generate, memory=2**33))
     assert size_pools(fits, True, said.append).threads == 6
     assert said == [line]
