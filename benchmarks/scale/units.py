@@ -110,9 +110,7 @@ def of_store() -> dict[str, Any]:
 def _commits() -> dict[str, Any]:
     log = CommitLog(f"s3://{BUCKET}/commits")
     rows = np.random.default_rng(0).permutation(_ROWS)[:_SHARD]
-    row = {"id": "0123456789", "output": "word " * 40, "finish_reason": "stop", "prompt_tokens": 100}
-    more = {"completion_tokens": 48, "adapters": ["a"], "weights": [1.0], "mixture": "a:1.0"}
-    data = pa.Table.from_pylist([row | more | {"route_score": 0.5, "fallback": False}] * _SHARD, schema=DATA)
+    data = answers(_SHARD)
     empty = pa.table({})
     seconds = []
     for number in range(_COMMITS):
@@ -121,6 +119,13 @@ def _commits() -> dict[str, Any]:
         log.commit(shard, data, empty)
         seconds.append(time.perf_counter() - start)
     return {"commit_seconds": statistics.median(seconds), "marker_bytes": len(encode(shard))}
+
+
+def answers(rows: int) -> pa.Table:
+    """A shard's data, of 40 words each."""
+    row = {"id": "0123456789", "output": "word " * 40, "finish_reason": "stop", "prompt_tokens": 100}
+    more = {"completion_tokens": 48, "adapters": ["a"], "weights": [1.0], "mixture": "a:1.0"}
+    return pa.Table.from_pylist([row | more | {"route_score": 0.5, "fallback": False}] * rows, schema=DATA)
 
 
 def _listing(count: int) -> float:

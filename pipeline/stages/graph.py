@@ -112,7 +112,7 @@ class WindowRun:
         asked = self.pools.read.asked | {"max_retries": TASK_RETRIES}
         records = splits.map_batches(reader.read, batch_format="pyarrow", **asked)
         rows = min(_ROUTE_ROWS, shard_records)
-        if shard_records < self.settings.shard_records:  # an actor takes blocks whole, and what is lost with one record
+        if shard_records < self.settings.shard_records:  # blocks are lost whole: what was lost with one record parts
             records = records.repartition(target_num_rows_per_block=rows)
         return records.map_batches(
             self.router,

@@ -26,7 +26,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from .many import read_each, remove_each
+from .many import remove_each
 from .objects import create, names, read, refusals
 from .outputs import OutputFiles
 from .secrets import masked
@@ -121,35 +121,30 @@ class CommitLog(OutputFiles):
 
     def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
         there = self._of_window(window)
-        created = create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))
-        markers = self._window_markers(window)
-        newest = window_markers([*markers, name])[window]
-        if not created or newest != name:
-            files = self._window(newest)
-        self._sweep(there, markers, newest, files)
-        return files
+        create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))
+        return self._sweep(window, there)
 
     def sweep(self, window: int) -> WindowFiles:
         """Remove what a finished window left behind: files that its newest marker does not name, its shard markers and
         older window markers. `FileNotFoundError` where the window has no marker.
         """
-        there = self._of_window(window)
+        return self._sweep(window, self._of_window(window))
+
+    def _sweep(self, window: int, there: Sequence[str]) -> WindowFiles:
+        """Sweep those of a window's objects that were ``there``; what its newest marker says.
+
+        Its shard markers go last: as long as there is one, `sweep_finished` looks at the window again.
+        """
         markers = self._window_markers(window)
         newest = window_markers(markers).get(window, f"window-{window:06d}.json")
         files = self._window(newest)
-        self._sweep(there, markers, newest, files)
-        return files
-
-    def _sweep(self, there: Sequence[str], markers: Sequence[str], newest: str, files: WindowFiles) -> None:
-        """``there``: paths of a window's objects. Its shard markers go last: as long as there is one, `sweep_finished`
-        looks at the window again.
-        """
         named = {*files.data, *files.dead}
         older = [f"_commits/{name}" for name in sorted(set(markers) - {newest})]
         left = [self.path(path) for path in (*older, *there) if path not in named]
         markers_folder = self.path("_commits", "")
         remove_each(self.fs, (path for path in left if not path.startswith(markers_folder)))
         remove_each(self.fs, (path for path in left if path.startswith(markers_folder)))
+        return files
 
     def sweep_finished(self) -> int:
         """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
@@ -189,15 +184,10 @@ class CommitLog(OutputFiles):
         return names(self.fs, self.path("_commits"), f"window-{window:06d}")
 
     def _shards(self, markers: Iterable[str]) -> Iterator[Shard]:
-        found = (decode(name.removesuffix(".json"), content) for name, content in self._contents(markers))
+        listed = list(markers)
+        contents = self.contents(f"_commits/{name}" for name in listed)
+        found = (decode(name.removesuffix(".json"), content) for name, content in zip(listed, contents, strict=True))
         return (shard for shard in found if self.run is None or shard.run in ("", self.run))  # "": before it was said
-
-    def _contents(self, markers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        found = list(markers)
-        for name, content in zip(found, read_each(self.fs, [self.path("_commits", n) for n in found]), strict=True):
-            if content is None:
-                raise FileNotFoundError(self.path("_commits", name))
-            yield name, content
 
     def _of_window(self, window: int) -> list[str]:
         """Paths of a window's files and shard markers, those half written on a local disk too; markers last."""

@@ -1,8 +1,8 @@
 """Small files of a finished window joined into larger ones: a shard is what a failure may lose, a file what is read."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +11,7 @@ from .commit import KINDS, CommitLog
 from .objects import sizes
 from .shards import WindowFiles, shard_prefix
 
-_READERS = 16  # objects read at a time: a store answers in milliseconds, one after another would take minutes
+_A_GROUP = 16  # files whose rows become a row group
 
 
 def merge_files(log: CommitLog, window: int, target: int, files: WindowFiles) -> WindowFiles:
@@ -29,7 +29,7 @@ def _joined(log: CommitLog, window: int, target: int, kind: str, paths: Sequence
     prefix = shard_prefix(window)
     held = {f"{kind}/{name}": size for name, size in sizes(log.fs, log.path(kind), prefix).items()}
     return [
-        group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(group, log.content))
+        group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(log.contents(group)))
         for group in groups(paths, held, target)
     ]
 
@@ -49,17 +49,16 @@ def groups(paths: Sequence[str], sizes: Mapping[str, int], target: int) -> Itera
         yield group
 
 
-def joined_file(paths: Sequence[str], read: Callable[[str], bytes]) -> bytes:
+def joined_file(files: Iterable[bytes]) -> bytes:
     """One Parquet file with the rows of several of the same schema, a row group for some thousand rows."""
     buffer = io.BytesIO()
     writer: pq.ParquetWriter | None = None
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(paths), _READERS):
-            files = pool.map(read, paths[start : start + _READERS])
-            # Parsed in this thread alone: each one that does so keeps memory of Arrow's.
-            table = pa.concat_tables(pq.ParquetFile(io.BytesIO(content)).read(use_threads=False) for content in files)
-            writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
-            writer.write_table(table)
+    # Parsed in this thread alone: each one that does so keeps memory of Arrow's.
+    tables = (pq.ParquetFile(io.BytesIO(content)).read(use_threads=False) for content in files)
+    while some := list(islice(tables, _A_GROUP)):
+        table = pa.concat_tables(some)
+        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
+        writer.write_table(table)
     assert writer is not None  # there is a file at least
     writer.close()
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 import io
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import open_url
-from .objects import put, read
+from .many import read_each
+from .objects import put
 
 
 class OutputFiles:
@@ -52,10 +54,15 @@ class OutputFiles:
 
     def content(self, path: str) -> bytes:
         """The bytes of an object of the output; `FileNotFoundError` where there is none."""
-        content = read(self.fs, self.path(path))
-        if content is None:
-            raise FileNotFoundError(self.path(path))
-        return content
+        return next(self.contents([path]))
+
+    def contents(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """`content` of each of many objects, in order; of a store several are read at a time."""
+        whole = [self.path(path) for path in paths]
+        for path, content in zip(whole, read_each(self.fs, whole), strict=True):
+            if content is None:
+                raise FileNotFoundError(path)
+            yield content
 
     def path(self, *parts: str) -> str:
         """The path of an object."""
