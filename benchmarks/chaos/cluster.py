@@ -17,12 +17,14 @@ from pipeline.stages.cluster import LOCAL
 
 from .processes import descendants, kill, title
 
-# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute.
+# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute; and a raylet a
+# worker that died before it said a word, not after a minute in which whatever waits for it stands still.
 _SYSTEM = {
     **LOCAL,
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
     "health_check_failure_threshold": 5,
+    "worker_register_timeout_seconds": 10,
 }
 _START_SECONDS = 120.0
 
