@@ -71,7 +71,8 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
         raise UserError(f"run: there is no {RUN} at {masked(args.run)}; give the --output of a run")
     other = [word for word in args.overrides if not word.startswith(_FREE)]
     if other:
-        raise UserError(f"config: {other[0]} would change the output; only {', '.join(_FREE)}* may be given here")
+        free = ", ".join(f"{prefix}*" for prefix in _FREE)
+        raise UserError(f"config: {other[0]} would change the output; only {free} may be given here")
     values = dict(run["config"])
     command = values.pop("command", {})
     given = args.input or command.get("input", "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..storage.files import one_line
 from ..storage.objects import StoreError, is_transient
+from ..storage.secrets import masked
 
 SIGTERM = "SIGTERM"  # the reason of a stop from outside
 
@@ -20,11 +21,13 @@ class StoppedError(BaseException):
 
 @contextmanager
 def outages_stop() -> Iterator[None]:
-    """What the store refuses for good, or does not do after all tries, becomes a `StoppedError`."""
+    """What the store refuses for good, does not do after all tries, or has lost becomes a `StoppedError`."""
     try:
         yield
     except StoreError as error:
         raise StoppedError(f"commit: {one_line(error)}") from error
+    except FileNotFoundError as error:  # of what was listed or written a moment ago
+        raise StoppedError(f"store: gone since it was listed: {masked(str(error.filename or error))}") from error
     except Exception as error:
         if not is_transient(error):
             raise

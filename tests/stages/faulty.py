@@ -28,6 +28,17 @@ class RaisesAtStart(GenerateRecords):
         raise RuntimeError("the driver of the GPU is too old")
 
 
+class FailsAtFirst(GenerateRecords):
+    """The first actor cannot start; the one in its place can."""
+
+    def _start(self, settings: JobSettings, device: str, threads: int) -> None:
+        failed = Path(f"{settings.output}.failed")
+        if not failed.exists():
+            failed.touch()
+            raise RuntimeError("the GPU is busy")
+        super()._start(settings, device, threads)
+
+
 class DiesAtStart(GenerateRecords):
     def _start(self, *args: Any) -> None:
         os._exit(1)

@@ -117,6 +117,26 @@ def test_an_actor_that_cannot_start_stops_the_job_with_its_reason(settings: JobS
 
 
 @pytest.mark.slow
+def test_one_actor_that_cannot_start_is_replaced(settings: JobSettings) -> None:
+    result = run(settings, faulty.FailsAtFirst)
+    assert (result.ok, result.tally.data) == (True, 20)
+    assert any("the GPU is busy" in str(incident) for incident in result.incidents)
+
+
+@pytest.mark.slow
+def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settings: JobSettings) -> None:
+    down = ConnectionResetError("the store is down")
+    with (
+        mock.patch.object(CommitLog, "finish_window", side_effect=down),
+        pytest.raises(StoppedError, match="output: ConnectionResetError: the store is down"),
+    ):
+        run(settings)
+    assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
+    result = run(settings)
+    assert (result.ok, result.generated_tokens) == (True, 0)
+
+
+@pytest.mark.slow
 def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settings: JobSettings) -> None:
     with pytest.raises(StoppedError, match="the process of an actor died 3 times while it started"):
         run(settings, faulty.DiesAtStart)

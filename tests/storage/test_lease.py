@@ -108,6 +108,22 @@ def test_a_reused_process_number_does_not_hold(tmp_path: Path) -> None:
         assert second._number == 8
 
 
+def test_a_process_of_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Its number means nothing here, although the boot is the same: only a minute without heartbeat ends it."""
+    said: list[str] = []
+    with lease(str(tmp_path)) as first:
+        content = orjson.loads(first._content(0)) | {"pid": 2**22 + 1}  # no process has this number
+        machine, numbers, started = content["boot"].split()
+        content["boot"] = f"{machine} {numbers[:-1]}0] {started}"
+    put(first.fs, first._path(7), orjson.dumps(content))
+    with lease(str(tmp_path), said):
+        assert "taking over" in said[-1]
+    put(first.fs, first._path(9), orjson.dumps(content | {"boot": f"{machine} {numbers} {started}"}))
+    said.clear()
+    with lease(str(tmp_path), said):
+        assert said == [], "of this one it is seen that it is gone"
+
+
 def test_of_two_that_believe_to_be_first_one_notices(url: str) -> None:
     """In a store without conditional writes both may have written the object of one number."""
     lost = threading.Event()
