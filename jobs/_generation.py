@@ -6,16 +6,15 @@ from typing import Any
 
 from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK
+from jobs._cluster import start_pools
 from jobs._derived import write_derived
 from jobs._dry_run import dry_run
 from jobs._progress import View, view_of
-from jobs._settings import job_settings, pools_of
+from jobs._settings import job_settings
 from pipeline.report import check_tracking
-from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob
 from pipeline.stages.logs import write_json_lines
 from pipeline.stages.result import JobResult
-from pipeline.stages.settings import Pools
 from pipeline.storage.plan import InputPlan
 from pipeline.storage.secrets import masked
 
@@ -34,7 +33,7 @@ def generate(args: argparse.Namespace, config: GenerateConfig) -> int:
         dry_run(job, prepared, config, args.sample_seconds, args.basis)
         return OK
     with view:
-        result = job.run(lambda: _start_pools(config, view))
+        result = job.run(lambda: start_pools(config, view.say))
     write_derived(args.output, config, result, view.say)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
     return _exit_code(result, args)
@@ -44,13 +43,6 @@ def _say_input(plan: InputPlan, view: View) -> None:
     view.say(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")
     if plan.duplicates.num_rows:
         view.say(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
-
-
-def _start_pools(config: GenerateConfig, view: View) -> Pools:
-    dashboard = connect(config.cluster.address, config.cluster.cpus)
-    if dashboard:
-        view.say(f"dashboard  {dashboard}")
-    return size_pools(pools_of(config), config.cluster.autoscaling, view.say)
 
 
 def _summary(result: JobResult, output: str) -> list[str]:

@@ -19,13 +19,12 @@ from conf import saved_settings
 from conf.schema import GenerateConfig
 from jobs._arguments import add_progress
 from jobs._cli import INCOMPLETE, OK, run_job
+from jobs._cluster import start_pools
 from jobs._progress import view_of
-from jobs._settings import job_settings, pools_of
+from jobs._settings import job_settings
 from pipeline.errors import UserError
 from pipeline.report import write_report
-from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.retry import RetryJob
-from pipeline.stages.settings import Pools
 from pipeline.stages.watch import ErrorBudget
 from pipeline.storage.card import write_card
 from pipeline.storage.retry import STAGES, RetryFilter
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> int:
     wanted = RetryFilter(args.stage or STAGES, args.error)
     job = RetryJob(job_settings(config, given, args.run, limit), wanted, view.say, listener=view.update)
     with view:
-        result = job.retry(lambda: _start_pools(config))
+        result = job.retry(lambda: start_pools(config, view.say))
     if result.retried:
         write_report(args.run)
         write_card(job.folder, job.folder.read_json(RUN) or {})
@@ -81,11 +80,6 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
     if "***" in str(values):
         raise UserError("run: the run's config holds a password, which is not kept; its dead letters cannot be retried")
     return saved_settings(values, args.overrides, GenerateConfig), given, command.get("limit")
-
-
-def _start_pools(config: GenerateConfig) -> Pools:
-    connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from functools import lru_cache
 from typing import Any
 
 from jobs._arguments import load_config
+from jobs._cluster import start_pools
 from jobs._derived import write_derived
 from jobs._settings import job_settings, pools_of
 
 from .batches import Generate, Route
 from .errors import UserError
-from .stages.cluster import connect, size_pools
+from .stages.cluster import connect
 from .stages.job import GenerateJob
 from .stages.mapped import map_stage
 from .storage import read_run
@@ -42,8 +43,7 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
         raise UserError("generate: output goes with the URL of an input; write a Ray Dataset with its own methods")
     if _is_dataset(records):
         settings = load_config(list(config))
-        connect(settings.cluster.address, settings.cluster.cpus)
-        pools = size_pools(pools_of(settings), settings.cluster.autoscaling)
+        pools = start_pools(settings)
         return map_stage(
             records, Generate, (tuple(config), None, pools.threads), pools.generate, settings.shuffle.shard_records
         )
@@ -87,12 +87,7 @@ def _kept(stage: type[Route], config: tuple[str, ...]) -> Route:
 
 def _run(source: str, output: str, config: list[str]) -> Any:
     settings = load_config(config)
-
-    def start_pools() -> Any:
-        connect(settings.cluster.address, settings.cluster.cpus)
-        return size_pools(pools_of(settings), settings.cluster.autoscaling)
-
-    result = GenerateJob(job_settings(settings, source, output)).run(start_pools)
+    result = GenerateJob(job_settings(settings, source, output)).run(lambda: start_pools(settings))
     write_derived(output, settings, result, print)
     if result.over_budget or result.incomplete:
         raise UserError(

@@ -16,11 +16,10 @@ import orjson
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings, pools_of
+from jobs._cluster import start_pools
+from jobs._settings import job_settings
 from pipeline.evaluation.results import write_results
-from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.job import GenerateJob
-from pipeline.stages.settings import Pools
 
 from .memory import MemoryWatch
 from .null import AnswersAtOnce
@@ -84,10 +83,10 @@ def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any
         job = GenerateJob(settings, generator=AnswersAtOnce)
         job.prepare()
         planned = time.perf_counter()
-        result = job.run(lambda: _pools(config))
+        result = job.run(lambda: start_pools(config))
         ended = time.perf_counter()
     again = GenerateJob(settings)
-    again.run(lambda: _pools(config))
+    again.run(lambda: start_pools(config))
     resumed = time.perf_counter()
     out = Path(settings.output)
     kinds = {kind: sorted((out / kind).glob("*.parquet")) for kind in ("data", "dead")}
@@ -104,11 +103,6 @@ def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any
         "largest_file_mib": max(path.stat().st_size for path in kinds["data"]) / 2**20,
         "markers": len(list((out / "_commits").glob("*.json"))),
     }
-
-
-def _pools(config: GenerateConfig) -> Pools:
-    connect(config.cluster.address, config.cluster.cpus)
-    return size_pools(pools_of(config), config.cluster.autoscaling)
 
 
 if __name__ == "__main__":
