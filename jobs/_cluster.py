@@ -11,7 +11,8 @@ from pipeline.stages.settings import Pools
 def start_pools(config: GenerateConfig, say: Callable[[str], None] = print) -> Pools:
     """Connect to Ray or start it; what the stages may take of it.
 
-    ``say``: told where its dashboard is, and what is waited for. `UserError` where there is no Ray, or a stage asks for what no node has.
+    ``say``: told where its dashboard is, and what is waited for. `UserError` where there is no Ray, or a stage asks for
+    what no node has.
     """
     dashboard = connect(config.cluster.address, config.cluster.cpus)
     if dashboard:
