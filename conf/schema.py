@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.engine.overrides import MOST_ANSWERS, MOST_LOGPROBS
+from pipeline.engine.overrides import LEAST_PENALTY, MOST_ANSWERS, MOST_LOGPROBS, MOST_PENALTY
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -147,7 +147,7 @@ class GenerationSettings(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)]
     top_k: NonNegativeInt
     min_p: Share
-    repetition_penalty: PositiveFloat
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=MOST_PENALTY)]
     presence_penalty: Annotated[float, Field(ge=-2, le=2)]
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
     stop: tuple[Text, ...]

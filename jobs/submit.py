@@ -38,6 +38,11 @@ def main(argv: list[str]) -> int:
         raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
     _check_paths(command, bool(args.working_dir))
     command = _on_cluster(command)
+    if masked(" ".join(command)) != " ".join(command):
+        raise UserError(
+            "submit: a word of the command holds a user, a password, the query of an address or a secret of this"
+            " environment: Ray shows commands to all who see the cluster; give credentials with --env"
+        )
     name = submission_id(command)  # with all that is wrong in the command, before anything is asked of the cluster
     client = JobsClient(args.address)
     if args.status:
@@ -47,7 +52,7 @@ def main(argv: list[str]) -> int:
         shlex.join(["python", "-m", *command]),
         name,
         environment,
-        {"command": masked(" ".join(command))},
+        {"command": " ".join(command)},
     )
     print(f"job        {job} at {masked(args.address)}", flush=True)
     if args.no_wait:

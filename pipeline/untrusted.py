@@ -20,8 +20,10 @@ def read_json(path: Path) -> Any:
         raise ValueError("its values are nested too deep") from None
 
 
-def check_tensor_file(path: Path) -> None:
+def check_tensor_file(path: Path, largest: int | None = None) -> None:
     """`ValueError` or `OSError` where a file cannot be safetensors, or has a header that would fill the memory.
+
+    ``largest``: bytes that the whole file may have.
 
     The library checks what the header says: offsets, sizes and that nothing overlaps or is left out.
     """
@@ -30,6 +32,8 @@ def check_tensor_file(path: Path) -> None:
         start = f.read(8)
     if len(start) < 8:
         raise ValueError("it has no header")
+    if largest is not None and path.stat().st_size > largest:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than {largest}")
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER or length > path.stat().st_size - 8:
         raise ValueError(f"its header would have {length} bytes, the file has {path.stat().st_size}")

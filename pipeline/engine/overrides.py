@@ -9,6 +9,7 @@ from typing import Any, get_args
 from .request import Constraint, Sampling
 
 MOST_ANSWERS = 128
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetition; in fp32 a logit divided by less may be infinite
 MOST_LOGPROBS = 20  # as in vLLM and the OpenAI API: each is a column entry for each token
 # Names of the OpenAI API and of vLLM for what the config calls otherwise.
 _ALIASES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
@@ -35,7 +36,7 @@ def overridden(base: Sampling, values: Mapping[str, Any]) -> Sampling:
             continue
         field = _ALIASES.get(name, name)
         if field not in _KINDS:
-            raise ValueError(f"unknown setting {name!r}; there are {', '.join([*_KINDS, *_ALIASES])}")
+            raise ValueError(f"unknown setting {name[:60]!r}; there are {', '.join([*_KINDS, *_ALIASES])}")
         if field in given:
             raise ValueError(f"{name!r} is given twice, by another name too")
         given[field] = _KINDS[field].read(value)
@@ -111,9 +112,9 @@ def _list(of: type, words: str) -> _Kind:
 def _schema(value: Any) -> str | None:
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+        return schema_text(parsed) if isinstance(parsed, (dict, bool)) else None
+    except (ValueError, RecursionError):  # no JSON, or nested without end
         return None
-    return schema_text(parsed) if isinstance(parsed, (dict, bool)) else None
 
 
 def _text(value: Any) -> str | None:
@@ -136,7 +137,9 @@ _KINDS = {
     "top_p": _number("above 0 and up to 1", lambda x: 0 < x <= 1),
     "top_k": _whole("from 0 (all tokens)", 0),
     "min_p": _number("from 0 to 1", lambda x: 0 <= x <= 1),
-    "repetition_penalty": _number("above 0", lambda x: x > 0),
+    "repetition_penalty": _number(
+        f"from {LEAST_PENALTY:g} to {MOST_PENALTY:g}", lambda x: LEAST_PENALTY <= x <= MOST_PENALTY
+    ),
     "presence_penalty": _number("from -2 to 2", lambda x: -2 <= x <= 2),
     "frequency_penalty": _number("from -2 to 2", lambda x: -2 <= x <= 2),
     "stop": _list(str, "text or a list of texts, none empty"),

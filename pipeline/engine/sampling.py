@@ -43,7 +43,8 @@ def kept_probabilities(logits: torch.Tensor, settings: Sequence[Sampling]) -> to
     In the order of vLLM's sampler: temperature, min-p (arXiv 2407.01082), top-k, top-p (arXiv 1904.09751). Each looks
     at what the one before has left. Of equally likely tokens top-k and top-p take those of lower ids first.
     """
-    probabilities = (logits.double() / _column(logits, settings, "temperature")).softmax(1)
+    below = logits.double() - logits.amax(1, keepdim=True).double()  # first, as a tiny temperature makes more infinite
+    probabilities = (below / _column(logits, settings, "temperature")).softmax(1)
     if any(own.min_p for own in settings):
         floor = probabilities.amax(1, keepdim=True) * _column(logits, settings, "min_p")
         probabilities = probabilities.where(probabilities >= floor, 0.0)

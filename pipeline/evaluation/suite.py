@@ -75,7 +75,8 @@ def _located(name: str, folder: Path) -> tuple[str, str]:
         return str(folder / f"{name}.parquet"), name
     if "/" not in name and "." not in name:
         raise UserError(f"evaluate: unknown suite {name!r}; known are {', '.join(SUITES)}, or give the URL of a file")
-    return name, name.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
+    path = name.partition("?")[0] if "://" in name else name  # a query may be a signature
+    return name, path.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
 
 
 def _check_columns(rows: Sequence[dict[str, Any]], url: str) -> None:

@@ -22,6 +22,7 @@ from .policy import RoutingPolicy
 from .saved import check_saved
 
 _WEIGHTS, _CARD = "router.safetensors", "router.json"
+_LARGEST = 2**29  # bytes of a router's tensors: they are held several times over, as fp64 too
 _MODEL, _KNOWN, _HEAD = "model.", "known.", "classes."  # prefixes of the tensors' names
 _DECIDING = ("labels", "temperature", "gate_thresholds", "tokenizer_fingerprint", "prompt_format")  # of routes
 
@@ -103,10 +104,13 @@ class Router:
             return self._network.embed(*flatten(prompts))
 
     def probabilities(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Calibrated class probabilities [n x labels] of mean embeddings [n x E]."""
+        """Calibrated class probabilities [n x labels] of mean embeddings [n x E]; `UserError` if they are none."""
         with torch.inference_mode():
             trained = (self._network.classify(embedded) / self.temperature).softmax(1)
-            return self._head.probabilities(embedded, trained)
+            found = self._head.probabilities(embedded, trained)
+        if not found.isfinite().all():  # finite weights may be large enough for it
+            raise UserError("router: its weights give probabilities that are no numbers; train it anew")
+        return found
 
     def threshold(self, acceptance: float) -> float:
         """Gate score that the share ``acceptance`` of in-domain prompts reaches; `UserError` if not calibrated."""
@@ -163,7 +167,7 @@ class Router:
         root = Path(folder)
         try:
             card = read_json(root / _CARD)
-            check_tensor_file(root / _WEIGHTS)
+            check_tensor_file(root / _WEIGHTS, _LARGEST)
             tensors = load_file(root / _WEIGHTS)
             check_saved(card, tensors)
             model = RouterModel(RouterShape(**card["shape"]))

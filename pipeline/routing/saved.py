@@ -8,6 +8,7 @@ from ..untrusted import shown
 from .model import RouterModel, RouterShape
 
 _LARGEST = 2**31  # of any size in the card; the tensors must have it too
+_COLDEST, _HOTTEST = 1e-3, 1e3  # beyond, probabilities are those of one class or of all alike, or no numbers
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,9 +30,11 @@ def _check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"the labels are {shown(labels)}, not names")
     if len(set(labels)) < len(labels):
         raise ValueError("a label comes twice")
-    if not _is_number(card.get("temperature")) or card["temperature"] <= 0:
+    if not _is_number(card.get("temperature")) or not _COLDEST <= card["temperature"] <= _HOTTEST:
         raise ValueError(f"the temperature is {shown(card.get('temperature'))}")
-    if not isinstance(thresholds, dict) or not all(map(_is_number, thresholds.values())):
+    if not isinstance(thresholds, dict) or not all(
+        _is_share(name) and _is_number(value) for name, value in thresholds.items()
+    ):
         raise ValueError(f"the gate_thresholds are {shown(thresholds)}, not numbers")
     for name in ("tokenizer_fingerprint", "prompt_format"):
         if not isinstance(card.get(name), str):
@@ -74,6 +77,14 @@ def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Ten
 def _rows(tensors: dict[str, torch.Tensor], name: str) -> int:
     tensor = tensors.get(name)
     return 0 if tensor is None or tensor.ndim == 0 else tensor.shape[0]
+
+
+def _is_share(text: str) -> bool:
+    """Whether a name is the share that the gate lets through, as in `Router.threshold`."""
+    try:
+        return 0 <= float(text) <= 1 and text == str(float(text))
+    except ValueError:
+        return False
 
 
 def _is_number(value: object) -> bool:

@@ -22,6 +22,7 @@ from .settings import JobSettings
 from .shard_plan import DEAD_KEY
 from .tables import prompts_of, with_columns, with_dead_letters
 
+_LONGEST_KEPT = 4096  # characters in a list of choices
 _CHOICES = 4096  # lists of choices whose tokens are kept; most records share theirs with many
 
 
@@ -51,7 +52,7 @@ class RouteRecords:
         self.router = Router.load(settings.router)
         self.context = context
         self.sampling = RecordSampling(settings.sampling)
-        self.encode_choices = lru_cache(_CHOICES)(self.prompts.encode_answer)
+        self._known_choices = lru_cache(_CHOICES)(self.prompts.encode_answer)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.ROUTED`; refused records become dead letters.
@@ -99,7 +100,9 @@ class RouteRecords:
         return limits, refused
 
     def _answer_room(self, sampling: Sampling) -> int:
-        return max(map(len, self.encode_choices(sampling.choices)), default=sampling.max_new_tokens)
+        choices = sampling.choices
+        encode = self._known_choices if sum(map(len, choices)) <= _LONGEST_KEPT else self.prompts.encode_answer
+        return max(map(len, encode(choices)), default=sampling.max_new_tokens)
 
     def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> tuple[list[Encoded], dict[int, DeadLetter]]:
         """Token ids of each prompt, cut to its limit where the settings say so; refused ones by their place."""

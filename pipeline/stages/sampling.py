@@ -7,6 +7,7 @@ import orjson
 from ..engine import Sampling, overridden
 
 _KEPT = 4096  # parsed settings; most records share theirs with many
+_LONGEST_KEPT = 4096  # characters: what one record alone has of schemas or choices must not fill the memory
 
 
 class RecordSampling:
@@ -18,7 +19,9 @@ class RecordSampling:
 
     def __call__(self, text: str | None) -> Sampling:
         """Settings of a record; `ValueError` with one line where they are wrong."""
-        return self._base if text is None else self._parsed(text)
+        if text is None:
+            return self._base
+        return self._parsed(text) if len(text) <= _LONGEST_KEPT else self._parse(text)
 
     def _parse(self, text: str) -> Sampling:
         return overridden(self._base, orjson.loads(text))

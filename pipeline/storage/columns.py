@@ -8,6 +8,7 @@ import orjson
 
 from ..records import DeadLetter, Prompt, Record
 from .formats import Layout, Row
+from .limits import MAX_DEPTH, is_deeper
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Columns:
         """What the record says of its sampling; names and values of settings are checked where they are used."""
         sampling = _parsed(values.get(self.sampling)) if self.sampling else None
         choices = _parsed(values.get(self.choices)) if self.choices else None
+        if is_deeper([sampling, choices], MAX_DEPTH):  # as text they were not looked at with the row
+            return None, _refused("BadSampling", f"the settings are nested deeper than {MAX_DEPTH} levels")
         if sampling is not None and not isinstance(sampling, dict):
             return None, _refused("BadSampling", f"column {self.sampling!r} is neither an object nor the JSON of one")
         if choices is None or choices == []:

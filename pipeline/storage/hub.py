@@ -1,6 +1,7 @@
 """Data sets of Hugging Face `datasets`: folders that `save_to_disk` wrote, and hub ids."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,16 +23,31 @@ def saved_files(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any
     """
     root = folder.rstrip("/")
     if f"{root}/{_SPLITS}" in found:
-        splits = orjson.loads(fs.cat_file(f"{root}/{_SPLITS}"))["splits"]
+        splits = _names(fs, f"{root}/{_SPLITS}", lambda card: card["splits"])
         shown = masked(root)
         raise UserError(f"input: {shown} holds the splits {', '.join(splits)}; give one of them: {shown}/{splits[0]}")
     if f"{root}/{_STATE}" not in found or not any(path.endswith(".arrow") for path in found):
         return found
-    names = [file["filename"] for file in orjson.loads(fs.cat_file(f"{root}/{_STATE}"))["_data_files"]]
+    names = _names(fs, f"{root}/{_STATE}", lambda card: [file["filename"] for file in card["_data_files"]])
     missing = [name for name in names if f"{root}/{name}" not in found]
     if missing:
         raise UserError(f"input: {masked(folder)} lacks {missing[0]}, which its {_STATE} names; save the data set anew")
     return {f"{root}/{name}": found[f"{root}/{name}"] for name in names}
+
+
+def _names(fs: fsspec.AbstractFileSystem, path: str, read: Callable[[Any], Any]) -> list[str]:
+    """Names in a file that `save_to_disk` wrote; `UserError` where it holds none."""
+    try:
+        names = read(orjson.loads(fs.cat_file(path)))
+    except (ValueError, KeyError, TypeError):
+        names = None
+    if not isinstance(names, list) or not names or not all(map(_is_name, names)):
+        raise UserError(f"input: {masked(path)} is not as datasets.save_to_disk writes it; save the data set anew")
+    return names
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= 255
 
 
 def hub_files(url: str) -> list[str]:

@@ -10,11 +10,23 @@ import fsspec
 
 from ..errors import UserError
 
-# ``user:password@`` may hold any sign of a URL, a port (``host:80/a@b``) is none; without a password to the next slash.
-_USER = re.compile(r"(?<=://)(?:[^\s/@:?#]*:(?!:|\d+[/?#])[^\s'\"]*|[^\s/?#'\"]*)@")
+# Schemes whose hosts have ports: ``host:80/a@b`` names no password there, ``s3://key:80/a@b`` does.
+_PORTS = r"(?:https?|s?ftp|ssh|smb|(?:web)?hdfs|ray|redis)"
+# ``user:password@`` may hold any sign of a URL; without a password it goes to the next slash.
+_USER = re.compile(
+    rf"\b({_PORTS}://)(?:[^\s/@:?#]*:(?!:|\d+[/?#])[^\s\"]*|[^\s/?#\"]*)@"
+    rf"|\b((?!{_PORTS}://)[\w+.-]+://)(?:[^\s/@:?#]*:(?!:)[^\s\"]*|[^\s/?#\"]*)@"
+)
 # What follows the path of a web address, as signatures do; of other stores, where `?` may be a glob, only ``?key=...``.
-_WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s?/'\"]*=[^\s'\"]*")
+# A quote ends an address only where one stands before it.
+_WEB_QUERY = re.compile(r"((?<=')https?://[^\s?'\"]*)\?[^\s'\"]*|((?<!')https?://[^\s?\"]*)\?[^\s\"]*")
+_QUERY = re.compile(
+    r"((?<=')\b[\w+.-]+://[^\s?'\"]*)\?[^\s?/'\"]*=[^\s'\"]*|((?<!')\b[\w+.-]+://[^\s?\"]*)\?[^\s?/\"]*=[^\s\"]*"
+)
+_PASSWORD = re.compile(
+    rf"\b{_PORTS}://([^\s/@:?#]*:(?!:|\d+[/?#])[^\s]*)@|\b(?!{_PORTS}://)[\w+.-]+://([^\s/@:?#]*:(?!:)[^\s]*)@"
+    r"|https?://([^\s/?#]*)@"
+)
 _SECRET_NAME = re.compile(
     r"secret|token|passw|credential|signature|connection_string|sas_|account_key|api_?key|access_?key|^key$", re.I
 )
@@ -26,8 +38,9 @@ def masked(text: str) -> str:
 
     Those are values of environment variables and of fsspec's configuration whose names say so.
     """
-    text = _USER.sub("***@", text)
-    text = _QUERY.sub(r"\1?***", _WEB_QUERY.sub(r"\1?***", text))
+    text = _USER.sub(lambda found: f"{found[1] or found[2]}***@", text)
+    for query in (_WEB_QUERY, _QUERY):
+        text = query.sub(lambda found: f"{found[1] or found[2]}?***", text)
     for secret in _given():
         text = text.replace(secret, "***")
     return text
@@ -40,8 +53,8 @@ def masked_path(path: str) -> str:
 
 def password_of(url: str) -> str | None:
     """``user:password`` of a URL, or the user of a web address; None where there is neither."""
-    found = re.search(r"://([^\s/@:?#]*:(?!:|\d+[/?#])[^\s]*)@", url) or re.search(r"https?://([^\s/?#]*)@", url)
-    return found[1] if found else None
+    found = _PASSWORD.search(url)
+    return next((group for group in found.groups() if group is not None), None) if found else None
 
 
 @contextmanager

@@ -66,6 +66,10 @@ def test_a_record_replaces_the_choices_or_the_constraint_of_all() -> None:
         ({"json_schema": "{"}, "a JSON schema"),
         ({"json_schema": {}, "min_tokens": 2}, "min_new_tokens does not go together with json_schema"),
         ({"seed": "x" * 100}, "..."),
+        ({"x" * 10**6: 1}, "unknown setting 'xxx"),
+        ({"json_schema": "[" * 100_000}, "'json_schema' must be a JSON schema"),
+        ({"json_schema": '{"a":' * 5000 + "1" + "}" * 5000}, "'json_schema' must be a JSON schema"),
+        ({"repetition_penalty": 1e-300}, "'repetition_penalty' must be a number from 0.01 to 100, not 1e-300"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(values: dict[str, Any], message: str) -> None:

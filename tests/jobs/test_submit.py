@@ -100,6 +100,15 @@ def test_other_relative_runs_and_data_sets_of_the_hub_are_refused() -> None:
         submit._check_paths(["jobs.generate", "--input", "hub:org/name"], sent_along=True)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://h/x.jsonl?sig=abc", "ftp://user:password@h/x.jsonl", "s3://key:secret@bucket/x.jsonl"]
+)
+def test_a_command_that_ray_would_show_with_its_credentials_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="Ray shows commands to all who see the cluster") as caught:
+        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", "--input", url, "--output", "/out"])
+    assert url not in str(caught.value)
+
+
 def test_no_job_server_is_one_line() -> None:
     with pytest.raises(UserError, match=r"submit: http://127.0.0.1:1: .*is it the address of the dashboard") as caught:
         submit.main(["--address", "http://127.0.0.1:1", "--", *GENERATE])

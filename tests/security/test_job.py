@@ -14,7 +14,7 @@ from ..jobs.test_generate import command, run_command  # noqa: F401  (a fixture)
 from .servers import signed_server
 from .test_records import IDS, LINES
 
-SECRET = "0123456789-secret-value"
+SECRET, SIGNATURE, AGAIN = "0123456789-secret-value", "signed-first-by-me", "signed-again-by-me"
 
 
 @pytest.mark.ray
@@ -23,18 +23,19 @@ def test_hostile_records_from_a_signed_address(command: dict[str, str], tmp_path
     bad = [line for name, (line, _) in LINES.items() if name != "100 MB"]
     (tmp_path / "hostile.jsonl").write_bytes(b"\n".join([*good, *bad]) + b"\n")
     with signed_server(tmp_path) as url, mock.patch.dict(os.environ, {"SOME_API_KEY": SECRET}):
-        asked = command | {"--input": f"{url}/hostile.jsonl?sig={SECRET}", "errors.budget": "0.9"}
+        asked = command | {"--input": f"{url}/hostile.jsonl?sig={SIGNATURE}", "errors.budget": "0.9"}
         done = run_command(asked)
         assert done.returncode == 0, done.stderr
-        again = run_command(asked | {"--input": f"{url}/hostile.jsonl?sig=another"})
+        again = run_command(asked | {"--input": f"{url}/hostile.jsonl?sig={AGAIN}"})
         assert again.returncode == 0, again.stderr
-        refused = run_command(asked | {"--input": f"{url}/gone.jsonl?sig={SECRET}"})
+        refused = run_command(asked | {"--input": f"{url}/gone.jsonl?sig={SIGNATURE}"})
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     answered: list[dict[str, Any]] = read_run(command["--output"]).to_table().to_pylist()
     assert sorted(row["id"] for row in answered) == sorted(IDS)
     assert read_dead(command["--output"]).count_rows() == len(bad)
     said = "".join(run.stdout + run.stderr for run in (done, again, refused))
     stored = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert SECRET not in said
-    assert SECRET.encode() not in stored
+    for secret in (SECRET, SIGNATURE, AGAIN):
+        assert secret not in said
+        assert secret.encode() not in stored
     assert "Traceback" not in said

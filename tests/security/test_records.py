@@ -15,6 +15,7 @@ from pipeline.records import Record
 from pipeline.stages.sink import OutputShape
 from pipeline.storage.columns import Columns
 from pipeline.storage.commit import CommitLog
+from pipeline.storage.formats.jsonl import parse_line
 from pipeline.storage.limits import MAX_COLUMNS, MAX_LINE
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import portions, read_split, staged_table
@@ -116,6 +117,17 @@ def test_records_are_held_by_their_size_not_only_by_their_number() -> None:
     assert [len(part) for part in portions(iter(short), 512)] == [512, 488]
 
 
+@pytest.mark.parametrize("column", ["sampling", "choices"])
+def test_settings_as_text_that_nest_without_end_are_a_dead_letter(column: str) -> None:
+    columns = Columns(sampling="sampling", choices="choices")
+    for levels in (60, 300, 100_000):
+        row = {"prompt": "a", column: '{"x": ' + "[" * levels + "]" * levels + "}"}
+        record = columns.record(0, parse_line(json.dumps(row).encode()))
+        assert record.dead is not None
+        assert record.dead.error_type in ("BadSampling", "BadChoices")
+        assert staged_table([record], pa.schema([(column, pa.string())])).num_rows == 1
+
+
 def test_an_open_quote_does_not_swallow_the_file_in_silence() -> None:
     found = records_of(b'id,prompt\n1,a\n2,"open\n3,c\n4,d\n', ".csv")
     assert kinds(found) == ["1", "InvalidCsv"]
@@ -183,6 +195,23 @@ def test_a_parquet_file_with_too_many_columns_or_levels_is_refused() -> None:
         deep = {"x": deep}
     with user_error("deeper than 50"):
         records_of(parquet_of(pa.table({"prompt": ["a"], "x": [deep]})), ".parquet")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_an_arrow_batch_that_unpacks_to_gigabytes_is_refused(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(size: int) -> bytes:
+        table = pa.table({"id": ["a"], "prompt": ["x" * size]})
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema, options=options) as writer:
+            writer.write_table(table)
+        return buffer.getvalue()
+
+    assert kinds(records_of(stream(1000), ".arrow")) == ["a"]
+    monkeypatch.setattr("pipeline.storage.formats.arrow._MOST_BYTES", 2**22)
+    content = stream(2**23)
+    assert len(content) < 2**18
+    with user_error("has a record batch of 83", "write smaller ones"):
+        records_of(content, ".arrow")
 
 
 @pytest.mark.parametrize("suffix", [".arrow", ".parquet"])

@@ -3,16 +3,16 @@
 import json
 import os
 import shutil
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from pipeline.routing import Router
+from pipeline.routing import Router, RoutingPolicy
 from pipeline.routing.router import tokenizer_fingerprint
 
 from ..routing import VOCABULARY, make_router
@@ -59,11 +59,13 @@ CARDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a label twice": lambda card: card.update(labels=["art", "art", "med"]),
     "a label more": lambda card: card["labels"].append("more"),
     "a temperature of 0": lambda card: card.update(temperature=0),
+    "a temperature near 0": lambda card: card.update(temperature=1e-310),
     "a temperature as text": lambda card: card.update(temperature="1"),
     "a temperature that is no number": lambda card: card.update(temperature=float("nan")),
     "a temperature of 400 digits": lambda card: card.update(temperature=10**400),
     "thresholds in a list": lambda card: card.update(gate_thresholds=[0.5]),
     "a threshold as text": lambda card: card["gate_thresholds"].update({"0.99": "0.5"}),
+    "a threshold of no share": lambda card: card["gate_thresholds"].update({"0.9\n\x1b[2J": 0.5}),
     "a format that is a number": lambda card: card.update(prompt_format=1),
 }
 
@@ -73,11 +75,26 @@ def test_a_card_with_wrong_values_is_refused(folder: Path, change: Callable[[dic
     card = json.loads((folder / "router.json").read_text())
     change(card)
     (folder / "router.json").write_text(json.dumps(card))
-    tracemalloc.start()
-    with user_error("router: cannot load", str(folder)):
+    unbuilt = mock.patch(
+        "pipeline.routing.router.RouterModel", side_effect=AssertionError("built before it was checked")
+    )
+    with unbuilt, user_error("router: cannot load", str(folder)):
         Router.load(folder)
-    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
-    tracemalloc.stop()
+
+
+def test_weights_that_would_fill_the_memory_are_not_read(folder: Path) -> None:
+    with (folder / "router.safetensors").open("r+b") as f:
+        f.truncate(2**30)
+    with user_error("router: cannot load", "it has 1073741824 bytes, more than 536870912"):
+        Router.load(folder)
+
+
+def test_weights_whose_sums_are_no_numbers_give_no_route(folder: Path) -> None:
+    router = Router.load(folder)
+    assert router.route([[1, 2]], RoutingPolicy())
+    router._network.head.bias.data.fill_(float("inf"))
+    with user_error("router: its weights give probabilities that are no numbers"):
+        router.route([[1, 2]], RoutingPolicy())
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**6, b" " * (9 * 2**20), b"[]", b"1"], ids=len)

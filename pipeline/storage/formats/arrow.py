@@ -10,6 +10,7 @@ from ...errors import UserError
 from ..files import one_line
 from ..limits import MAX_COLUMNS, MAX_LINE, text_size
 from ..secrets import masked
+from .arrow_size import unpacked_size
 from .base import Row, SeekPoint, unreadable
 from .parquet import check_names, is_deeper_than_allowed, rows_of
 
@@ -45,6 +46,8 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tup
         while (message := _message(f, path)) is not None:
             if message.type != "record batch":
                 raise UserError(f"input: {masked(path)} holds a {message.type}; write it as Parquet")
+            if (size := _unpacked(message, path)) > _MOST_BYTES:
+                raise UserError(f"input: {masked(path)} has a record batch of {size} bytes; write smaller ones")
             batch = pa.ipc.read_record_batch(message, schema)
             batch.validate(full=True)
             for part in range(0, batch.num_rows, 256):
@@ -76,6 +79,13 @@ def _schema(f: pa.NativeFile, path: str) -> tuple[pa.Schema, int]:
         raise UserError(f"input: {masked(path)} has dictionary-encoded columns; write it as Parquet")
     check_names(schema, path)
     return schema, f.tell()
+
+
+def _unpacked(message: pa.Message, path: str) -> int:
+    try:
+        return unpacked_size(message)
+    except (struct.error, ValueError) as error:
+        raise UserError(f"input: cannot read {masked(path)}: {one_line(error)}") from None
 
 
 def _message(f: pa.NativeFile, path: str) -> pa.Message | None:

@@ -1,0 +1,55 @@
+"""How many bytes a record batch of an Arrow stream unpacks to: some kilobytes may stand for gigabytes.
+
+A batch's message is a FlatBuffer (`Message.fbs` of the Arrow format): a table begins with the distance back to its
+vtable, which has the places of its fields. Where buffers are compressed, each begins with the number of bytes that it
+unpacks to, or -1 where it is as it is.
+"""
+
+import struct
+
+import pyarrow as pa
+
+_HEADER, _BUFFERS, _COMPRESSION = 2, 2, 3  # fields of Message and of RecordBatch
+
+
+def unpacked_size(message: pa.Message) -> int:
+    """Bytes of a record batch in memory; `struct.error` or `ValueError` where its message is damaged."""
+    if message.body is None:
+        return 0
+    content, body = memoryview(message.metadata), memoryview(message.body)
+    batch = _table(content, _field(content, _table(content, 0), _HEADER))
+    if not _field(content, batch, _COMPRESSION):
+        return body.nbytes
+    buffers = _field(content, batch, _BUFFERS)
+    if not buffers:
+        return 0
+    vector = _table(content, buffers)
+    (count,) = struct.unpack_from("<I", content, vector)
+    return sum(_buffer_size(content, vector + 4 + 16 * number, body) for number in range(count))
+
+
+def _buffer_size(content: memoryview, at: int, body: memoryview) -> int:
+    start, length = struct.unpack_from("<qq", content, at)
+    if length < 8:
+        return 0
+    if start < 0:
+        raise ValueError("a buffer begins before its record batch")
+    (unpacked,) = struct.unpack_from("<q", body, start)
+    return int(length if unpacked < 0 else unpacked)
+
+
+def _table(content: memoryview, at: int) -> int:
+    """Where the table or vector is that an offset at ``at`` points to."""
+    return at + int(struct.unpack_from("<I", content, at)[0])
+
+
+def _field(content: memoryview, table: int, number: int) -> int:
+    """Where a field of a table stands; 0 where it has none."""
+    vtable = table - int(struct.unpack_from("<i", content, table)[0])
+    if vtable < 0:
+        raise ValueError("a table's fields lie before its message")
+    size = struct.unpack_from("<H", content, vtable)[0]
+    if 4 + 2 * number >= size:
+        return 0
+    place = struct.unpack_from("<H", content, vtable + 4 + 2 * number)[0]
+    return table + int(place) if place else 0
