@@ -21,8 +21,12 @@ def write_derived(output: str, config: GenerateConfig, result: JobResult, say: C
             say(f"tracked as MLflow run {log_run(output, config.tracking.mlflow, config.tracking.experiment)}")
         except UserError as error:
             print(masked(str(error)), file=sys.stderr)
-    if result.incomplete:
-        return
+    if not result.incomplete:
+        write_copies(output, config)
+
+
+def write_copies(output: str, config: GenerateConfig) -> None:
+    """Of a finished run: the dataset card, and the answers as the input's layout has them."""
     folder = RunFolder(output)
     write_card(folder, folder.read_json(RUN) or {})
     if config.input.layout == "openai_batch":

@@ -15,6 +15,7 @@ from pipeline.report import check_tracking
 from pipeline.stages.job import GenerateJob
 from pipeline.stages.logs import write_json_lines
 from pipeline.stages.result import JobResult
+from pipeline.stages.stopping import outages_stop
 from pipeline.storage.plan import InputPlan
 from pipeline.storage.secrets import masked
 
@@ -34,7 +35,8 @@ def generate(args: argparse.Namespace, config: GenerateConfig) -> int:
         return OK
     with view:
         result = job.run(lambda: start_pools(config, view.say))
-    write_derived(args.output, config, result, view.say)
+    with outages_stop():
+        write_derived(args.output, config, result, view.say)
     view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
     return _exit_code(result, args)
 

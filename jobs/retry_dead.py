@@ -20,13 +20,14 @@ from conf.schema import GenerateConfig
 from jobs._arguments import add_progress
 from jobs._cli import INCOMPLETE, OK, run_job
 from jobs._cluster import start_pools
+from jobs._derived import write_copies
 from jobs._progress import view_of
 from jobs._settings import job_settings
 from pipeline.errors import UserError
 from pipeline.report import write_report
 from pipeline.stages.retry import RetryJob
+from pipeline.stages.stopping import outages_stop
 from pipeline.stages.watch import ErrorBudget
-from pipeline.storage.card import write_card
 from pipeline.storage.retry import STAGES, RetryFilter
 from pipeline.storage.run import RUN, RunFolder
 from pipeline.storage.secrets import masked
@@ -51,8 +52,9 @@ def main(argv: list[str]) -> int:
     with view:
         result = job.retry(lambda: start_pools(config, view.say))
     if result.retried:
-        write_report(args.run)
-        write_card(job.folder, job.folder.read_json(RUN) or {})
+        with outages_stop():
+            write_report(args.run)
+            write_copies(args.run, config)
     summary = f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left"
     view.result([summary], asdict(result))
     records = job.prepare().plan.rows

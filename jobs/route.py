@@ -32,7 +32,7 @@ from pipeline.stages.settings import JobSettings
 from pipeline.storage.files import open_url
 from pipeline.storage.objects import put
 from pipeline.storage.plan import plan_input
-from pipeline.storage.read import portions, read_split, staged_table
+from pipeline.storage.read import read_split, staged_table, staged_tables
 from pipeline.storage.secrets import masked
 
 _SCHEMA = pa.schema(
@@ -95,8 +95,7 @@ def _records(settings: JobSettings) -> Iterator[pa.Table]:
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):
             records = read_split(settings.input, split, settings.columns, repeated)
-            for part in portions(records, 512):
-                yield staged_table(part, plan.passed)
+            yield from staged_tables(records, plan.passed, 512)
 
 
 def _explanations(route: RouteRecords, alive: pa.Table) -> list[Explanation]:

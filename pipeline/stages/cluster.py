@@ -38,6 +38,8 @@ def connect(address: str | None, cpus: int) -> str | None:
     # Else Ray 2.60 prints an error for every actor pool that can restart. RAY_BACKEND_LOG_LEVEL=info brings all back.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray Data starts an actor for them
+    # Else Ray tries a task whose process the memory monitor ended for ever.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Workers import this package: with an installed one this changes nothing.
     path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))

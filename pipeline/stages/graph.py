@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from ..storage.commit import CommitLog
 from ..storage.plan import InputPlan
@@ -68,10 +68,6 @@ class WindowRun:
         """
         # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        context = DataContext.get_current()
-        context.max_errored_blocks = -1
-        context.max_consecutive_actor_init_deaths = _MORE_STARTS
-        context.enable_progress_bars = False
         count = self.plan.window_size(self.window) if missing is None else len(missing)
         limits = ShardLimits(shard_records, self.settings.shard_adapters, self.settings.shard_mixtures)
         options = {"num_cpus": self.pools.read.cpus, "max_retries": TASK_RETRIES}
@@ -106,9 +102,9 @@ class WindowRun:
 
     def _routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
         reader = SplitReader(
-            self.settings.input, self.settings.columns, self.plan, self.window, missing, self.incidents
+            self.settings.input, self.settings.columns, self.plan, self.window, missing, self.incidents, shard_records
         )
-        splits = ray.data.from_arrow(split_tables(self.plan, self.window, missing))
+        splits = _settled(ray.data.from_arrow(split_tables(self.plan, self.window, missing)))
         asked = self.pools.read.asked | {"max_retries": TASK_RETRIES}
         records = splits.map_batches(reader.read, batch_format="pyarrow", **asked)
         rows = min(_ROUTE_ROWS, shard_records)
@@ -124,6 +120,20 @@ class WindowRun:
             max_task_retries=1,
             **self.pools.route.asked,
         )
+
+
+def _settled(dataset: Any) -> Any:
+    """A dataset whose failed blocks are dropped; what is made of it inherits that, other datasets do not.
+
+    Ray Data would end an execution in which nothing moves for half an hour, as where a shard takes longer: a pass that
+    hangs has a watchdog of its own, and nodes may come late.
+    """
+    context = dataset.context
+    context.max_errored_blocks = -1
+    context.max_consecutive_actor_init_deaths = _MORE_STARTS
+    context.execution_no_progress_timeout_s = -1
+    context.enable_progress_bars = False
+    return dataset
 
 
 def _pool(share: Share, **options: Any) -> ActorPoolStrategy:

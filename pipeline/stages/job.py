@@ -2,8 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..engine.heap import give_back_freed_memory, keep_no_freed_memory
 from ..records import DEAD, SENTENCE_MIXTURES, joined
+from ..storage.card import CARD
 from ..storage.commit import CommitLog
 from ..storage.lease import Lease
 from ..storage.plan import InputPlan
@@ -33,6 +34,8 @@ from .stopping import StoppedError, StopSwitch, outages_stop
 from .watch import ErrorBudget
 from .window import WindowJob
 from .windows import Windows
+
+_TAKEN = "another driver took the output over"
 
 
 class GenerateJob:
@@ -71,7 +74,8 @@ class GenerateJob:
         if self._prepared is None:
             start = time.monotonic()
             keep_no_freed_memory()
-            self._prepared = prepare(self.settings, self.folder, new_run)
+            with outages_stop():
+                self._prepared = prepare(self.settings, self.folder, new_run)
             give_back_freed_memory()
             self._phases["prepare"] = time.monotonic() - start
             self._new_run = new_run
@@ -83,16 +87,33 @@ class GenerateJob:
         ``start_pools`` starts Ray and says what the stages may take of it; a finished run does not call it.
         """
         prepared = self.prepare()
+        with outages_stop():
+            return self._run_unfinished(prepared, start_pools)
+
+    def _run_unfinished(self, prepared: Prepared, start_pools: Callable[[], Pools]) -> JobResult:
+        if not self._new_run:
+            self.log.run = (self.folder.read_json(RUN) or {}).get("run")
         if self._is_finished(prepared.plan):
             return self._result(prepared.plan, self._committed(prepared.plan), 0, 0.0)
         switch = StopSwitch()
-        with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
+        with self._leased(switch):
             self.progress.stage("starting Ray")
             start = time.monotonic()
             self._pools = pools = start_pools() if self._unfinished(prepared.plan) else Pools()
             self._phases["start of Ray"] = time.monotonic() - start
             with switch:  # after Ray, which has a handler of its own
                 return self._run(prepared, pools, switch)
+
+    @contextmanager
+    def _leased(self, switch: StopSwitch) -> Iterator[None]:
+        """With a lease of the output, which `_check_lease` looks at."""
+        with Lease(self.settings.output, lambda: switch.stop(_TAKEN), self.say) as self._lease:
+            yield
+
+    def _check_lease(self) -> None:
+        """`StoppedError` where another driver has taken the output over: what is written now would be over its own."""
+        if not self._lease.holds():
+            raise StoppedError(_TAKEN)
 
     def _run(self, prepared: Prepared, pools: Pools, switch: StopSwitch) -> JobResult:
         plan, shape = prepared.plan, self.shape(prepared)
@@ -105,6 +126,7 @@ class GenerateJob:
             # Of a run that --new-run discards; else there is nothing. What says that it was one goes first: killed
             # then, the job is refused until it is given --new-run again.
             self.folder.remove(RUN)
+            self.folder.remove(CARD)
             discard(self.log)
             self._new_run = False
             self.folder.save_plan(plan)
@@ -118,8 +140,10 @@ class GenerateJob:
         try:
             with outages_stop():
                 incomplete = self._run_windows(prepared, shape, pools, switch)
+                self._check_lease()
         except (KeyboardInterrupt, StoppedError):
-            with suppress(Exception):  # the store may be what stopped it
+            with suppress(Exception, StoppedError):  # the store may be what stopped it, or another driver
+                self._check_lease()
                 missing = plan.rows - (done := self._committed(plan)).data - done.dead
                 result = self._result(plan, before, missing, time.monotonic() - start)
                 self._write_run(prepared, shape, "stopped", started, result)

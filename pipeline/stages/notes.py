@@ -5,6 +5,11 @@ from collections import Counter, defaultdict
 _KINDS = 100  # different incidents that are told apart
 
 
+def _decides(what: str) -> bool:
+    """Whether the driver stops for it: the store refuses, an actor cannot start (`incidents`)."""
+    return "StoreError" in what or ", at the start of an actor" in what
+
+
 class Notes:
     """Counts of what went wrong, starts of actors that have no end yet, and the time that stages took."""
 
@@ -16,7 +21,7 @@ class Notes:
 
     def note(self, what: str) -> None:
         """One more of these."""
-        self._noted[what if what in self._noted or len(self._noted) < _KINDS else "others"] += 1
+        self._noted[what if what in self._noted or len(self._noted) < _KINDS or _decides(what) else "others"] += 1
 
     def begin(self, actor: str) -> int:
         """An actor starts; how often it did so without an end."""

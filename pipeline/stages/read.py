@@ -8,10 +8,11 @@ import pyarrow as pa
 import ray
 
 from ..storage.columns import Columns
+from ..storage.files import is_changed
 from ..storage.formats import SeekPoint
 from ..storage.plan import InputPlan, Split
-from ..storage.read import portions, read_split, staged_table
-from ..storage.secrets import masking
+from ..storage.read import read_split, staged_tables
+from ..storage.secrets import masked, masking
 from .incidents import Incidents
 
 _ROWS = 512  # a table's rows: small, so that routing starts early
@@ -35,7 +36,7 @@ def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> li
 
 
 class SplitReader:
-    """Reads splits; rows that are committed already are left out."""
+    """Reads splits; rows that are committed already are left out. ``rows``: of its tables, at most."""
 
     def __init__(
         self,
@@ -45,11 +46,15 @@ class SplitReader:
         window: int,
         missing: np.ndarray | None,
         incidents: Incidents,
+        rows: int = _ROWS,
     ) -> None:
         self.url = url
         self.columns = columns
         self.passed = plan.passed
         self.incidents = incidents
+        self.rows = min(rows, _ROWS)
+        read = {split.path for split in plan.splits(window)}
+        self.files = {file.path: file for file in plan.files if file.path in read}
         # Shared by all tasks through the object store: a window's worth of numbers, not one copy a task.
         self.shared = ray.put((plan.duplicates_of(window), missing))
 
@@ -71,8 +76,11 @@ class SplitReader:
             if missing is not None:
                 wanted = set(missing[(missing >= row["row"]) & (missing < row["row"] + row["take"])].tolist())
                 records = (record for record in records if record.row in wanted)
-            for part in portions(records, _ROWS):
-                yield staged_table(part, self.passed)
+            for part in staged_tables(records, self.passed, self.rows):
+                # After it was read, before it is answered: what comes from another file must never be committed.
+                if is_changed(self.url, self.files[row["path"]]):
+                    raise RuntimeError(f"{masked(row['path'])} was changed or removed while it was read")
+                yield part
 
 
 def _split(row: dict[str, Any]) -> Split:

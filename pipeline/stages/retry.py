@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ..errors import UserError
-from ..storage.lease import Lease
+from ..storage.card import CARD
 from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
@@ -56,24 +56,32 @@ class RetryJob(GenerateJob):
     def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:
         """Do it. `UserError` where the run is not finished; Ray is started only where there is something to do."""
         prepared = self.prepare()
+        with outages_stop():
+            return self._retry(prepared, start_pools)
+
+    def _retry(self, prepared: Prepared, start_pools: Callable[[], Pools]) -> RetryResult:
+        self.log.run = (self.folder.read_json(RUN) or {}).get("run")
         if self._unfinished(prepared.plan):
             raise UserError(
                 f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
             )
-        self.settings = replace(self.settings, run=(self.folder.read_json(RUN) or {}).get("run", ""))
-        self.log.run = self.settings.run
         switch = StopSwitch()
-        with Lease(self.settings.output, lambda: switch.stop("another driver took the output over"), self.say):
+        with self._leased(switch):
+            if (self._earlier(prepared) or {}).get("run") != self.log.run:
+                raise UserError(f"run: {masked(self.settings.output)} was begun anew meanwhile; give the command again")
+            self.settings = replace(self.settings, run=self.log.run or "")
             self.log.sweep_finished()  # else shards that came late would be taken for answers
             rows = self._rows(prepared)
             if rows:
                 self.progress.stage("starting Ray")
                 pools = start_pools()
+                self.folder.remove(CARD)  # from here to the end, files are in the folders that no marker names
                 try:
                     with switch, outages_stop():
                         self._retry_all(prepared, pools, rows, switch)
+                        self._check_lease()
                 except (KeyboardInterrupt, StoppedError):
-                    with suppress(Exception):
+                    with suppress(Exception, StoppedError):
                         self._done(prepared, rows)
                     raise
                 sweep_unnamed(self.log)
@@ -100,7 +108,7 @@ class RetryJob(GenerateJob):
                 try:
                     left = job.rounds(run)
                 except (KeyboardInterrupt, StoppedError):
-                    with suppress(Exception):  # the store may be what stopped it
+                    with suppress(Exception, StoppedError):  # the store may be what stopped it, or another driver
                         self._amend(window, plan.window_rows, retried)  # with the answers that there are
                     raise
             counted = watch.look()
@@ -109,11 +117,13 @@ class RetryJob(GenerateJob):
             self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")
 
     def _amend(self, window: int, window_rows: int, retried: np.ndarray) -> None:
+        self._check_lease()
         files = self.log.finished_windows()[window]
         amend_window(self.log, window, files, window * window_rows, retried)
 
     def _done(self, prepared: Prepared, rows: dict[int, np.ndarray]) -> RetryResult:
         """Counts; `run.json` gets those of the run as it is now, and a line about this."""
+        self._check_lease()
         run = self.folder.read_json(RUN)
         assert run is not None  # it is finished
         total = self._committed(prepared.plan)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..storage.plan import Split
-from ..storage.read import read_split, staged_table
+from ..storage.read import read_split, staged_tables
 from .generate import GenerateRecords
 from .prepare import Prepared
 from .route import RouteRecords
@@ -97,7 +97,7 @@ def _tables(settings: JobSettings, prepared: Prepared) -> Iterator[pa.Table]:
     plan = prepared.plan
     for window, split in _places(prepared):
         records = read_split(settings.input, split, settings.columns, plan.duplicates_of(window))
-        yield staged_table(list(records), plan.passed)
+        yield pa.concat_tables(staged_tables(records, plan.passed, split.take))
 
 
 def _places(prepared: Prepared) -> list[tuple[int, Split]]:

@@ -124,7 +124,7 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         alive = table["dead_stage"].is_null()
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
         data, dead = self.shape.data(answered), self.shape.dead(refused, self.place.first_row)
-        name = f"{shard_prefix(self.place.window)}{self.place.attempt}-{task:06d}"
+        name = f"{shard_prefix(self.place.window, self.run)}{self.place.attempt}-{task:06d}"
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         with masking():
-            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead), self.run), data, dead)
+            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)

@@ -21,7 +21,7 @@ class StoppedError(BaseException):
 
 @contextmanager
 def outages_stop() -> Iterator[None]:
-    """What the store refuses for good, does not do after all tries, or has lost becomes a `StoppedError`."""
+    """What a store refuses for good, does not do after all tries, or has lost becomes a `StoppedError`."""
     try:
         yield
     except StoreError as error:
@@ -29,7 +29,7 @@ def outages_stop() -> Iterator[None]:
     except FileNotFoundError as error:  # of what was listed or written a moment ago
         raise StoppedError(f"store: gone since it was listed: {masked(str(error.filename or error))}") from error
     except Exception as error:
-        if not is_transient(error):
+        if not (is_transient(error) or isinstance(error, OSError)):  # of a disk that is full, rights that are missing
             raise
         raise StoppedError(f"output: {type(error).__name__}: {one_line(error)}") from error
 

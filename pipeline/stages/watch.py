@@ -13,7 +13,7 @@ class ErrorBudget:
     """How many dead letters a job may have: a share of its records, and a number."""
 
     def __init__(self, share: float, most: int | None, records: int) -> None:
-        allowed = int(share * records)
+        allowed = int(share * records + 1e-9)  # 0.29 of 100 is 28.999999999999996 in floating point
         self.allowed = allowed if most is None else min(allowed, most)
         self.rule = f"errors.max={most}" if self.allowed == most else f"errors.budget={share:g} of {records} records"
 

@@ -16,7 +16,7 @@ from ..storage.files import one_line
 from ..storage.merge import merge_files
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
-from ..storage.shards import Shard, Tally, shard_prefix, tally
+from ..storage.shards import Shard, Tally, tally
 from .ahead import RoutedAhead
 from .graph import WindowRun
 from .logs import tell
@@ -55,6 +55,8 @@ class WindowJob:
         window, plan = run.window, run.plan
         size = plan.window_size(window)
         missing = self.rounds(run, ahead)
+        if problem := self.problem():
+            raise StoppedError(problem)
         if len(missing) == size > 1:
             return size, Tally()  # nothing at all went through: it is not the records
         if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
@@ -63,8 +65,6 @@ class WindowJob:
             missing = self.missing(run)
         if len(missing):
             return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
-        if problem := self.problem():
-            raise StoppedError(problem)
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
         files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
@@ -152,6 +152,6 @@ class WindowJob:
         dead = pa.Table.from_pylist(letters, schema=DEAD)
         none = np.empty(0, np.int64)
         places = np.array([r.row for r in records], np.int64)
-        name = f"{shard_prefix(window)}{uuid.uuid4().hex[:8]}-000000"
-        shard = Shard(name, None, None, none, places, tally(pa.table({}), dead), self.settings.run)
+        name = f"{self.log.prefix(window)}{uuid.uuid4().hex[:8]}-000000"
+        shard = Shard(name, None, None, none, places, tally(pa.table({}), dead))
         self.log.commit(shard, pa.table({}), dead)

@@ -6,26 +6,29 @@ on shard markers of that window mean nothing, so that a writer that comes late (
 nothing. Rows answered by two shard markers are cut out of the second one's files before a window is closed. Last, what
 the window marker does not name is swept: files first, shard markers after them.
 
-    data/<shard>-<try>.parquet   dead/<shard>-<try>.parquet   _commits/<shard>.json   _commits/window-<n>.json
+    data/<shard>-<try>.parquet   dead/<shard>-<try>.parquet   _commits/<shard>.json   _commits/window-<n>-<run>.json
 
-Dead letters that are tried again later (`retry`) give a window a new marker, ``window-<n>-<version>.json``, that takes
-the place of the one before.
+Dead letters that are tried again later (`retry`) give a window a new marker, ``window-<n>-<run>-<version>.json``, that
+takes the place of the one before.
 
-A shard is named ``w<window>-<run attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
+A shard is named ``w<window>-<run>-<attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
 Markers are created once: of two writers of one marker the second takes what the first wrote.
 
-A shard says which run made it: what a writer of a run that was discarded commits late answers nothing. What is swept is
-listed before the marker is written, so that a driver that slept in between removes nothing that others wrote since.
+All that a run writes has its id in its name, and it sees and sweeps nothing else: what a writer or a driver of a run
+that was discarded does late changes nothing. What is swept is listed before the marker is written, so that a driver
+that slept in between removes nothing that others wrote since.
 """
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
+from ..errors import UserError
 from .many import remove_each
 from .objects import create, names, read, refusals
 from .outputs import OutputFiles
@@ -41,6 +44,7 @@ from .shards import (
     next_marker,
     shard_prefix,
     tally,
+    window_marker,
     window_markers,
     window_of,
     without_overlap,
@@ -48,15 +52,38 @@ from .shards import (
 
 KINDS = ("data", "dead")
 _SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
+_RUN = re.compile(r"[0-9a-z]{4,32}")
 _READ_AGAIN = 5  # a reader that meets a window that is just being finished starts anew
 
 
 class CommitLog(OutputFiles):
-    """Markers and files of one output folder. ``run``: the id of its run; None: shards of any run count."""
+    """Markers and files of one output folder. ``run``: the id of its run; None: what any run made."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.run: str | None = None
+        self._run: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"run": self.run}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = state["run"]
+
+    @property
+    def run(self) -> str | None:
+        """The run whose markers and files these are."""
+        return self._run
+
+    @run.setter
+    def run(self, run: str | None) -> None:
+        if run and not _RUN.fullmatch(run):  # it becomes part of names
+            raise UserError(f"run: {masked(self.url)} says that it is of the run {run[:40]!r}, which is no run's id")
+        self._run = run or None
+
+    def prefix(self, window: int) -> str:
+        """What the names of the run's shards of a window start with."""
+        return shard_prefix(window, self.run)
 
     @refusals()
     def commit(self, shard: Shard, data: pa.Table, dead: pa.Table) -> Shard:
@@ -82,7 +109,7 @@ class CommitLog(OutputFiles):
 
         Each is read when it is asked for: a window has thousands, with places of a million rows.
         """
-        found = names(self.fs, self.path("_commits"), shard_prefix(window))
+        found = names(self.fs, self.path("_commits"), self.prefix(window))
         return self._shards(n for n in found if n.endswith(".json") and n.removesuffix(".json") not in without)
 
     def has_markers(self) -> bool:
@@ -91,7 +118,7 @@ class CommitLog(OutputFiles):
 
     def finished_windows(self) -> dict[int, WindowFiles]:
         """Window markers, by window."""
-        found = window_markers(names(self.fs, self.path("_commits"), "window-"))
+        found = window_markers(names(self.fs, self.path("_commits"), "window-"), self.run)
         return {window: self._window(name) for window, name in found.items()}
 
     @refusals()
@@ -104,7 +131,7 @@ class CommitLog(OutputFiles):
         window a moment ago, or (`FileNotFoundError`) the store lists less than there is. ``join`` may put other files
         of the same rows in the place of the shards' files.
         """
-        name = f"window-{window:06d}.json"
+        name = window_marker(window, self.run)
         files = files_of(self.cut_shards(window))
         if files.tally.data + files.tally.dead == rows:
             return self._mark(name, join(files), window)
@@ -112,7 +139,7 @@ class CommitLog(OutputFiles):
 
     def replace_window(self, window: int, files: WindowFiles) -> WindowFiles:
         """Write a new marker of a finished window, and sweep what the one before named alone."""
-        before = window_markers(self._window_markers(window))[window]
+        before = window_markers(self._window_markers(window), self.run)[window]
         return self._mark(next_marker(before), files, window)
 
     def cut_shards(self, window: int) -> Iterator[Shard]:
@@ -136,7 +163,7 @@ class CommitLog(OutputFiles):
         Its shard markers go last: as long as there is one, `sweep_finished` looks at the window again.
         """
         markers = self._window_markers(window)
-        newest = window_markers(markers).get(window, f"window-{window:06d}.json")
+        newest = window_markers(markers, self.run).get(window, window_marker(window, self.run))
         files = self._window(newest)
         named = {*files.data, *files.dead}
         older = [f"_commits/{name}" for name in sorted(set(markers) - {newest})]
@@ -149,8 +176,8 @@ class CommitLog(OutputFiles):
     def sweep_finished(self) -> int:
         """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
         found = names(self.fs, self.path("_commits"))
-        late = {window_of(name) for name in found if _SHARD_MARKER.fullmatch(name)}
-        finished = window_markers(found)
+        late = {window_of(name) for name in found if self._is_shard_marker(name)}
+        finished = window_markers(found, self.run)
         for window in sorted(late & finished.keys()):
             self.sweep(window)
         return len(late & finished.keys())
@@ -168,11 +195,11 @@ class CommitLog(OutputFiles):
 
     def _committed(self, kind: str) -> list[str]:
         markers = [name for name in names(self.fs, self.path("_commits")) if name.endswith(".json")]
-        finished = window_markers(markers)
+        finished = window_markers(markers, self.run)
         found = [name for marker in finished.values() for name in getattr(self._window(marker), kind)]
         by_window: dict[int, list[str]] = {}
         for name in markers:
-            if _SHARD_MARKER.fullmatch(name) and window_of(name) not in finished:
+            if self._is_shard_marker(name) and window_of(name) not in finished:
                 by_window.setdefault(window_of(name), []).append(name)
         for shard_markers in by_window.values():
             # A shard with rows answered before is shown once the window is finished, and its files are cut.
@@ -180,18 +207,26 @@ class CommitLog(OutputFiles):
             found += [name for s in shown if (name := getattr(s, kind))]
         return found
 
+    def is_own_marker(self, name: str) -> bool:
+        """Whether a marker of that name is of the run."""
+        return self._is_shard_marker(name) or bool(window_markers([name], self.run))
+
+    def _is_shard_marker(self, name: str) -> bool:
+        return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(self.prefix(window_of(name)))
+
     def _window_markers(self, window: int) -> list[str]:
-        return names(self.fs, self.path("_commits"), f"window-{window:06d}")
+        """Names of the window markers of all versions."""
+        found = names(self.fs, self.path("_commits"), f"window-{window:06d}")
+        return [name for name in found if window_markers([name], self.run)]
 
     def _shards(self, markers: Iterable[str]) -> Iterator[Shard]:
         listed = list(markers)
         contents = self.contents(f"_commits/{name}" for name in listed)
-        found = (decode(name.removesuffix(".json"), content) for name, content in zip(listed, contents, strict=True))
-        return (shard for shard in found if self.run is None or shard.run in ("", self.run))  # "": before it was said
+        return (decode(name.removesuffix(".json"), content) for name, content in zip(listed, contents, strict=True))
 
     def _of_window(self, window: int) -> list[str]:
         """Paths of a window's files and shard markers, those half written on a local disk too; markers last."""
-        prefix = shard_prefix(window)
+        prefix = self.prefix(window)
         return [
             f"{kind}/{name}"
             for kind in (*KINDS, "_commits")

@@ -81,6 +81,17 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     return fs, files
 
 
+def is_changed(url: str, file: InputFile) -> bool:
+    """Whether a file of the input ``url`` is another one by now, or gone."""
+    fs, _ = open_url(url)
+    fs.invalidate_cache(file.path)
+    try:
+        now = _listed(file.path, fs.info(file.path))
+    except FileNotFoundError:
+        return True
+    return now.size != file.size or (now.version != file.version and bool(now.version and file.version))
+
+
 def _is_file(path: str, info: dict[str, Any]) -> bool:
     return info["type"] == "file" or (bool(info.get("islink")) and os.path.isfile(path))
 
@@ -90,7 +101,7 @@ def _listed(path: str, info: dict[str, Any]) -> InputFile:
         target = os.stat(path)
         return InputFile(path, target.st_size, str(target.st_mtime))
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
-    return InputFile(path, int(info["size"]), str(version).strip('"'))
+    return InputFile(path, int(info["size"] or 0), str(version).strip('"'))
 
 
 def _hidden(path: str, root: str) -> bool:

@@ -91,12 +91,16 @@ class Lease:
         except Exception as problem:  # stores raise kinds of their own, and what ended the job says more
             self.say(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
+    def holds(self) -> bool:
+        """Whether nobody has taken the lease over, as the store says now: one that slept has not been told yet."""
+        return self._last() == self._number and not self._is_taken()
+
     def _keep(self) -> None:
         beat = 0
         while not self._end.wait(self.beat):
             beat += 1
             try:
-                if self._last() > self._number or self._is_taken():
+                if not self.holds():
                     self.lost()
                     return
                 put(self.fs, self._path(self._number), self._content(beat))
@@ -138,7 +142,10 @@ class Lease:
 
     def _holder(self, number: int) -> _Holder | None:
         content = read(self.fs, self._path(number))
-        return None if content is None else _Holder(**orjson.loads(content))
+        try:
+            return None if content is None else _Holder(**orjson.loads(content))
+        except (ValueError, TypeError):  # half of it, of a store that shows files as they are written
+            return _Holder("", "a host unknown", 0, "")
 
     def _last(self) -> int:
         numbers = [int(n[:-5]) for n in names(self.fs, self.folder) if n.endswith(".json") and n[:-5].isdigit()]

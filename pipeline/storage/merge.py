@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from .commit import KINDS, CommitLog
 from .objects import sizes
-from .shards import WindowFiles, shard_prefix
+from .shards import WindowFiles
 
 _A_GROUP = 16  # files whose rows become a row group
 
@@ -26,7 +26,7 @@ def merge_files(log: CommitLog, window: int, target: int, files: WindowFiles) ->
 
 
 def _joined(log: CommitLog, window: int, target: int, kind: str, paths: Sequence[str]) -> list[str]:
-    prefix = shard_prefix(window)
+    prefix = log.prefix(window)
     held = {f"{kind}/{name}": size for name, size in sizes(log.fs, log.path(kind), prefix).items()}
     return [
         group[0] if len(group) == 1 else log.write_file(kind, f"{prefix}joined", joined_file(log.contents(group)))

@@ -24,6 +24,7 @@ LONGEST = 120.0  # seconds after which a call is not tried again: where it does 
 _UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for so many bytes
 _FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")  # see `_synced_part`
 _FINDS_PREFIXES = {"s3", "s3a", "gs", "gcs"}
 _CONDITIONAL = _FINDS_PREFIXES | {"memory"}
@@ -200,8 +201,17 @@ def _synced_part(path: str, content: bytes) -> str:
 
 
 def _link(part: str, path: str) -> None:
-    """Give a file its name unless that is taken; a hard link says so atomically."""
+    """Give a file its name unless that is taken; a hard link says so atomically. Where the file system has none, as of
+    mounted object stores, it is looked first.
+    """
     try:
         os.link(part, path)
-    finally:
         os.remove(part)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            os.remove(part)
+            raise
+        if os.path.exists(path):
+            os.remove(part)
+            raise FileExistsError(path) from None
+        os.replace(part, path)

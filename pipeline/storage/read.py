@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ..records import PASSED, STAGED, DeadLetter, Record, joined
 from .columns import Columns, row_text, settings_text
-from .files import open_url
+from .files import one_line, open_url
 from .formats import format_of
 from .limits import MAX_PORTION, text_size
 from .plan import Split
@@ -46,6 +46,25 @@ def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def staged_tables(records: Iterator[Record], passed: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """Records as tables of `staged_schema` of at most ``rows`` rows; what no table can hold is a dead letter."""
+    for part in portions(records, rows):
+        try:
+            table = staged_table(part, passed)
+        except Exception:  # a value that its column cannot hold, with errors of Arrow's and Python's: which one?
+            table = pa.concat_tables([_alone(record, passed) for record in part])
+        yield table
+
+
+def _alone(record: Record, passed: pa.Schema) -> pa.Table:
+    try:
+        return staged_table([record], passed)
+    except Exception as error:
+        dead = DeadLetter("read", "InvalidValue", f"{type(error).__name__}: {one_line(error)[:300]}")
+        raw = record.raw or row_text({"id": record.id, **record.passed})
+        return staged_table([Record(record.row, record.id, raw=raw, dead=record.dead or dead)], passed)
 
 
 def staged_schema(passed: pa.Schema) -> pa.Schema:

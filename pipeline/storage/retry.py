@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from .commit import CommitLog
-from .shards import Rows, WindowFiles, files_of, shard_prefix
+from .objects import StoreError
+from .shards import Rows, WindowFiles, files_of
 
 STAGES = ("route", "generate")  # what was refused as it was read would be so again
 
@@ -40,11 +41,14 @@ def amend_window(log: CommitLog, window: int, files: WindowFiles, first_row: int
     """Give a finished window what came of the rows (of the window) ``retried``, in place of their dead letters.
 
     ``files``: of the window so far; ``first_row``: of the window, in the input. Until the new marker is there,
-    readers see the window as it was: its shard markers mean nothing to them.
+    readers see the window as it was: its shard markers mean nothing to them. `StoreError` where a row that was answered
+    has no letter any more.
     """
     shards = [shard for shard in log.cut_shards(window) if np.isin(shard.rows, retried).all()]
     answered = np.concatenate([np.empty(0, np.int64), *(shard.rows for shard in shards)]) + first_row
-    kept, errors = _without(log, files.dead, answered, f"{shard_prefix(window)}retry")
+    kept, errors = _without(log, files.dead, answered, f"{log.prefix(window)}retry")
+    if sum(errors.values()) != len(answered):
+        raise StoreError(f"window {window}: its dead letters changed while they were tried again")
     new = files_of(shards)
     tally = files.tally.without_dead(errors) + new.tally
     return log.replace_window(window, WindowFiles(files.data + new.data, kept + new.dead, tally))

@@ -59,7 +59,7 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
         values = [None if v is None else row_text(v) for v in values]
     try:
         return pa.array(values, field.type)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OverflowError):
         return pa.array([_widened(v, field.type) for v in values], field.type)
 
 
@@ -96,11 +96,24 @@ def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     except pa.ArrowException:
         return None
     kind = merged.field("c").type
-    if _is_unfit(kind):
+    if _is_unfit(kind) or not (_holds(kind, a) and _holds(kind, b)):
         return None
     if pa.types.is_floating(kind) and pa.types.is_integer(a) != pa.types.is_integer(b):
         return pa.float64()
     return kind
+
+
+def _holds(kind: pa.DataType, part: pa.DataType) -> bool:
+    """Whether a type that Arrow unified from others has a place for all values of one of them: not so for whole numbers
+    with and without a sign, nor for decimals among floats.
+    """
+    if pa.types.is_struct(part):
+        return all(_holds(kind.field(f.name).type, f.type) for f in part)
+    if pa.types.is_list(part) or pa.types.is_large_list(part):
+        return _holds(kind.value_type, part.value_type)
+    if pa.types.is_unsigned_integer(part) and pa.types.is_signed_integer(kind):
+        return bool(kind.bit_width > part.bit_width)
+    return not (pa.types.is_decimal(part) and pa.types.is_floating(kind))
 
 
 def _has_map(values: list[Any]) -> bool:

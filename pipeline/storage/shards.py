@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-_WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-(\d{3}))?\.json")
+_WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3}))?\.json")
 
 Rows = np.ndarray  # int64, places in the window
 
@@ -42,10 +42,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts.
-
-    ``run``: the id of the run that made it.
-    """
+    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts."""
 
     name: str
     data: str | None
@@ -53,7 +50,6 @@ class Shard:
     data_rows: Rows
     dead_rows: Rows
     tally: Tally
-    run: str = ""
 
     @property
     def rows(self) -> Rows:
@@ -109,28 +105,36 @@ def without_overlap(shards: Iterable[Shard]) -> Iterator[tuple[Shard, Rows]]:
             yield shard, rows
 
 
-def window_markers(found: Iterable[str]) -> dict[int, str]:
-    """The newest marker of each window, among the names of all markers: ``window-<n>.json``, or of a later version
-    ``window-<n>-<version>.json``.
+def window_markers(found: Iterable[str], run: str | None = None) -> dict[int, str]:
+    """The newest marker of each window, among the names of all markers: of the highest version.
+
+    ``run``: of this run alone; None: of any.
     """
     newest: dict[int, tuple[int, str]] = {}
     for name in found:
-        if match := _WINDOW_MARKER.fullmatch(name):
-            window, version = int(match[1]), int(match[2] or 0)
+        match = _WINDOW_MARKER.fullmatch(name)
+        if match and run in (None, match[2]):
+            window, version = int(match[1]), int(match[3] or 0)
             newest[window] = max(newest.get(window, (-1, "")), (version, name))
     return {window: name for window, (_, name) in sorted(newest.items())}
+
+
+def window_marker(window: int, run: str | None = None, version: int = 0) -> str:
+    """The name of a window's marker: ``window-<n>-<run>.json``, or of a later version ``...-<version>.json``."""
+    parts = [f"{window:06d}", *([run] if run else []), *([f"{version:03d}"] if version else [])]
+    return f"window-{'-'.join(parts)}.json"
 
 
 def next_marker(name: str) -> str:
     """The name of the marker that takes the place of one."""
     match = _WINDOW_MARKER.fullmatch(name)
     assert match, name
-    return f"window-{match[1]}-{int(match[2] or 0) + 1:03d}.json"
+    return window_marker(int(match[1]), match[2], int(match[3] or 0) + 1)
 
 
-def shard_prefix(window: int) -> str:
-    """What the names of a window's shards start with."""
-    return f"w{window:06d}-"
+def shard_prefix(window: int, run: str | None = None) -> str:
+    """What the names of a window's shards start with, and those of their files."""
+    return f"w{window:06d}-{run}-" if run else f"w{window:06d}-"
 
 
 def window_of(shard_name: str) -> int:
@@ -147,7 +151,6 @@ def encode(shard: Shard) -> bytes:
             "data_rows": _packed(shard.data_rows),
             "dead_rows": _packed(shard.dead_rows),
             "tally": asdict(shard.tally),
-            "run": shard.run,
         }
     )
 
@@ -162,7 +165,6 @@ def decode(name: str, content: bytes) -> Shard:
         _unpacked(values["data_rows"]),
         _unpacked(values["dead_rows"]),
         Tally(**values["tally"]),
-        values.get("run", ""),
     )
 
 

@@ -18,11 +18,14 @@ def discard(log: CommitLog) -> None:
 
 
 def sweep_unnamed(log: CommitLog) -> None:
-    """Remove files of a finished run that no marker names, of writers that came after their window's sweep, and what
-    killed drivers were writing beside them.
+    """Remove files of a finished run that no marker names, of writers that came after their window's sweep, markers of
+    runs that were discarded, and what killed drivers were writing beside them.
 
     Costs a listing of all files, so it is done once, when all windows are finished; the caller holds the lease.
     """
+    for name in names(log.fs, log.path("_commits")):
+        if _MARKER.fullmatch(name) and not name.startswith(".") and not log.is_own_marker(name):
+            remove(log.fs, log.path("_commits", name))
     named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
     for kind in KINDS:
         for name in names(log.fs, log.path(kind)):

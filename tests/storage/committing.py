@@ -17,7 +17,7 @@ from pipeline.storage import many as many_module
 from pipeline.storage import outputs as outputs_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import create, put, remove
-from pipeline.storage.shards import Shard, Tally, shard_prefix, tally
+from pipeline.storage.shards import Shard, Tally, tally
 
 WINDOW = 3
 
@@ -71,12 +71,12 @@ def dead_table(rows: list[int]) -> pa.Table:
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DEAD], schema=DEAD)
 
 
-def write_shard(log: CommitLog, name: str, rows: list[int], window: int = WINDOW, run: str = "") -> Shard:
-    """What a write task of a run does with the rows it got."""
+def write_shard(log: CommitLog, name: str, rows: list[int], window: int = WINDOW) -> Shard:
+    """What a write task does with the rows it got."""
     answered, dead = [r for r in rows if not is_dead(r)], [r for r in rows if is_dead(r)]
     tables = data_table(answered, name), dead_table(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    shard = Shard(f"{shard_prefix(window)}{name}", None, None, *places, tally(*tables), run)
+    shard = Shard(f"{log.prefix(window)}{name}", None, None, *places, tally(*tables))
     return log.commit(shard, *tables)
 
 

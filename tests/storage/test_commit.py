@@ -13,8 +13,9 @@ from pipeline.storage import commit as commit_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import create, names
 from pipeline.storage.shards import Tally, WindowFiles, shard_prefix, window_of
+from pipeline.storage.sweep import sweep_unnamed
 
-from . import memory_url
+from . import memory_url, user_error
 from .committing import WINDOW, KilledError, crash_at, data_table, is_dead, tally_of, visible, visible_rows, write_shard
 
 
@@ -159,6 +160,7 @@ def test_files_of_other_tools_are_no_markers(log: CommitLog) -> None:
 
 
 def test_a_log_can_be_sent_to_another_process(log: CommitLog) -> None:
+    log.run = "today"
     sent: CommitLog = pickle.loads(pickle.dumps(log))
     write_shard(sent, "a-0", [0])
     assert visible_rows(log) == [0]
@@ -177,16 +179,31 @@ def test_tallies_add_up(parts: list[list[int]]) -> None:
     assert added.errors == Counter(f"Error{r % 2}" for r in rows if is_dead(r))
 
 
-def test_what_another_run_commits_late_answers_nothing(log: CommitLog) -> None:
-    log.run = "of today"
-    write_shard(log, "b-0", [0, 1, 2], run="of yesterday")
+def test_what_a_discarded_run_does_late_changes_nothing(log: CommitLog) -> None:
+    """Neither its writers nor its driver, which finishes a window of the same number and sweeps it."""
+    late = CommitLog(log.url)
+    late.run, log.run = "yesterday", "today"
+    write_shard(late, "b-0", [0, 1, 2])
     assert list(log.shards(WINDOW)) == []
     assert log.committed_files("data") == []
-    own = write_shard(log, "a-0", [0, 1, 2], run="of today")
+    own = write_shard(log, "a-0", [0, 1, 2])
+    late.finish_window(WINDOW, 3)
+    assert log.finished_windows() == {}
     files = log.finish_window(WINDOW, 3)
-    assert files.tally.data == 3
     assert files.data == [own.data]
+    late.sweep_finished()
+    write_shard(late, "c-0", [0, 1, 2])
+    assert log.finished_windows() == {WINDOW: files}
+    assert visible_rows(log) == [0, 1, 2]
+    sweep_unnamed(log)
     assert names(log.fs, log.path("data")) == [files.data[0].removeprefix("data/")]
+    assert names(log.fs, log.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+
+
+@pytest.mark.parametrize("run", ["../../x", "a/b", "A", "x" * 40, "a b"])
+def test_what_is_no_run_s_id_does_not_become_part_of_a_name(log: CommitLog, run: str) -> None:
+    with user_error("which is no run's id"):
+        log.run = run
 
 
 def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(log: CommitLog) -> None:

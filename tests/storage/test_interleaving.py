@@ -21,7 +21,7 @@ from pipeline.storage.objects import create, names, put, read, remove
 from pipeline.storage.sweep import sweep_unnamed
 
 from . import memory_url
-from .committing import WINDOW, KilledError, tally_of, visible, visible_rows, write_shard
+from .committing import WINDOW, KilledError, tally_of, visible_rows, write_shard
 
 ROWS = 8
 _here = threading.local()
@@ -98,14 +98,15 @@ def in_steps() -> Iterator[None]:
 
 
 class Interleaved(RuleBasedStateMachine):
-    """Several drivers believe that the window is theirs; tasks of a run that was discarded write to it too."""
+    """Several drivers believe that the window is theirs; some, and some tasks, are of a run that was discarded."""
 
     def __init__(self) -> None:
         super().__init__()
         self._steps = in_steps()
         self._steps.__enter__()
         self.log = CommitLog(memory_url())
-        self.log.run = "today"
+        self.discarded = CommitLog(self.log.url)
+        self.log.run, self.discarded.run = "today", "yesterday"
         self.actors: list[Actor] = []
         self.finished = False
 
@@ -115,35 +116,37 @@ class Interleaved(RuleBasedStateMachine):
             for actor in self.actors:
                 actor.kill()
             if WINDOW not in self.log.finished_windows():
-                self._finish("last", 10_000)
+                self._finish(self.log, "last", 10_000)
             self.log.sweep_finished()
             sweep_unnamed(self.log)
             self.a_finished_window_has_every_row_once()
             for kind in ("data", "dead"):
                 named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
                 assert names(self.log.fs, self.log.path(kind)) == named
-            assert names(self.log.fs, self.log.path("_commits")) == [f"window-{WINDOW:06d}.json"]
+            assert names(self.log.fs, self.log.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
         finally:
             self._steps.__exit__(None, None, None)
 
     @precondition(lambda self: self._working() < 4)
     @rule(
-        what=st.sampled_from(["write", "write late", "finish", "sweep"]),
+        what=st.sampled_from(["write", "finish", "sweep"]),
+        late=st.sampled_from([False, False, True]),
         rows=st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1),
         join=st.sampled_from([0, 1, 10_000, 1_000_000]),
     )
-    def start(self, what: str, rows: list[int], join: int) -> None:
+    def start(self, what: str, late: bool, rows: list[int], join: int) -> None:
         """A task with any rows, answered before or not; a driver at the end of its window, or one that resumes."""
-        run = "yesterday" if what == "write late" else "today"
-        name = f"{run}-{len(self.actors):03d}"
+        log = self.discarded if late else self.log
+        name = f"{len(self.actors):03d}-0"
         kinds: dict[str, Callable[[], Any]] = {
-            "finish": partial(self._finish, name, join),
-            "sweep": self.log.sweep_finished,
+            "write": partial(write_shard, log, name, rows),
+            "finish": partial(self._finish, log, name, join),
+            "sweep": log.sweep_finished,
         }
 
         def work() -> None:
             with suppress(FileNotFoundError):  # what another driver finished and swept may vanish under its eyes
-                kinds.get(what, partial(write_shard, self.log, name, rows, run=run))()
+                kinds[what]()
 
         self.actors.append(Actor(work))
 
@@ -165,7 +168,7 @@ class Interleaved(RuleBasedStateMachine):
     def no_row_is_seen_twice(self) -> None:
         rows = visible_rows(self.log)
         assert len(rows) == len(set(rows))
-        assert not [said for said in visible(self.log, "data", "output") if said.startswith("yesterday")]
+        assert not [path for kind in ("data", "dead") for path in self.log.committed_files(kind) if "yesterday" in path]
 
     @invariant()
     def a_finished_window_has_every_row_once(self) -> None:
@@ -175,11 +178,12 @@ class Interleaved(RuleBasedStateMachine):
             assert visible_rows(self.log) == list(range(ROWS))
             assert self.log.finished_windows()[WINDOW].tally == tally_of(list(range(ROWS)))
 
-    def _finish(self, name: str, join: int) -> None:
-        answered = {row for shard in self.log.shards(WINDOW) for row in shard.rows.tolist()}
+    @staticmethod
+    def _finish(log: CommitLog, name: str, join: int) -> None:
+        answered = {row for shard in log.shards(WINDOW) for row in shard.rows.tolist()}
         if missing := sorted(set(range(ROWS)) - answered):
-            write_shard(self.log, name, missing, run="today")
-        self.log.finish_window(WINDOW, ROWS, partial(merge_files, self.log, WINDOW, join))
+            write_shard(log, name, missing)
+        log.finish_window(WINDOW, ROWS, partial(merge_files, log, WINDOW, join))
 
     def _working(self) -> int:
         return sum(not actor.done for actor in self.actors)
