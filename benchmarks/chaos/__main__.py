@@ -27,7 +27,7 @@ from pipeline.evaluation.results import write_results
 
 from .cluster import Cluster
 from .kills import LEAST
-from .runs import Kit, Run, Size
+from .runs import SHORT, Kit, Run, Size
 from .stores import STORES, Store
 
 _TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough; kills come sooner each time
@@ -39,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.chaos")
     parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
     parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
+    parser.add_argument("--short", action="store_true", help="in the short form of tests/chaos, to find one again")
     parser.add_argument("--most", type=int, help="end after so many runs")
     parser.add_argument("--share", default="0/1", help="K/N: of the seeds that leave K when divided by N alone")
     parser.add_argument("--store", choices=STORES, default="disk", help="where the runs read and write")
@@ -47,7 +48,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = args.results or Path("benchmarks/results", "chaos.json" if args.store == "disk" else "chaos-s3.json")
-    size = Size()
+    size = SHORT if args.short else Size()
     known = _known(results, asdict(size))
     wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
     share, of = map(int, args.share.split("/"))
@@ -64,7 +65,12 @@ def main() -> int:
     failed = sorted(seed for seed, record in known.items() if not record["exact"])
     if failed:
         print(f"failed: seeds {', '.join(map(str, failed))}; again with --seed N, logs in {args.work}", file=sys.stderr)
-    return 1 if failed else 0
+    spared = sorted(set(wanted) - _proven(known).keys() - set(failed))
+    if spared:
+        print(
+            f"through before the kill number {LEAST}: seeds {', '.join(map(str, spared))}; run again", file=sys.stderr
+        )
+    return 1 if failed or spared else 0
 
 
 def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size, store: Store) -> dict[str, Any]:
@@ -103,11 +109,16 @@ def _alone(work: Path) -> Iterator[None]:
 
 
 def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Records by seed, if they were made with runs of this size; exact ones with too few kills prove nothing."""
+    """Records by seed, if they were made with runs of this size."""
     values = json.loads(path.read_text()) if path.exists() else {"config": None, "runs": []}
     if values["config"] != size:
         return {}
-    return {r["seed"]: r for r in values["runs"] if not r["exact"] or len(r["kills"]) >= LEAST}
+    return _proven({r["seed"]: r for r in values["runs"]})
+
+
+def _proven(records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Without exact ones with too few kills: they prove nothing."""
+    return {seed: r for seed, r in records.items() if not r["exact"] or len(r["kills"]) >= LEAST}
 
 
 def _write(path: Path, known: dict[int, dict[str, Any]], size: dict[str, Any]) -> None:

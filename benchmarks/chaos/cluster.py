@@ -27,6 +27,7 @@ _SYSTEM = {
     "worker_register_timeout_seconds": 10,
 }
 _START_SECONDS = 120.0
+_TRIES = 3  # of the start of a node
 
 
 class Cluster:
@@ -77,6 +78,15 @@ class Cluster:
         self._start(self.cpus[1], f"--address={self.address}")
 
     def _start(self, cpus: int, *words: str) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._try_to_start(cpus, *words)
+            except RuntimeError:  # Ray gives its head a second to answer, which a busy machine may not
+                if not left:
+                    raise
+                _end(self._nodes.pop())
+
+    def _try_to_start(self, cpus: int, *words: str) -> None:
         self._count += 1
         log = self.folder / f"node-{self._count}.log"
         always = (

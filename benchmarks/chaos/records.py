@@ -13,6 +13,7 @@ from pipeline.storage.files import open_url
 from pipeline.storage.objects import half_written, names, put
 from tests import tiny
 
+_NO_LINE = -1
 _LINE = re.compile(r'"line": ?(\d+)')
 
 
@@ -31,7 +32,7 @@ class Count:
     lost: int
     doubled: int
     misplaced: int  # good lines among the dead letters, or bad ones among the data
-    orphans: int  # files and shard markers that no window marker names, and what was written by half
+    orphans: int  # files and shard markers that no window marker names, what was written by half, rows of no line
 
     @property
     def exact(self) -> bool:
@@ -62,10 +63,10 @@ def _line(number: int, kind: str, chance: random.Random) -> str:
 
 
 def seen(output: str) -> tuple[list[int], list[int]]:
-    """Line numbers in the data and in the dead letters, as a reader sees them."""
+    """Line numbers in the data and in the dead letters, as a reader sees them; `_NO_LINE` where one has none."""
     data = read_run(output).to_table(columns=["line"])["line"].to_pylist()
     dead = read_dead(output).to_table(columns=["record"])["record"].to_pylist()
-    return data, [int(found.group(1)) for text in dead if (found := _LINE.search(text))]
+    return data, [int(found.group(1)) if (found := _LINE.search(text)) else _NO_LINE for text in dead]
 
 
 def count(output: str, lines: Lines) -> Count:
@@ -82,5 +83,5 @@ def count(output: str, lines: Lines) -> Count:
         lost=len((lines.good | lines.bad) - everything.keys()),
         doubled=sum(times - 1 for times in everything.values()),
         misplaced=len(lines.good & set(dead)) + len(lines.bad & set(data)),
-        orphans=len(there - named) + len(markers) + len(halves),
+        orphans=len(there - named) + len(markers) + len(halves) + len(everything.keys() - (lines.good | lines.bad)),
     )

@@ -61,6 +61,10 @@ class Size:
     most_delay: float = 2.0  # seconds between a moment and its kill
 
 
+SHORT = Size(least_lines=40, most_lines=48, window=30)
+"""Of the runs in `tests/chaos`."""
+
+
 class Job:
     """A running command, in a process group of its own."""
 

@@ -1,9 +1,10 @@
 """What routing, shuffling and committing cost beside the engine: `python -m benchmarks.pipeline.overhead`.
 
-The demo's records, several times over, by the bare engine and by the whole pipeline in turn: the engine in this
-process, as an actor would run it, over requests that are routed and sorted by mixture already; the pipeline
-on a local Ray with one generating actor of the same threads. What each needs to start is stated apart: loading for the
-engine, a job over one record for the pipeline.
+The demo's records, several times over, by the bare engine and by the whole pipeline in turn. The engine in this
+process, as an actor would run it, over all requests in one call, routed and sorted by mixture before. The pipeline on a
+local Ray with one generating actor of the same threads, from the moment its engine is ready until the job has ended:
+what is still routed then, the shuffle, commits, joining the window's files, `run.json`. What each needs to start is
+stated apart.
 
 Each turn of the pipeline is compared with the mean of the engine's before and after it: a machine that becomes faster
 or slower meanwhile does so for both. ``stolen`` is the share of its processors' time that the host gave to others.
@@ -14,12 +15,10 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import orjson
-import pyarrow as pa
 
 from conf import load_settings
 from conf.schema import GenerateConfig
@@ -84,8 +83,7 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     threads = size_pools(pools_of(config), config.cluster.autoscaling).threads
     actor = GenerateRecords(settings, "cpu", threads)
     loaded, stolen = time.perf_counter(), _stolen()
-    tables = [routed.slice(at, settings.shard_records) for at in range(0, routed.num_rows, settings.shard_records)]
-    answered = pa.concat_tables([actor(table) for table in tables])
+    answered = actor(routed)
     seconds, stolen = time.perf_counter() - loaded, _stolen() - stolen
     actor.backend.close()
     actor.backend.engine.lora.detach()
@@ -93,21 +91,24 @@ def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]
     return _figures(loaded - start, seconds, tokens, stolen / seconds)
 
 
+class Ready(GenerateRecords):
+    """Says in a file beside the output when its engine is ready."""
+
+    def _start(self, settings: JobSettings, device: str, threads: int) -> None:
+        super()._start(settings, device, threads)
+        Path(f"{settings.output}.ready").write_text(str(time.time()))
+
+
 def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, float]:
-    """The whole job, less what a job over one record takes: processes, libraries, the model."""
-
-    def run(given: JobSettings) -> tuple[float, int]:
-        start = time.perf_counter()
-        pools = size_pools(pools_of(config), config.cluster.autoscaling)
-        result = GenerateJob(given, lambda line: None).run(lambda: pools)
-        return time.perf_counter() - start, result.tally.completion_tokens
-
-    one = Path(settings.output).with_suffix(".one")
-    one.with_suffix(".jsonl").write_bytes(Path(settings.input).read_bytes().splitlines(keepends=True)[0])
-    starting, _ = run(replace(settings, input=str(one.with_suffix(".jsonl")), output=str(one)))
+    """The whole job, from when its engine is ready."""
+    start = time.time()
+    pools = size_pools(pools_of(config), config.cluster.autoscaling)
     stolen = _stolen()
-    whole, tokens = run(settings)
-    return _figures(starting, whole - starting, tokens, (_stolen() - stolen) / whole)
+    result = GenerateJob(settings, lambda line: None, generator=Ready).run(lambda: pools)
+    ended = time.time()
+    ready = float(Path(f"{settings.output}.ready").read_text())
+    stolen = (_stolen() - stolen) / (ended - start)
+    return _figures(ready - start, ended - ready, result.tally.completion_tokens, stolen)
 
 
 def _figures(starting: float, seconds: float, tokens: int, stolen: float) -> dict[str, float]:

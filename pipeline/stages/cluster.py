@@ -11,7 +11,7 @@ import ray
 from ..errors import UserError
 from .logs import tell
 from .placing import place
-from .room import check_room, shortages
+from .room import Node, check_room, shortages
 from .settings import Pools
 
 # Ray 2.60 answers the first driver of a raylet only when the workers that it starts ahead have come up: should one of
@@ -61,7 +61,7 @@ def size_pools(pools: Pools, autoscaling: bool = False, say: Callable[[str], Non
 
     `UserError` where a stage asks for what no node has; where nodes may come later (``autoscaling``), that is said.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = living_nodes()
     placed = place(pools, nodes)
     if not autoscaling:
         check_room(placed, nodes)
@@ -70,6 +70,11 @@ def size_pools(pools: Pools, autoscaling: bool = False, say: Callable[[str], Non
         say(f"cluster: {problem}; waiting for nodes of the autoscaler")
         tell("waiting for nodes", level=logging.WARNING, problem=problem)
     return placed
+
+
+def living_nodes() -> list[Node]:
+    """The nodes of the cluster that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _only_to_files(logger: logging.Logger) -> None:

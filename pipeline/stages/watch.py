@@ -1,12 +1,14 @@
 """A look at the markers of the window in work, every few seconds: counts so far, and whether to go on."""
 
 import threading
+import time
 from collections.abc import Callable
 
 from ..storage.commit import CommitLog
 from ..storage.shards import Tally
 
 SECONDS = 10.0
+STILL = 300.0  # seconds without a new shard, after which it is looked for what the job waits for
 
 
 class ErrorBudget:
@@ -31,7 +33,8 @@ class Watch:
     """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
 
     ``before``: counts of the other windows. ``over``: called once when the budget is spent, or when the store
-    ``refused`` something; ``begun``: once when the first shard is seen; ``counting``: with the counts after each look.
+    ``refused`` something; ``begun``: once when the first shard is seen; ``counting``: with the counts after each look;
+    ``still``: each time that no shard was seen for `STILL` seconds.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class Watch:
         begun: Callable[[], None] = lambda: None,
         counting: Callable[[Tally], None] = lambda counted: None,
         refused: Callable[[], list[str]] = list,
+        still: Callable[[], None] = lambda: None,
     ) -> None:
         self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
-        self.counting, self._refused = counting, refused
+        self.counting, self._refused, self._still = counting, refused, still
         self.counted = before
         self._seen: set[str] = set()
         self._end = threading.Event()
@@ -61,7 +65,7 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        begun = False
+        begun, seen, since = False, 0, time.monotonic()
         while not self._end.wait(SECONDS if begun else SECONDS / 10):
             try:
                 self.look()
@@ -69,6 +73,11 @@ class Watch:
                 if self._seen and not begun:
                     self.begun()
                     begun = True
+                if len(self._seen) > seen:
+                    seen, since = len(self._seen), time.monotonic()
+                elif time.monotonic() - since > STILL:
+                    self._still()
+                    since = time.monotonic()
             except Exception:  # stores raise kinds of their own; a look may be missed
                 continue
             if reasons := self._refused():

@@ -3,14 +3,17 @@
 import gc
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 from ..engine.heap import give_back_freed_memory
 from ..storage.shards import Tally
 from .ahead import RoutedAhead
+from .cluster import living_nodes
 from .graph import WindowRun
 from .progress import Progress
+from .room import shortages
 from .stopping import StoppedError, StopSwitch
-from .watch import ErrorBudget, Watch
+from .watch import STILL, ErrorBudget, Watch
 from .window import WindowJob
 
 
@@ -39,7 +42,8 @@ class Windows:
             self._progress.stage("routing", run.window)
             log, stop, refused = self._job.log, self._switch.stop, run.incidents.refusals
             begun, counting = partial(self._begun, number), self._progress.committed
-            with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused):
+            still = partial(self._say_shortage, run)
+            with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused, still):
                 missing, tally = self._job.run(run, ahead)
             incomplete, counted = incomplete + missing, counted + tally
             self._progress.committed(counted, "committed")
@@ -47,6 +51,11 @@ class Windows:
                 gc.collect()  # Ray Data's executors are cycles, and hold what was of the window in Ray's store and here
                 give_back_freed_memory()
         return incomplete
+
+    def _say_shortage(self, run: WindowRun) -> None:
+        """Ray waits without a word for a node that has gone: it may come back."""
+        for problem in islice(shortages(run.pools, living_nodes()), 1):
+            self._job.say(f"window {run.window + 1}: nothing was committed for {STILL:.0f} s; cluster: {problem}")
 
     def _begun(self, number: int) -> None:
         """The window commits: the next one is routed. Before, its own routing would be the slower for it."""

@@ -7,12 +7,10 @@ import pytest
 
 from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.kills import LEAST
-from benchmarks.chaos.runs import Kit, Run, Size
+from benchmarks.chaos.runs import SHORT, Kit, Run
 from benchmarks.chaos.stores import S3, Disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
-
-SHORT = Size(least_lines=40, most_lines=48, window=30)
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
     assert "output: cannot read" in said(other)
     (other / "run.json").unlink()
     (other / "_commits").mkdir()
-    (other / "_commits" / "window-000000.json").write_text("{}")
+    (other / "_commits" / "window-000000-abcd.json").write_text("{}")
     assert "holds commit markers but no run.json" in said(other)
 
 

@@ -18,7 +18,7 @@ from pipeline.storage.commit import CommitLog
 from pipeline.storage.formats.jsonl import parse_line
 from pipeline.storage.limits import MAX_COLUMNS, MAX_LINE
 from pipeline.storage.plan import plan_input
-from pipeline.storage.read import portions, read_split, staged_table
+from pipeline.storage.read import portions, read_split, staged_table, staged_tables
 from pipeline.storage.shards import Shard, Tally
 
 from ..storage import memory_url, user_error, write_file
@@ -126,6 +126,16 @@ def test_settings_as_text_that_nest_without_end_are_a_dead_letter(column: str) -
         assert record.dead is not None
         assert record.dead.error_type in ("BadSampling", "BadChoices")
         assert staged_table([record], pa.schema([(column, pa.string())])).num_rows == 1
+
+
+def test_a_value_that_its_column_cannot_hold_is_a_dead_letter_and_spoils_no_other() -> None:
+    passed = pa.schema([("n", pa.int8())])
+    records = [Record(n, str(n), "a", {"n": 1000 if n == 2 else n}) for n in range(5)]
+    tables = list(staged_tables(iter(records), passed, 4))
+    assert [table.num_rows for table in tables] == [4, 1]
+    staged = pa.concat_tables(tables)
+    assert staged["dead_type"].to_pylist() == [None, None, "InvalidValue", None, None]
+    assert json.loads(staged["raw"][2].as_py()) == {"id": "2", "n": 1000}
 
 
 def test_an_open_quote_does_not_swallow_the_file_in_silence() -> None:

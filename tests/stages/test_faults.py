@@ -1,6 +1,7 @@
 """Faults of actors on a local Ray: what is told, what is tried again, and that nothing goes on for ever."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+from ray.data import DataContext
 
 from pipeline.errors import UserError
 from pipeline.records import Record
@@ -24,8 +26,11 @@ from pipeline.stages.stopping import StoppedError
 from pipeline.stages.window import WindowJob
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
+from pipeline.storage.lease import Lease
+from pipeline.storage.objects import put
 from pipeline.storage.read import staged_table
 from pipeline.storage.retry import RetryFilter
+from pipeline.storage.run import RunFolder
 from tests import tiny
 from tests.stages import tiny_job
 
@@ -95,7 +100,7 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     assert (told["counts"]["data"], told["counts"]["errors"]) == (20, {"InvalidJson": 1})
     assert [again["answered"] for again in told["retries"]] == [0, 7]
     log, out = CommitLog(settings.output), Path(settings.output)
-    assert [path.name for path in (out / "_commits").iterdir()] == ["window-000000-002.json"]
+    assert [path.name for path in (out / "_commits").iterdir()] == [f"window-000000-{told['run']}-002.json"]
     for kind in ("data", "dead"):
         assert sorted(map(str, (out / kind).iterdir())) == sorted(log.committed_files(kind))
     again = GenerateJob(settings, lambda line: None).run(lambda: pytest.fail("Ray was started"))
@@ -167,6 +172,45 @@ def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSet
         run(settings)
 
 
+def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(settings: JobSettings) -> None:
+    path = Path(settings.input) / "a.jsonl"
+    right, time = path.read_text(), path.stat().st_mtime
+    job = GenerateJob(settings, lambda line: None)
+    job.prepare()
+    path.write_text(right.replace("red", "tall"))
+    with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
+        job.run(lambda: Pools(threads=1))
+    assert not job.log.has_markers()
+    path.write_text(right)
+    os.utime(path, (time, time))
+    assert run(settings).tally.data == 20
+    assert outputs(settings) == outputs_without_ray(settings)
+
+
+def test_a_driver_whose_output_was_taken_over_writes_nothing_more(settings: JobSettings) -> None:
+    def finish_late(log: CommitLog, *args: Any) -> Any:
+        """Meanwhile another command has discarded the run and begun its own."""
+        other = Lease(settings.output, lambda: None, lambda line: None)
+        put(other.fs, other._path(99), other._content(0))
+        RunFolder(settings.output).write_json("run.json", {"state": "running", "run": "ofanother"})
+        return finish(log, *args)
+
+    finish = CommitLog.finish_window
+    taken = pytest.raises(StoppedError, match="another driver took the output over")
+    with mock.patch.object(CommitLog, "finish_window", finish_late), taken:
+        run(settings)
+    told = json.loads((Path(settings.output) / "run.json").read_text())
+    assert told == {"state": "running", "run": "ofanother"}
+
+
+def test_settings_of_ray_data_for_other_work_in_the_process_stay(settings: JobSettings) -> None:
+    context = DataContext.get_current()
+    before = context.max_errored_blocks, context.execution_no_progress_timeout_s, context.enable_progress_bars
+    run(settings)
+    assert (context.max_errored_blocks, context.execution_no_progress_timeout_s, context.enable_progress_bars) == before
+    assert before[0] == 0
+
+
 @pytest.mark.slow
 def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -> None:
     run(settings, faulty.RefusesSome)
@@ -180,8 +224,10 @@ def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -
         retry(settings)
     assert letters(settings) == [("InvalidJson", 20)]
     assert outputs(settings) == outputs_without_ray(settings)
-    assert [path.name for path in (Path(settings.output) / "_commits").iterdir()] == ["window-000000-001.json"]
-    assert json.loads((Path(settings.output) / "run.json").read_text())["counts"]["data"] == 20
+    told = json.loads((Path(settings.output) / "run.json").read_text())
+    marker = f"window-000000-{told['run']}-001.json"
+    assert [path.name for path in (Path(settings.output) / "_commits").iterdir()] == [marker]
+    assert told["counts"]["data"] == 20
     assert retry(settings) == (0, 0, 1)
 
 

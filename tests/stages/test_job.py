@@ -167,7 +167,7 @@ def test_a_run_that_another_driver_began_meanwhile_is_compared_too(job_settings:
     prepared = first.prepare()
     second.prepare()
     guard = prepared.guard | {"seed": 99}
-    first.folder.write_json("run.json", {"guard": guard, "schemas": {}, "run": "a"})
+    first.folder.write_json("run.json", {"guard": guard, "schemas": {}, "run": "abcd"})
     with pytest.raises(UserError, match=r"differs in seed \(was 99, is 0\)"):
         second.run(lambda: Pools(threads=1))
     assert not second.log.has_markers()

@@ -14,6 +14,7 @@ import pytest
 from pipeline.records import DEAD
 from pipeline.stages import watch as watch_module
 from pipeline.stages import windows as windows_module
+from pipeline.stages.settings import Pools, Share
 from pipeline.stages.stopping import StoppedError, StopSwitch
 from pipeline.stages.watch import ErrorBudget, Watch
 from pipeline.stages.windows import Windows
@@ -87,6 +88,31 @@ def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> Non
             time.sleep(0.01)
     assert told == sorted(told)
     assert set(told) == {7, 8}
+
+
+def test_what_a_window_waits_for_is_looked_for_when_nothing_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
+    monkeypatch.setattr(watch_module, "STILL", 0.3)
+    log, looked = CommitLog(memory_url()), list[float]()
+    budget = ErrorBudget(1.0, None, 100)
+    with Watch(log, 0, Tally(), budget, print, still=lambda: looked.append(time.monotonic())):
+        while len(looked) < 2:
+            time.sleep(0.01)
+    assert looked[1] - looked[0] > 0.3
+
+
+def test_a_node_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(windows_module, "living_nodes", lambda: nodes)
+    windows = Windows(cast(Any, SimpleNamespace(say=said.append)), [], ErrorBudget(1.0, None, 100), StopSwitch())
+    pools = Pools(generate=Share(gpus=1.0, actors=1, most_actors=1), route=Share(actors=1, most_actors=1))
+    windows._say_shortage(cast(Any, SimpleNamespace(window=2, pools=pools)))
+    assert len(said) == 1
+    assert said[0].startswith("window 3: nothing was committed for 300 s; cluster: no node has what the generate stage")
+    nodes.append({"Resources": {"CPU": 4.0, "GPU": 1.0}})
+    windows._say_shortage(cast(Any, SimpleNamespace(window=2, pools=pools)))
+    assert len(said) == 1
 
 
 def test_a_store_that_fails_as_the_next_window_begins_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:

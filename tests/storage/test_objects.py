@@ -138,3 +138,14 @@ def test_what_is_gone_is_removed_and_read_as_nothing(place: tuple[fsspec.Abstrac
     fs, path = place
     remove(fs, path)
     assert read(fs, path) is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_links_is_looked_at_first(tmp_path: Path, number: int) -> None:
+    path = str(tmp_path / "a.json")
+    with mock.patch.object(os, "link", side_effect=OSError(number, "no links here")):
+        assert create(LOCAL, path, b"one")
+        assert not create(LOCAL, path, b"two")
+        assert create(LOCAL, path, b"one"), "of two tries of one writer"
+    assert read(LOCAL, path) == b"one"
+    assert os.listdir(tmp_path) == ["a.json"]

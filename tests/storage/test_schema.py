@@ -1,4 +1,5 @@
 import io
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -167,3 +168,27 @@ def test_objects_used_as_maps_become_json_text() -> None:
     for chunk in range(0, 1200, 100):
         finder.add([{"scores": {f"document-{n}": 0.5}} for n in range(chunk, chunk + 100)])
     assert finder.schema().field("scores").type == pa.string()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([Decimal("1.10")], pa.decimal128(10, 2)), pa.array([0.5])),
+        (pa.array([-1]), pa.array([2**63], pa.uint64())),
+        (pa.array([{"a": [-1]}]), pa.array([{"a": [2**63]}], pa.struct([("a", pa.list_(pa.uint64()))]))),
+    ],
+)
+def test_types_that_have_no_common_place_for_all_values_become_json(one: pa.Array, other: pa.Array) -> None:
+    finder = SchemaFinder()
+    for array in (one, other):
+        finder.add_schema(pa.schema([("c", array.type)]))
+    schema = finder.schema()
+    assert is_json(schema.field("c"))
+    rows = [{"c": value} for array in (one, other) for value in array.to_pylist()]
+    assert passed_table(rows, schema).num_rows == 2
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=4), st.integers(0, 4))
+def test_whole_numbers_of_any_size_are_kept(values: list[int], cut: int) -> None:
+    _, stored = column(*(part for part in (values[:cut], values[cut:]) if part))
+    assert [float(value) for value in stored] == [float(value) for value in values]
