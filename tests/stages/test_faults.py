@@ -203,6 +203,7 @@ def test_a_driver_whose_output_was_taken_over_writes_nothing_more(settings: JobS
     assert told == {"state": "running", "run": "ofanother"}
 
 
+@pytest.mark.slow
 def test_settings_of_ray_data_for_other_work_in_the_process_stay(settings: JobSettings) -> None:
     context = DataContext.get_current()
     before = context.max_errored_blocks, context.execution_no_progress_timeout_s, context.enable_progress_bars
