@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
     _check_paths(command, bool(args.working_dir))
     command = _on_cluster(command)
-    if masked(" ".join(command)) != " ".join(command):
+    told = " ".join(command)
+    if masked(told) != told:
         raise UserError(
             "submit: a word of the command holds a user, a password, the query of an address or a secret of this"
             " environment: Ray shows commands to all who see the cluster; give credentials with --env"
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         shlex.join(["python", "-m", *command]),
         name,
         environment,
-        {"command": " ".join(command)},
+        {"command": told},
     )
     print(f"job        {job} at {masked(args.address)}", flush=True)
     if args.no_wait:

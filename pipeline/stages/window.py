@@ -55,12 +55,12 @@ class WindowJob:
         window, plan = run.window, run.plan
         size = plan.window_size(window)
         missing = self.rounds(run, ahead)
-        if problem := self.problem():
-            raise StoppedError(problem)
+        self._check()
         if len(missing) == size > 1:
             return size, Tally()  # nothing at all went through: it is not the records
         if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
             guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
+            self._check()  # those of a file that changed meanwhile are not to blame
             self._set_aside(window, plan, guilty)
             missing = self.missing(run)
         if len(missing):
@@ -70,6 +70,11 @@ class WindowJob:
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
         tell("window finished", run=self.settings.run, window=window, data=files.tally.data, dead=files.tally.dead)
         return 0, files.tally
+
+    def _check(self) -> None:
+        """`StoppedError` where the window cannot be finished."""
+        if problem := self.problem():
+            raise StoppedError(problem)
 
     def rounds(self, run: WindowRun, ahead: RoutedAhead | None = None) -> np.ndarray:
         """Run all rows that have no answer, then what is left of them in smaller shards; returns what is left then.

@@ -7,7 +7,7 @@ from itertools import islice
 import pyarrow as pa
 
 from ..records import PASSED, STAGED, DeadLetter, Record, joined
-from .columns import Columns, row_text, settings_text
+from .columns import Columns, record_text, row_text, settings_text
 from .files import one_line, open_url
 from .formats import format_of
 from .limits import MAX_PORTION, text_size
@@ -63,8 +63,7 @@ def _alone(record: Record, passed: pa.Schema) -> pa.Table:
         return staged_table([record], passed)
     except Exception as error:
         dead = DeadLetter("read", "InvalidValue", f"{type(error).__name__}: {one_line(error)[:300]}")
-        raw = record.raw or row_text({"id": record.id, **record.passed})
-        return staged_table([Record(record.row, record.id, raw=raw, dead=record.dead or dead)], passed)
+        return staged_table([Record(record.row, record.id, raw=record_text(record), dead=record.dead or dead)], passed)
 
 
 def staged_schema(passed: pa.Schema) -> pa.Schema:

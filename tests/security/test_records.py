@@ -135,7 +135,7 @@ def test_a_value_that_its_column_cannot_hold_is_a_dead_letter_and_spoils_no_othe
     assert [table.num_rows for table in tables] == [4, 1]
     staged = pa.concat_tables(tables)
     assert staged["dead_type"].to_pylist() == [None, None, "InvalidValue", None, None]
-    assert json.loads(staged["raw"][2].as_py()) == {"id": "2", "n": 1000}
+    assert json.loads(staged["raw"][2].as_py()) == {"id": "2", "prompt": "a", "n": 1000}
 
 
 def test_an_open_quote_does_not_swallow_the_file_in_silence() -> None:
