@@ -1,10 +1,11 @@
 """What routing, shuffling and committing cost beside the engine: `python -m benchmarks.pipeline.overhead`.
 
-The demo's records, several times over, by the bare engine and by the whole pipeline in turn. The engine in this
-process, as an actor would run it, over all requests in one call, routed and sorted by mixture before. The pipeline on a
-local Ray with one generating actor of the same threads, from the moment its engine is ready until the job has ended:
-what is still routed then, the shuffle, commits, joining the window's files, `run.json`. What each needs to start is
-stated apart.
+Test records of the demo's tasks, all different, by the bare engine and by the whole pipeline in turn. The engine in
+this process, as an actor would run it, in one call over all requests, routed before: in the order in which the
+pipeline's shards hold them, so that the difference is what the pipeline costs; and, in the first turn, in that of the
+input as well, as who has no pipeline would give them. The pipeline on a local Ray with one generating actor of the same
+threads, from the moment its engine is ready until the job has ended: what is still routed then, the shuffle, commits,
+joining the window's files, `run.json`. What each needs to start is stated apart.
 
 Each turn of the pipeline is compared with the mean of the engine's before and after it: a machine that becomes faster
 or slower meanwhile does so for both. ``stolen`` is the share of its processors' time that the host gave to others.
@@ -15,14 +16,19 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from conf import load_settings
 from conf.schema import GenerateConfig
 from jobs._settings import job_settings, pools_of
+from pipeline.engine.native import NativeBackend
 from pipeline.evaluation.results import write_results
 from pipeline.stages.cluster import connect, size_pools
 from pipeline.stages.generate import GenerateRecords
@@ -30,6 +36,8 @@ from pipeline.stages.job import GenerateJob
 from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.settings import JobSettings
+from pipeline.stages.shard_plan import ShardLimits
+from pipeline.stages.shuffle import cut_shards, unpack
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split, staged_table
 
@@ -37,55 +45,70 @@ from pipeline.storage.read import read_split, staged_table
 def main() -> None:
     """Measure and write `benchmarks/results/pipeline-overhead.json`."""
     parser = argparse.ArgumentParser(prog="benchmarks.pipeline.overhead")
-    parser.add_argument("--copies", type=int, default=5, help="of the demo's 104 records")
+    parser.add_argument("--per-task", type=int, default=20, help="records of each of the 26 tasks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
     overrides = ["generation.max_new_tokens=32", *args.overrides]
     config = load_settings("generate", overrides, GenerateConfig)
-    engine: list[dict[str, float]] = []
-    pipeline: list[dict[str, float]] = []
+    turns: dict[str, list[dict[str, float]]] = {"engine": [], "pipeline": [], "engine_input_order": []}
+
+    def note(name: str, turn: dict[str, float]) -> None:
+        turns[name].append(turn)
+        print(name, turn, flush=True)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_copies(folder / "in.jsonl", args.copies)
+        write_records(folder / "in.jsonl", args.per_task)
         connect(config.cluster.address, config.cluster.cpus)
         for turn in range(args.repeats + 1):
             settings = job_settings(config, str(folder / "in.jsonl"), str(folder / f"out-{turn}"))
-            engine.append(by_engine(settings, config))
-            print("engine", engine[-1], flush=True)
+            note("engine", by_engine(settings, config, in_shards))
             if turn < args.repeats:
-                pipeline.append(by_pipeline(settings, config))
-                print("pipeline", pipeline[-1], flush=True)
-    speeds = [turn["tokens_per_second"] for turn in engine]
-    around = [statistics.mean(pair) for pair in pairwise(speeds)]
-    ratios = [turn["tokens_per_second"] / speed for turn, speed in zip(pipeline, around, strict=True)]
-    figures = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "each": ratios}
-    config_said = {"copies": args.copies, "overrides": overrides}
-    results = {"config": config_said, "pipeline_over_engine": figures, "engine": engine, "pipeline": pipeline}
-    write_results(Path("benchmarks/results/pipeline-overhead.json"), results)
+                note("pipeline", by_pipeline(settings, config))
+            if turn == 0:
+                note("engine_input_order", by_engine(settings, config, lambda routed, settings: routed))
+    config_said = {"per_task": args.per_task, "overrides": overrides}
+    speeds = {name: [turn["tokens_per_second"] for turn in each] for name, each in turns.items()}
+    around = [statistics.mean(pair) for pair in pairwise(speeds["engine"])]
+    figures = {
+        "pipeline_over_engine": _ratios(speeds["pipeline"], around),
+        "pipeline_over_engine_in_input_order": _ratios(speeds["pipeline"][:1], speeds["engine_input_order"]),
+    }
+    write_results(Path("benchmarks/results/pipeline-overhead.json"), {"config": config_said} | figures | turns)
     print(figures)
 
 
-def write_copies(path: Path, copies: int) -> None:
-    """The demo's records with ids of their own."""
-    rows = [orjson.loads(line) for line in Path("demo/records.jsonl").read_bytes().splitlines()]
-    lines = [orjson.dumps(row | {"id": f"{row['id']}-{copy}"}) for copy in range(copies) for row in rows]
-    path.write_bytes(b"\n".join(lines) + b"\n")
+def write_records(path: Path, per_task: int) -> None:
+    """The first test records of each task that the demo router knows, tasks in turn."""
+    tasks = orjson.loads(Path("demo/router/router.json").read_bytes())["labels"]
+    rows = pq.read_table("demo/data/suite-test.parquet", columns=["id", "task", "prompt"]).to_pylist()
+    by_task = [[row for row in rows if row["task"] == task][:per_task] for task in tasks]
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for rank in zip(*by_task, strict=True) for row in rank))
 
 
-def by_engine(settings: JobSettings, config: GenerateConfig) -> dict[str, float]:
-    """The generating actor's class in this process, over records that are routed and sorted already."""
+def in_shards(routed: pa.Table, settings: JobSettings) -> pa.Table:
+    """Routed records in the order of the pipeline's shards."""
+    limits = ShardLimits(settings.shard_records, settings.shard_adapters, settings.shard_mixtures)
+    return pa.concat_tables(unpack(s) for shard in cut_shards(routed, limits) for s in shard["records"].to_pylist())
+
+
+def by_engine(
+    settings: JobSettings, config: GenerateConfig, order: Callable[[pa.Table, JobSettings], pa.Table]
+) -> dict[str, float]:
+    """The generating actor's class in this process, over records that are routed and in order already."""
     start = time.perf_counter()
     plan = plan_input(settings.input, settings.window_records, settings.columns)
     records = [r for s in plan.splits(0) for r in read_split(settings.input, s, settings.columns, {})]
     context, _ = check_models(settings)
-    routed = RouteRecords(settings, context)(staged_table(records, plan.passed)).sort_by("mixture")
+    routed = order(RouteRecords(settings, context)(staged_table(records, plan.passed)), settings)
     threads = size_pools(pools_of(config), config.cluster.autoscaling).threads
     actor = GenerateRecords(settings, "cpu", threads)
     loaded, stolen = time.perf_counter(), _stolen()
     answered = actor(routed)
     seconds, stolen = time.perf_counter() - loaded, _stolen() - stolen
     actor.backend.close()
+    assert isinstance(actor.backend, NativeBackend)
     actor.backend.engine.lora.detach()
     tokens = sum(answered["completion_tokens"].to_pylist())
     return _figures(loaded - start, seconds, tokens, stolen / seconds)
@@ -109,6 +132,11 @@ def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, floa
     ready = float(Path(f"{settings.output}.ready").read_text())
     stolen = (_stolen() - stolen) / (ended - start)
     return _figures(ready - start, ended - ready, result.tally.completion_tokens, stolen)
+
+
+def _ratios(speeds: list[float], others: list[float]) -> dict[str, Any]:
+    ratios = [speed / other for speed, other in zip(speeds, others, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "each": ratios}
 
 
 def _figures(starting: float, seconds: float, tokens: int, stolen: float) -> dict[str, float]:

@@ -37,7 +37,7 @@ class Shuffle:
         some bytes. Few rows go through one task, and the generating actors start beside the routing ones.
         """
         if self._rows <= self._at_once:
-            cut = routed.map_batches(_planned, batch_size=max(1, self._rows), **self._options)
+            cut = routed.map_batches(cut_shards, batch_size=max(1, self._rows), **self._options)
         else:
             routed = routed.materialize()
             options = self._options | {"fn_args": (ray.put(self._plan(routed)),)}
@@ -88,8 +88,8 @@ def unpack(packed: bytes) -> pa.Table:
     return pa.ipc.open_stream(packed).read_all()
 
 
-def _planned(table: pa.Table, limits: ShardLimits) -> Iterator[pa.Table]:
-    """The shards of all rows there are."""
+def cut_shards(table: pa.Table, limits: ShardLimits) -> Iterator[pa.Table]:
+    """The shards of all rows there are, each a table of one `PACKED` row."""
     mixtures = table["mixture"].combine_chunks().dictionary_encode()
     shards = shard_of_rows(mixtures.dictionary.to_pylist(), mixtures.indices.to_numpy(), limits)
     return _cut(table.append_column("shard", pa.array(shards)), limits)
