@@ -50,15 +50,16 @@ class Shuffle:
     def _plan(self, routed: Any) -> np.ndarray:
         """The shard of each row, by its place in the window."""
         code_of: dict[str, int] = {}
-        rows, codes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        codes = np.full(self._rows, _UNPLANNED, np.int32)
         for table in routed.select_columns(["row", "mixture"]).iter_batches(batch_format="pyarrow", batch_size=None):
             mixtures = table["mixture"].combine_chunks().dictionary_encode()
             own = [code_of.setdefault(key, len(code_of)) for key in mixtures.dictionary.to_pylist()]
-            rows.append(table["row"].to_numpy())
-            codes.append(np.array(own, np.int64)[mixtures.indices.to_numpy()])
-        places, mixture = np.concatenate(rows), np.concatenate(codes)
-        planned = np.full(int(places.max(initial=-1)) + 1, _UNPLANNED, np.int32)
-        planned[places] = shard_of_rows(list(code_of), mixture, self._limits)
+            rows = table["row"].to_numpy()
+            codes = _as_long(codes, int(rows.max(initial=-1)) + 1)
+            codes[rows] = np.array(own, np.int32)[mixtures.indices.to_numpy()]
+        known = codes != _UNPLANNED
+        planned = np.full(len(codes), _UNPLANNED, np.int32)
+        planned[known] = shard_of_rows(list(code_of), codes[known], self._limits)
         return planned
 
 
@@ -93,6 +94,12 @@ def cut_shards(table: pa.Table, limits: ShardLimits) -> Iterator[pa.Table]:
     mixtures = table["mixture"].combine_chunks().dictionary_encode()
     shards = shard_of_rows(mixtures.dictionary.to_pylist(), mixtures.indices.to_numpy(), limits)
     return _cut(table.append_column("shard", pa.array(shards)), limits)
+
+
+def _as_long(codes: np.ndarray, rows: int) -> np.ndarray:
+    """Codes of so many rows at least: where few of a window are missing, their places are beyond their number."""
+    more = rows - len(codes)
+    return np.concatenate([codes, np.full(more, _UNPLANNED, codes.dtype)]) if more > 0 else codes
 
 
 def _numbered(table: pa.Table, plan: Any) -> pa.Table:
