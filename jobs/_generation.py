@@ -57,7 +57,7 @@ def _summary(result: JobResult, output: str) -> list[str]:
         f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {seconds:.1f} s with start-up",
         f"fallback   {total.fallback} answered by the base model alone",
         *(f"dead       {count} {error}" for error, count in sorted(total.errors.items(), key=lambda item: -item[1])),
-        f"mixtures   {len(total.mixtures)} distinct; the most frequent:",
+        f"mixtures   {'over ' if total.rare else ''}{len(total.mixtures)} distinct; the most frequent:",
         *(f"  {count:6d}  {mixture}" for mixture, count in mixtures),
         f"output     {output} (report.html, README.md, data/*.parquet, dead/*.parquet)",
     ]
@@ -74,7 +74,8 @@ def _values(result: JobResult, output: str) -> dict[str, Any]:
         "generated_tokens": result.generated_tokens,
         "seconds": round(result.seconds, 2),
         "errors": total.errors,
-        "distinct_mixtures": len(total.mixtures),
+        "distinct_mixtures": len(total.mixtures),  # where there are rare ones, at least
+        "rare": total.rare,
         "output": output,
         "ok": result.ok,
     }

@@ -21,7 +21,8 @@ from pipeline.engine.heap import keep_no_freed_memory
 from pipeline.evaluation.results import write_results
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.merge import merge_files
-from pipeline.storage.shards import Shard, shard_prefix, tally
+from pipeline.storage.shards import Shard, shard_prefix
+from pipeline.storage.tally import tally
 from tests.s3.weed import BUCKET, Weed
 
 from .units import answers

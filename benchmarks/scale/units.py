@@ -31,7 +31,8 @@ from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import names, put
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split, staged_table
-from pipeline.storage.shards import Shard, encode, tally
+from pipeline.storage.shards import Shard, encode
+from pipeline.storage.tally import tally
 from tests.s3.weed import BUCKET, Weed
 
 _ROWS, _SHARD = 1_000_000, 512

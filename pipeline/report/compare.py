@@ -45,7 +45,7 @@ def _figures(run: Run) -> list[tuple[str, str]]:
         ("answered", f"{counts['data']:,}"),
         ("dead letters", f"{counts['dead']:,}"),
         ("base model alone", f"{counts['fallback'] / answered:.1%}"),
-        ("distinct mixtures", f"{len(counts['mixtures']):,}"),
+        ("distinct mixtures", run.distinct_mixtures()),
         ("adapters in a mixture, mean", f"{run.mean_adapters():.2f}"),
         ("prompt tokens, mean", f"{counts['prompt_tokens'] / answered:.1f}"),
         ("generated tokens, mean", f"{counts['completion_tokens'] / answered:.1f}"),

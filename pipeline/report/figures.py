@@ -44,10 +44,19 @@ class Run:
         """The most frequent mixtures."""
         return heapq.nsmallest(most, self.counts["mixtures"].items(), key=lambda item: (-item[1], item[0]))
 
+    @property
+    def rare(self) -> int:
+        """Answered records whose mixtures are too many to be counted one by one."""
+        return int(self.counts.get("rare", 0))
+
+    def distinct_mixtures(self) -> str:
+        """How many mixtures there are, or more than which number."""
+        return f"{'over ' if self.rare else ''}{len(self.counts['mixtures']):,}"
+
     def mean_adapters(self) -> float:
-        """Adapters in the mixture of an answered record, on average."""
+        """Adapters in the mixture of an answered record, on average; without those of ``rare``."""
         sizes = sum(len(Mixture.parse(key).adapters) * count for key, count in self.counts["mixtures"].items())
-        return float(sizes / max(1, self.counts["data"]))
+        return float(sizes / max(1, self.counts["data"] - self.rare))
 
     def together(self) -> tuple[list[str], np.ndarray]:
         """The most used adapters, and how many records two of them answered together [n x n].

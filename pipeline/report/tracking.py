@@ -51,6 +51,7 @@ def metrics(run: Run) -> dict[str, float]:
         "prompt_tokens": float(counts["prompt_tokens"]),
         "fallback_share": counts["fallback"] / answered,
         "distinct_mixtures": float(len(counts["mixtures"])),
+        "rare_mixtures_share": run.rare / answered,
         "adapters_in_a_mixture": run.mean_adapters(),
         "tokens_per_second": float(run.values["timings"]["tokens_per_second"]),
         "device_hours": run.device_hours() or 0.0,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from ..storage.lease import Lease
 from ..storage.plan import InputPlan
 from ..storage.run import RUN, RunFolder, packed_schema
 from ..storage.secrets import masked
-from ..storage.shards import Tally
 from ..storage.sweep import discard, sweep_unnamed
+from ..storage.tally import Tally, total
 from .generate import GenerateRecords
 from .graph import WindowRun
 from .incidents import Incidents
@@ -159,7 +160,7 @@ class GenerateJob:
         plan = prepared.plan
         budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
         finished = self.log.finished_windows()
-        counted = sum((files.tally for files in finished.values()), Tally())
+        counted = total(files.tally for files in finished.values())
         left = sorted(set(range(plan.windows)) - set(finished))
         if not left:
             return 0
@@ -209,25 +210,24 @@ class GenerateJob:
         return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], more)
 
     def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
-        total = self._committed(plan)
+        counted = self._committed(plan)
         budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
         return JobResult(
             plan.rows,
-            total,
+            counted,
             seconds,
-            total.completion_tokens - before.completion_tokens,
+            counted.completion_tokens - before.completion_tokens,
             incomplete,
-            budget.explain(total) if budget.is_over(total) else "",
+            budget.explain(counted) if budget.is_over(counted) else "",
             self._incidents.noted(),
         )
 
     def _committed(self, plan: InputPlan) -> Tally:
         """Counts of all that is committed, in finished windows and in others."""
         finished = self.log.finished_windows()
-        total = sum((files.tally for files in finished.values()), Tally())
-        for window in set(range(plan.windows)) - set(finished):
-            total += sum((shard.tally for shard in self.log.shards(window)), Tally())
-        return total
+        unfinished = sorted(set(range(plan.windows)) - set(finished))
+        shards = (shard.tally for window in unfinished for shard in self.log.shards(window))
+        return total(chain((files.tally for files in finished.values()), shards))
 
     def _write_run(
         self, prepared: Prepared, shape: OutputShape, state: str, started: float, result: JobResult | None

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 from ray.util.metrics import Counter, Gauge, Metric
 
-from ..storage.shards import Tally
+from ..storage.tally import Tally
 
 if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
     from ..engine.backend import Load

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..storage.shards import Tally
+from ..storage.tally import Tally
 
 _RECENT = 60.0  # seconds that rates are taken over, at least two looks
 _POINTS = 400  # of a timeline; beyond, every second one is dropped

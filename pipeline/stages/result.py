@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..storage.shards import Tally
+from ..storage.tally import Tally
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ..storage.card import CARD
 from ..storage.retry import RetryFilter, amend_window, rows_to_retry
 from ..storage.run import RUN
 from ..storage.secrets import masked
-from ..storage.shards import Tally
 from ..storage.sweep import sweep_unnamed
+from ..storage.tally import Tally
 from .generate import GenerateRecords
 from .incidents import Incidents
 from .job import GenerateJob

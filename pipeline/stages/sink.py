@@ -13,7 +13,8 @@ from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.secrets import masking
-from ..storage.shards import Shard, shard_prefix, tally
+from ..storage.shards import Shard, shard_prefix
+from ..storage.tally import tally
 from .incidents import Incidents
 from .logs import tell_here
 from .metrics import count_committed

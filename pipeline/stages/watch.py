@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from ..storage.commit import CommitLog
-from ..storage.shards import Tally
+from ..storage.tally import Tally
 
 SECONDS = 10.0
 STILL = 300.0  # seconds without a new shard, after which it is looked for what the job waits for

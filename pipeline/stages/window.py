@@ -16,7 +16,8 @@ from ..storage.files import one_line
 from ..storage.merge import merge_files
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
-from ..storage.shards import Shard, Tally, tally
+from ..storage.shards import Shard
+from ..storage.tally import Tally, tally, total
 from .ahead import RoutedAhead
 from .graph import WindowRun
 from .logs import tell
@@ -64,7 +65,7 @@ class WindowJob:
             self._set_aside(window, plan, guilty)
             missing = self.missing(run)
         if len(missing):
-            return len(missing), sum((shard.tally for shard in self.log.shards(window)), Tally())
+            return len(missing), total(shard.tally for shard in self.log.shards(window))
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
         files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 
 from ..engine.heap import give_back_freed_memory
-from ..storage.shards import Tally
+from ..storage.tally import Tally
 from .ahead import RoutedAhead
 from .cluster import living_nodes
 from .graph import WindowRun

@@ -36,19 +36,18 @@ from .secrets import masked
 from .shards import (
     Rows,
     Shard,
-    Tally,
     WindowFiles,
     decode,
     encode,
     files_of,
     next_marker,
     shard_prefix,
-    tally,
     window_marker,
     window_markers,
     window_of,
     without_overlap,
 )
+from .tally import Tally, tally
 
 KINDS = ("data", "dead")
 _SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")

@@ -1,43 +1,19 @@
-"""What markers say: shards, windows and their counts; written as JSON."""
+"""What markers say: shards and windows, with their counts; written as JSON."""
 
 import base64
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import orjson
-import pyarrow as pa
+
+from .tally import Tally, total
 
 _WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3}))?\.json")
 
 Rows = np.ndarray  # int64, places in the window
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts of committed rows, added up over markers."""
-
-    data: int = 0
-    dead: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    fallback: int = 0
-    mixtures: dict[str, int] = field(default_factory=dict)
-    finish_reasons: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, int] = field(default_factory=dict)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(_added(a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def without_dead(self, errors: Mapping[str, int]) -> "Tally":
-        """Less some dead letters, given by their error types."""
-        left = Counter(self.errors)
-        left.subtract(errors)
-        return replace(self, dead=self.dead - sum(errors.values()), errors=dict(+left))
 
 
 @dataclass(frozen=True)
@@ -68,28 +44,16 @@ class WindowFiles:
 
 def files_of(shards: Iterable[Shard]) -> WindowFiles:
     """What a window marker says of some shards."""
-    files = WindowFiles([], [], Tally())
-    for shard in shards:
-        files.data.extend([shard.data] if shard.data else [])
-        files.dead.extend([shard.dead] if shard.dead else [])
-        files = replace(files, tally=files.tally + shard.tally)
-    return files
+    data: list[str] = []
+    dead: list[str] = []
 
+    def tallies() -> Iterator[Tally]:
+        for shard in shards:
+            data.extend([shard.data] if shard.data else [])
+            dead.extend([shard.dead] if shard.dead else [])
+            yield shard.tally
 
-def tally(data: pa.Table, dead: pa.Table) -> Tally:
-    """Counts over the rows of two output tables."""
-    if data.num_rows == 0:
-        counted: dict[str, Any] = {}
-    else:
-        counted = {
-            "prompt_tokens": int(data["prompt_tokens"].to_numpy().sum()),
-            "completion_tokens": int(data["completion_tokens"].to_numpy().sum()),
-            "fallback": int(data["fallback"].to_numpy().sum()),
-            "mixtures": dict(Counter(data["mixture"].to_pylist())),
-            "finish_reasons": dict(Counter(data["finish_reason"].to_pylist())),
-        }
-    errors = dict(Counter(dead["error_type"].to_pylist())) if dead.num_rows else {}
-    return Tally(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)
+    return WindowFiles(data, dead, total(tallies()))
 
 
 def without_overlap(shards: Iterable[Shard]) -> Iterator[tuple[Shard, Rows]]:
@@ -174,7 +138,3 @@ def _packed(rows: Rows) -> str:
 
 def _unpacked(text: str) -> Rows:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
-
-
-def _added(a: Any, b: Any) -> Any:
-    return dict(Counter(a) + Counter(b)) if isinstance(a, dict) else a + b

@@ -17,7 +17,8 @@ from pipeline.evaluation import comparison
 from pipeline.records import DATA, DEAD
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.run import RunFolder, packed_schema
-from pipeline.storage.shards import Shard, tally
+from pipeline.storage.shards import Shard
+from pipeline.storage.tally import tally
 from tests import tiny
 
 FILES = {"results.json", "metrics.parquet", "records.parquet", "tables.md"}

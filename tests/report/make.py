@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, joined
 from pipeline.storage.run import RUN, RunFolder, packed_schema
-from pipeline.storage.shards import Shard, Tally, shard_prefix, tally
+from pipeline.storage.shards import Shard, shard_prefix
+from pipeline.storage.tally import Tally, tally
 
 ADAPTERS = ("legal", "medical", "sql", "poems", "<b>odd & name</b>")
 SCHEMA = joined(DATA, pa.schema([("prompt", pa.string())]), PROVENANCE)

@@ -21,7 +21,8 @@ from pipeline.records import DATA, DEAD
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import ATTEMPTS, create, names, put, read, remove
-from pipeline.storage.shards import Shard, shard_prefix, tally
+from pipeline.storage.shards import Shard, shard_prefix
+from pipeline.storage.tally import tally
 from tests import tiny
 
 from .proxy import Faults, Proxy

@@ -19,7 +19,8 @@ from pipeline.storage.files import list_input
 from pipeline.storage.objects import create, names, put, read
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import read_split
-from pipeline.storage.shards import Shard, tally
+from pipeline.storage.shards import Shard
+from pipeline.storage.tally import tally
 
 pytestmark = pytest.mark.s3
 

@@ -19,7 +19,8 @@ from pipeline.storage.formats.jsonl import parse_line
 from pipeline.storage.limits import MAX_COLUMNS, MAX_LINE
 from pipeline.storage.plan import plan_input
 from pipeline.storage.read import portions, read_split, staged_table, staged_tables
-from pipeline.storage.shards import Shard, Tally
+from pipeline.storage.shards import Shard
+from pipeline.storage.tally import Tally
 
 from ..storage import memory_url, user_error, write_file
 

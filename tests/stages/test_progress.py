@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 
 from pipeline.stages.progress import Progress, Snapshot
-from pipeline.storage.shards import Tally
+from pipeline.storage.tally import Tally
 
 
 @pytest.fixture

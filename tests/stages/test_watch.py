@@ -19,7 +19,8 @@ from pipeline.stages.stopping import StoppedError, StopSwitch
 from pipeline.stages.watch import ErrorBudget, Watch
 from pipeline.stages.windows import Windows
 from pipeline.storage.commit import CommitLog
-from pipeline.storage.shards import Shard, Tally, shard_prefix, tally
+from pipeline.storage.shards import Shard, shard_prefix
+from pipeline.storage.tally import Tally, tally
 from tests.storage import memory_url
 
 

@@ -17,7 +17,8 @@ from pipeline.storage import many as many_module
 from pipeline.storage import outputs as outputs_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import create, put, remove
-from pipeline.storage.shards import Shard, Tally, tally
+from pipeline.storage.shards import Shard
+from pipeline.storage.tally import Tally, tally
 
 WINDOW = 3
 

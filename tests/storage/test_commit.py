@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pipeline.storage import commit as commit_module
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.objects import create, names
-from pipeline.storage.shards import Tally, WindowFiles, shard_prefix, window_of
+from pipeline.storage.shards import WindowFiles, shard_prefix, window_of
 from pipeline.storage.sweep import sweep_unnamed
+from pipeline.storage.tally import Tally
 
 from . import memory_url, user_error
 from .committing import WINDOW, KilledError, crash_at, data_table, is_dead, tally_of, visible, visible_rows, write_shard

@@ -10,7 +10,8 @@ from pipeline.storage.columns import Columns
 from pipeline.storage.commit import CommitLog
 from pipeline.storage.plan import plan_input
 from pipeline.storage.run import RunFolder, packed_schema
-from pipeline.storage.shards import Shard, tally
+from pipeline.storage.shards import Shard
+from pipeline.storage.tally import tally
 
 from . import memory_url, user_error, write_file
 

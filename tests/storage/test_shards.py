@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.shards import Shard, Tally, without_overlap
+from pipeline.storage.shards import Shard, without_overlap
+from pipeline.storage.tally import Tally
 
 _ROWS = st.lists(st.integers(0, 3000), unique=True, max_size=12)
 
