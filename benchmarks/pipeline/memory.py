@@ -9,13 +9,13 @@ from typing import Any
 class MemoryWatch:
     """Samples every second, in a thread: the driver, each kind of worker, and all shared memory (Ray's object store).
 
-    ``peaks``, in MiB: private memory of the driver; of one worker process, the largest by the name of what it runs; of
-    all processes together.
+    ``peaks``, in MiB: private memory of the driver; of one worker process, the largest by the name of what it runs
+    (``IDLE`` between two tasks); of all processes together; and what more there is in shared memory than at the start.
     """
 
     def __init__(self, seconds: float = 1.0) -> None:
         self.peaks: dict[str, float] = {}
-        self._seconds = seconds
+        self._seconds, self._shared = seconds, _shared_mib()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,6 +35,7 @@ class MemoryWatch:
                 total += held
                 self._note(name, held)
             self._note("all processes", total)
+            self._note("object store", _shared_mib() - self._shared)
 
     def _note(self, name: str, held: float) -> None:
         self.peaks[name] = max(self.peaks.get(name, 0.0), held)
@@ -48,7 +49,7 @@ def _family() -> list[tuple[int, str]]:
             title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
         except OSError:
             continue
-        if title.startswith("ray::") and "IDLE" not in title:
+        if title.startswith("ray::"):
             name = title.removeprefix("ray::").split(".")[0].split("(")[0].split("->")[-1]
             found.append((int(folder.name), name.strip() or "worker"))
     return found
@@ -62,3 +63,9 @@ def _private_mib(pid: int) -> float:
         return 0.0
     held = [int(line.split()[1]) for line in lines if line.startswith("RssAnon:")]
     return held[0] / 1024 if held else 0.0
+
+
+def _shared_mib() -> float:
+    """Shared memory of the whole machine that is in use: with Ray running, its object store before all else."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:")) / 1024
