@@ -30,7 +30,7 @@ from .kills import LEAST
 from .runs import SHORT, Kit, Run, Size
 from .stores import STORES, Store
 
-_TRIES = 3  # of a seed, as long as the job gets through before it was killed often enough; kills come sooner each time
+_HASTES = (1, 4, 16)  # a seed whose job gets through before it was killed often enough is tried again, with more haste
 _PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
 
 
@@ -39,15 +39,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.chaos")
     parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
     parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
+    parser.add_argument("--haste", type=int, help="with --seed: as its record has it, to find one again")
     parser.add_argument("--short", action="store_true", help="in the short form of tests/chaos, to find one again")
     parser.add_argument("--most", type=int, help="end after so many runs")
     parser.add_argument("--share", default="0/1", help="K/N: of the seeds that leave K when divided by N alone")
     parser.add_argument("--store", choices=STORES, default="disk", help="where the runs read and write")
-    parser.add_argument("--results", type=Path, help="default: benchmarks/results/chaos.json or chaos-s3.json")
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results/chaos[-s3][-short].json")
     parser.add_argument("--work", type=Path, default=Path("out/chaos"), help="folders of failed runs stay here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = args.results or Path("benchmarks/results", "chaos.json" if args.store == "disk" else "chaos-s3.json")
+    case = "-".join(["chaos", *(["s3"] if args.store != "disk" else []), *(["short"] if args.short else [])])
+    results = args.results or Path("benchmarks/results", f"{case}.json")
     size = SHORT if args.short else Size()
     known = _known(results, asdict(size))
     wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
@@ -58,7 +60,7 @@ def main() -> int:
         for start in range(0, len(wanted), _PER_CLUSTER):
             with Cluster() as cluster:
                 for seed in wanted[start : start + _PER_CLUSTER]:
-                    record = _run(seed, cluster, kit, args.work.resolve(), size, store)
+                    record = _run(seed, cluster, kit, args.work.resolve(), size, store, args.haste)
                     with _alone(args.work):  # other shares write to the same file
                         known = _known(results, asdict(size)) | {seed: record}
                         _write(results, known, asdict(size))
@@ -73,11 +75,13 @@ def main() -> int:
     return 1 if failed or spared else 0
 
 
-def _run(seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size, store: Store) -> dict[str, Any]:
+def _run(
+    seed: int, cluster: Cluster, kit: Kit, work: Path, size: Size, store: Store, haste: int | None
+) -> dict[str, Any]:
     folder = work / f"seed-{seed:04d}"
     try:
-        for attempt in range(_TRIES):
-            record = Run(seed, cluster, kit, folder, size, store, haste=4**attempt).run()
+        for haste_of_try in [haste] if haste else _HASTES:
+            record = Run(seed, cluster, kit, folder, size, store, haste_of_try).run()
             if not record["exact"] or len(record["kills"]) >= LEAST:
                 break
     except Exception as error:  # a run that cannot be counted is a failed one; the others go on
@@ -111,8 +115,8 @@ def _alone(work: Path) -> Iterator[None]:
 def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Records by seed, if they were made with runs of this size."""
     values = json.loads(path.read_text()) if path.exists() else {"config": None, "runs": []}
-    if values["config"] != size:
-        return {}
+    if values["config"] not in (None, size):
+        sys.exit(f"{path}: holds runs of another size; give another --results, or remove it")
     return _proven({r["seed"]: r for r in values["runs"]})
 
 

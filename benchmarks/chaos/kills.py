@@ -16,7 +16,6 @@ DRIVER, NODE, STORE = "driver", "node", "store"
 _TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
 LEAST = 3  # kills of a run
-_PATIENCE = 5.0  # seconds to wait for a worker of a kind
 _LOOK = 0.004  # seconds between two looks at the output or the processes; a commit takes about 10 ms
 
 
@@ -93,19 +92,24 @@ def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -
     return True
 
 
-def strike(wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool]) -> str | None:
-    """Kill a worker of the kind as soon as there is one, else any, or the node; returns the kind that was killed."""
+def strike(
+    wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool], patience: float
+) -> str | None:
+    """Kill a worker of the kind as soon as there is one, or the node; returns the kind that was killed.
+
+    Any worker where there is none of the kind for ``patience`` seconds.
+    """
     if wanted.kind == NODE:
         raylet = cluster.raylet()
         return NODE if raylet is not None and kill(raylet) else None
     for kind in (wanted.kind, "worker"):
-        found = _workers(kind, cluster, alive)
+        found = _workers(kind, cluster, alive, patience)
         if found and kill(chance.choice(found)):
             return kind
     return None
 
 
-def _workers(kind: str, cluster: Cluster, alive: Callable[[], bool]) -> list[int]:
+def _workers(kind: str, cluster: Cluster, alive: Callable[[], bool], patience: float) -> list[int]:
     """Workers that do the work of a stage, as soon as there are any; empty where there are none for a while."""
     found: list[int] = []
 
@@ -113,5 +117,5 @@ def _workers(kind: str, cluster: Cluster, alive: Callable[[], bool]) -> list[int
         found[:] = sorted(pid for pid, title in cluster.workers().items() if _TITLES[kind] in title)
         return bool(found)
 
-    wait(look, alive, _PATIENCE)
+    wait(look, alive, patience)
     return found

@@ -22,6 +22,7 @@ from .records import count, seen, write_lines
 from .stores import Disk, Store
 
 _ROOT = Path(__file__).parents[2]
+_PATIENCE = 2.0  # seconds to wait for a worker of a kind
 _STARTS = 12  # of the job in one run, at most
 _STUCK = 240.0  # seconds without the next moment or the end, after which a job counts as stuck and is ended
 
@@ -93,12 +94,12 @@ class Job:
 
 
 class Run:
-    """A seeded run in a folder of its own. ``haste``: what the delays of its kills are divided by."""
+    """A seeded run in a folder of its own. ``haste``: what the delays of its kills, and waiting, are divided by."""
 
     def __init__(
         self, seed: int, cluster: Cluster, kit: Kit, folder: Path, size: Size, store: Store, haste: int = 1
     ) -> None:
-        self.seed, self.cluster, self.folder, self.store = seed, cluster, folder, store
+        self.seed, self.cluster, self.folder, self.store, self.haste = seed, cluster, folder, store, haste
         self.chance = chance = random.Random(seed)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -127,12 +128,14 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Do it; the record of the run, ``exact`` where all is as it must be."""
         self._start()
+        through = False
         try:
             for wanted in self.kills:
-                if not self._reach(wanted):
+                through = not self._reach(wanted)
+                if through:
                     break
                 self._strike(wanted)
-            while not self._through():
+            while not (through or self._through()):
                 self._start()
         finally:
             self.job.kill()
@@ -145,28 +148,32 @@ class Run:
 
     def _reach(self, wanted: Kill) -> bool:
         """Wait for the moment of a kill, starting the job anew as often as it fails; False where it got through."""
-        while not wait(lambda: self.progress.reaches(wanted), lambda: self.job.lives, _STUCK):
+        while True:
+            if wait(lambda: self.progress.reaches(wanted), lambda: self.job.lives, _STUCK):
+                time.sleep(wanted.delay)
+                if self.job.lives:
+                    return True
             if self._through():
                 return False
             self._start()
-        time.sleep(wanted.delay)
-        return True
 
     def _strike(self, wanted: Kill) -> None:
+        """Kill; it counts where the job still ran just after it."""
         files, windows = self.progress.look()
         if wanted.kind == DRIVER:
             struck = DRIVER if self.job.kill() else None
         elif wanted.kind == STORE:
             struck = STORE if self.store.kill(self.chance) else None
         else:
-            struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives)
+            struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives, _PATIENCE / self.haste)
         if struck is None:
             return
-        at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._begun, 1)}
-        self._struck.append(asdict(wanted) | {"kind": struck} | at)
-        if wanted.kind == NODE:
+        if struck == DRIVER or self.job.lives:
+            at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._begun, 1)}
+            self._struck.append(asdict(wanted) | {"kind": struck} | at)
+        if struck == NODE:
             self.cluster.replace_node()
-        if wanted.kind == DRIVER:
+        if struck == DRIVER:
             self.exits.append("killed")
             self._look_between()
             self._start()
@@ -196,6 +203,7 @@ class Run:
         exact = counted.exact and told_right and not self.doubled_midway and "stuck" not in self.exits
         return {
             "seed": self.seed,
+            "haste": self.haste,
             "exact": exact,
             **asdict(counted),
             "doubled_midway": self.doubled_midway,
