@@ -13,7 +13,6 @@ budget. Exit 1: over it. Exit 2: there is no finished run, or model, bank, route
 import argparse
 import sys
 from dataclasses import asdict
-from typing import Any
 
 from conf import saved_settings
 from conf.schema import GenerateConfig
@@ -25,11 +24,12 @@ from jobs._progress import view_of
 from jobs._settings import job_settings
 from pipeline.errors import UserError
 from pipeline.report import write_report
+from pipeline.report.compare import flat
 from pipeline.stages.retry import RetryJob
 from pipeline.stages.stopping import outages_stop
 from pipeline.stages.watch import ErrorBudget
 from pipeline.storage.retry import STAGES, RetryFilter
-from pipeline.storage.run import RUN, RunFolder
+from pipeline.storage.run import RUN, run_values
 from pipeline.storage.secrets import masked
 
 _FREE = ("engine.", "cluster.", "shuffle.", "errors.", "cost.")
@@ -51,10 +51,9 @@ def main(argv: list[str]) -> int:
     job = RetryJob(job_settings(config, given, args.run, limit), wanted, view.say, listener=view.update)
     with view:
         result = job.retry(lambda: start_pools(config, view.say))
-    if result.retried:
-        with outages_stop():
-            write_report(args.run)
-            write_copies(args.run, config)
+    with outages_stop():  # anew where nothing was tried, too: an earlier command may have been killed before it did
+        write_report(args.run)
+        write_copies(args.run, config)
     summary = f"retried    {result.retried} dead letters: {result.answered} answered, {result.dead} dead letters left"
     view.result([summary], asdict(result))
     records = job.prepare().plan.rows
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
     """The config of the run, its input, and how many records of it."""
-    run: dict[str, Any] | None = RunFolder(args.run).read_json(RUN)
+    run = run_values(args.run)
     if run is None or "config" not in run:
         raise UserError(f"run: there is no {RUN} at {masked(args.run)}; give the --output of a run")
     other = [word for word in args.overrides if not word.startswith(_FREE)]
@@ -79,9 +78,18 @@ def _saved(args: argparse.Namespace) -> tuple[GenerateConfig, str, int | None]:
     given = args.input or command.get("input", "")
     if "***" in given:
         raise UserError("input: the URL of the run's input holds a password, which is not kept; give --input")
-    if "***" in str(values):
-        raise UserError("run: the run's config holds a password, which is not kept; its dead letters cannot be retried")
-    return saved_settings(values, args.overrides, GenerateConfig), given, command.get("limit")
+    config = saved_settings(values, args.overrides, GenerateConfig)
+    lost = _lost(config)
+    if lost:
+        anew = f"give it again, as {lost}=..." if lost.startswith(_FREE) else "its dead letters cannot be retried"
+        raise UserError(f"run: {lost} of the run holds a password, which is not kept; {anew}")
+    return config, given, command.get("limit")
+
+
+def _lost(config: GenerateConfig) -> str | None:
+    """The first key whose URL was stored masked. Where the run was tracked is of no use here."""
+    values = flat(config.model_dump(mode="json", exclude={"tracking"}))
+    return next((key for key, value in values.items() if "://" in str(value) and "***" in str(value)), None)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _route_all(route: RouteRecords, settings: JobSettings, args: argparse.Namesp
     refused: Counter[str] = Counter()
     buffer, left = io.BytesIO(), args.explain
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        for table in map(route, _records(settings)):
+        for table in map(route, _records(settings, root)):
             alive = table.filter(table["dead_stage"].is_null())
             mixtures.update(alive["mixture"].to_pylist())
             refused.update(table["dead_type"].drop_null().to_pylist())
@@ -89,8 +89,9 @@ def _route_all(route: RouteRecords, settings: JobSettings, args: argparse.Namesp
     print(f"output     {masked(settings.output)}/routes.parquet")
 
 
-def _records(settings: JobSettings) -> Iterator[pa.Table]:
-    plan = plan_input(settings.input, settings.window_records, settings.columns, limit=settings.limit)
+def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:
+    """``output``: its path; routes of an earlier command are no input, where that is a folder above."""
+    plan = plan_input(settings.input, settings.window_records, settings.columns, output, settings.limit)
     for window in range(plan.windows):
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):

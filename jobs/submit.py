@@ -22,7 +22,7 @@ from jobs._cli import GO_ON, INTERRUPTED, OK, run_job
 from jobs.generate import command_parser
 from pipeline.errors import UserError
 from pipeline.stages.submit import JobsClient
-from pipeline.storage.secrets import masked
+from pipeline.storage.secrets import masked, masked_word
 
 # Config that names files.
 _FILES = re.compile(r"\+*((?:model|bank|router)\.path|generation\.(?:grammar|json_schema))=(.+)")
@@ -39,11 +39,12 @@ def main(argv: list[str]) -> int:
     _check_paths(command, bool(args.working_dir))
     command = _on_cluster(command)
     told = " ".join(command)
-    if masked(told) != told:
-        raise UserError(
-            "submit: a word of the command holds a user, a password, the query of an address or a secret of this"
-            " environment: Ray shows commands to all who see the cluster; give credentials with --env"
-        )
+    for what, words in (("a word of the command", command), ("--working-dir", [args.working_dir or ""])):
+        if any(masked_word(word) != word for word in words):
+            raise UserError(
+                f"submit: {what} holds a user, a password, the query of an address or a secret of this environment:"
+                " Ray shows it to all who see the cluster; give credentials with --env"
+            )
     name = submission_id(command)  # with all that is wrong in the command, before anything is asked of the cluster
     client = JobsClient(args.address)
     if args.status:
@@ -117,8 +118,8 @@ def _check_paths(command: list[str], sent_along: bool) -> None:
         raise UserError(f"submit: {command[0]}: {error}") from None
     if (args.input or "").startswith("hub:"):
         raise UserError(
-            f"submit: --input {args.input} would be loaded into the cache of one node; give the files of the data set,"
-            " as hf://datasets/NAME/*.parquet"
+            f"submit: --input {args.input.partition('?')[0]} would be loaded into the cache of one node; give the files"
+            " of the data set, as hf://datasets/NAME/*.parquet"
         )
     config = {match[1]: match[2].strip("'\"") for match in map(_FILES.fullmatch, words) if match}
     read = {"--input": args.input, "--run": args.run} | config

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..records import Mixture
-from ..storage.run import RUN, RunFolder
+from ..storage.run import RUN, run_values
 from ..storage.secrets import masked
 
 _ADAPTERS = 24  # of the heat map
@@ -27,8 +27,8 @@ class Run:
     @staticmethod
     def read(url: str) -> "Run":
         """`UserError` where there is no run, or one that has not come to its first stop."""
-        values = RunFolder(url).read_json(RUN)
-        if values is None or "schemas" not in values:
+        values = run_values(url)
+        if values is None:
             raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
         if "counts" not in values:
             raise UserError(f"run: {masked(url)} has not stopped yet; a report can be made when it has")

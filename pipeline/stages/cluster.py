@@ -2,13 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import ray
 
 from ..errors import UserError
+from ..storage.secrets import masked_word
 from .logs import tell
 from .placing import place
 from .room import Node, check_room, shortages
@@ -44,16 +48,31 @@ def connect(address: str | None, cpus: int) -> str | None:
     # Workers import this package: with an installed one this changes nothing.
     path = os.pathsep.join(filter(None, [_PROJECT, os.environ.get("PYTHONPATH")]))
     environment = {"env_vars": {"PYTHONPATH": path}}
+    local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": LOCAL}
     try:
-        if address:
-            context = ray.init(address=address, runtime_env=environment, **quiet)
-        else:
-            local = {"num_cpus": cpus or None, "include_dashboard": False, "_system_config": LOCAL}
-            context = ray.init(address="local", runtime_env=environment, **local, **quiet)
+        with _masked_entrypoint():
+            context = ray.init(
+                address=address or "local", runtime_env=environment, **({} if address else local), **quiet
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None
     _only_to_files(logging.getLogger("ray.data"))
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+@contextmanager
+def _masked_entrypoint() -> Iterator[None]:
+    """What Ray keeps as a job's command, which all who see the cluster see, is without passwords and signatures.
+
+    Ray (2.60, and pinned) takes the process's own words by this function, and has no setting for it.
+    """
+    utils = ray._private.utils
+    own = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: shlex.join(map(masked_word, sys.orig_argv))
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = own
 
 
 def size_pools(pools: Pools, autoscaling: bool = False, say: Callable[[str], None] = print) -> Pools:

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
@@ -63,8 +64,8 @@ class GenerateJob:
         self.log: CommitLog = self.folder.log
         self._prepared: Prepared | None = None
         self._new_run = False
-        self._pools = Pools()
-        self._spent = 0.0  # device seconds of earlier commands that were not killed
+        self._pools: Pools | None = None
+        self._before: dict[str, Any] = {}  # what run.json says of earlier commands
         self._phases: dict[str, float] = {}  # seconds of the driver before the first window
 
     def prepare(self, new_run: bool = False) -> Prepared:
@@ -100,10 +101,10 @@ class GenerateJob:
         with self._leased(switch):
             self.progress.stage("starting Ray")
             start = time.monotonic()
-            self._pools = pools = start_pools() if self._unfinished(prepared.plan) else Pools()
+            self._pools = start_pools() if self._unfinished(prepared.plan) else None
             self._phases["start of Ray"] = time.monotonic() - start
             with switch:  # after Ray, which has a handler of its own
-                return self._run(prepared, pools, switch)
+                return self._run(prepared, self._pools or Pools(), switch)
 
     @contextmanager
     def _leased(self, switch: StopSwitch) -> Iterator[None]:
@@ -133,7 +134,7 @@ class GenerateJob:
             self.folder.save_plan(plan)
             self._write_run(prepared, shape, "running", started, None)
         else:
-            self._spent = earlier.get("devices", {}).get("device_seconds", 0.0)
+            self._before = earlier
             self.progress.timeline = [Point(*point) for point in earlier.get("timeline", [])]
         self.log.sweep_finished()
         before = self._committed(plan)
@@ -150,8 +151,9 @@ class GenerateJob:
                 self._write_run(prepared, shape, "stopped", started, result)
             raise
         if not incomplete:
-            sweep_unnamed(self.log)
+            sweep_unnamed(self.log, self._check_lease)
         result = self._result(plan, before, incomplete, time.monotonic() - start)
+        self._check_lease()
         self._write_run(prepared, shape, "finished" if not incomplete else "incomplete", started, result)
         return result
 
@@ -159,11 +161,11 @@ class GenerateJob:
         """Run what is unfinished, window by window; returns how many rows stay without an answer."""
         plan = prepared.plan
         budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
-        finished = self.log.finished_windows()
-        counted = total(files.tally for files in finished.values())
-        left = sorted(set(range(plan.windows)) - set(finished))
+        finished = self.log.finished()
+        left = sorted(set(range(plan.windows)) - finished.keys())
         if not left:
             return 0
+        counted = total(files.tally for files in self.log.marked(finished.values()))
         self._incidents = Incidents.listening()
         runs = [self._window_run(prepared, pools, shape, window) for window in left]
         job = WindowJob(self.settings, self.log, self.say, switch.check, partial(input_problem, self.settings, plan))
@@ -199,7 +201,7 @@ class GenerateJob:
         return earlier is not None and earlier["state"] == "finished"
 
     def _unfinished(self, plan: InputPlan) -> list[int]:
-        finished = {} if self._new_run else self.log.finished_windows()
+        finished = {} if self._new_run else self.log.finished()
         return [window for window in range(plan.windows) if window not in finished]
 
     def shape(self, prepared: Prepared) -> OutputShape:
@@ -224,10 +226,10 @@ class GenerateJob:
 
     def _committed(self, plan: InputPlan) -> Tally:
         """Counts of all that is committed, in finished windows and in others."""
-        finished = self.log.finished_windows()
-        unfinished = sorted(set(range(plan.windows)) - set(finished))
-        shards = (shard.tally for window in unfinished for shard in self.log.shards(window))
-        return total(chain((files.tally for files in finished.values()), shards))
+        finished = self.log.finished()
+        others = sorted(set(range(plan.windows)) - finished.keys())
+        of_finished = (files.tally for files in self.log.marked(finished.values()))
+        return total(chain(of_finished, map(self.log.tally, others)))
 
     def _write_run(
         self, prepared: Prepared, shape: OutputShape, state: str, started: float, result: JobResult | None
@@ -244,12 +246,27 @@ class GenerateJob:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         }
         if result is not None:
-            devices = self._pools.devices
-            spent = self._spent + result.seconds * devices["generate_actors"]
-            values |= result.told | {
-                "devices": devices | {"device_seconds": round(spent, 2)},
-                "timeline": [astuple(point) for point in self.progress.timeline],
-                "timings": result.timings(self._phases, self._incidents.spent()),
-            }
+            values |= result.told | self._spent(result)
+            values["incidents"] = _together(self._before.get("incidents", []), values["incidents"])
+            values["timeline"] = [astuple(point) for point in self.progress.timeline]
             tell("job ended", run=self.settings.run, state=state, **values["timings"])
         self.folder.write_json(RUN, values)
+
+    def _spent(self, result: JobResult) -> dict[str, Any]:
+        """Devices and timings. Where nothing was left but the end, those of the command before: this one used none."""
+        if self._pools is None and "timings" in self._before:
+            return {key: self._before[key] for key in ("devices", "timings")}
+        devices = (self._pools or Pools()).devices
+        spent = self._before.get("devices", {}).get("device_seconds", 0.0) + result.seconds * devices["generate_actors"]
+        return {
+            "devices": devices | {"device_seconds": round(spent, 2)},
+            "timings": result.timings(self._phases, self._incidents.spent()),
+        }
+
+
+def _together(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Incidents of earlier commands and of this one."""
+    times: Counter[str] = Counter()
+    for incident in (*before, *now):
+        times[incident["what"]] += incident["times"]
+    return [{"what": what, "times": count} for what, count in times.most_common()]

@@ -17,8 +17,9 @@ from ..models.fingerprint import model_fingerprint
 from ..routing import Router
 from ..storage.files import list_input, one_line
 from ..storage.plan import InputPlan, plan_input
-from ..storage.run import RUN, RunFolder
+from ..storage.run import RUN, RunFolder, run_values
 from ..storage.secrets import masked, masked_path
+from ..storage.shards import MOST_WINDOWS
 from .local import on_this_node
 from .settings import JobSettings
 
@@ -43,13 +44,20 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     context, fingerprints = check_models(settings)
     _, files = list_input(settings.input, folder.log.root)
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
-    before = _earlier_run(settings.output, folder)
+    before = run_values(settings.output)
+    if before is not None and "guard" not in before:
+        raise UserError(f"run: {RUN} at {masked(settings.output)} is not of a run of this program")
     if before is not None and not new_run:
         compare(before["guard"], guard, settings.output)
     plan = folder.load_plan(files) if before is not None and not new_run else None
     plan = plan or plan_input(
         settings.input, settings.window_records, settings.columns, folder.log.root, settings.limit
     )
+    if plan.windows > MOST_WINDOWS:
+        raise UserError(
+            f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
+            f" {MOST_WINDOWS} at most"
+        )
     _check_columns(settings, plan)
     if before is None and folder.log.has_markers() and not new_run:
         raise UserError(
@@ -77,17 +85,6 @@ def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
     for key, name in (("sampling", settings.columns.sampling), ("choices", settings.columns.choices)):
         if name is not None and name not in plan.passed.names:
             raise UserError(f"input: no record has the column {name!r} (input.{key}_column)")
-
-
-def _earlier_run(output: str, folder: RunFolder) -> dict[str, Any] | None:
-    """`run.json` of an earlier run, if there is one; `UserError` for a file of that name that is something else."""
-    try:
-        before = folder.read_json(RUN)
-    except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"output: cannot read {masked(output)}/{RUN}: {one_line(error)}") from None
-    if before is not None and not (isinstance(before, dict) and "guard" in before and "schemas" in before):
-        raise UserError(f"output: {masked(output)}/{RUN} is not of a run of this program; give another --output")
-    return before
 
 
 def _check_writable(output: str, folder: RunFolder) -> None:

@@ -15,6 +15,7 @@ from ..storage.secrets import masked
 from ..storage.sweep import sweep_unnamed
 from ..storage.tally import Tally
 from .generate import GenerateRecords
+from .graph import WindowRun
 from .incidents import Incidents
 from .job import GenerateJob
 from .prepare import Prepared
@@ -60,8 +61,9 @@ class RetryJob(GenerateJob):
             return self._retry(prepared, start_pools)
 
     def _retry(self, prepared: Prepared, start_pools: Callable[[], Pools]) -> RetryResult:
-        self.log.run = (self.folder.read_json(RUN) or {}).get("run")
-        if self._unfinished(prepared.plan):
+        earlier = self.folder.read_json(RUN) or {}
+        self.log.run = earlier.get("run")
+        if self._unfinished(prepared.plan) or earlier.get("state") != "finished":
             raise UserError(
                 f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
             )
@@ -70,28 +72,35 @@ class RetryJob(GenerateJob):
             if (self._earlier(prepared) or {}).get("run") != self.log.run:
                 raise UserError(f"run: {masked(self.settings.output)} was begun anew meanwhile; give the command again")
             self.settings = replace(self.settings, run=self.log.run or "")
-            self.log.sweep_finished()  # else shards that came late would be taken for answers
-            rows = self._rows(prepared)
+            self.log.sweep_finished(fence=True)
+            self.log.begin_session()
+            rows, before = self._rows(prepared), self._committed(prepared.plan)
+            # From the first try to the end, files are in the folders that no marker names: without the card the end of
+            # an earlier command is missing.
+            ended = self.folder.read(CARD) is not None
             if rows:
                 self.progress.stage("starting Ray")
                 pools = start_pools()
-                self.folder.remove(CARD)  # from here to the end, files are in the folders that no marker names
+                self.folder.remove(CARD)
                 try:
                     with switch, outages_stop():
                         self._retry_all(prepared, pools, rows, switch)
                         self._check_lease()
                 except (KeyboardInterrupt, StoppedError):
                     with suppress(Exception, StoppedError):
-                        self._done(prepared, rows)
+                        self._done(prepared, rows, before)
                     raise
-                sweep_unnamed(self.log)
-            return self._done(prepared, rows)
+            result = self._done(prepared, rows, before)
+            if rows or not ended:
+                sweep_unnamed(self.log, self._check_lease, fence=True)
+            return result
 
     def _rows(self, prepared: Prepared) -> dict[int, np.ndarray]:
         """By window, the places in it of the rows to be tried again."""
-        size, finished = prepared.plan.window_rows, self.log.finished_windows()
-        found = {w: rows_to_retry(self.log, files, self._wanted) - w * size for w, files in finished.items()}
-        return {window: rows for window, rows in found.items() if len(rows)}
+        size, finished = prepared.plan.window_rows, self.log.finished()
+        found = zip(finished, self.log.marked(finished.values()), strict=True)
+        retried = ((window, rows_to_retry(self.log, files, self._wanted) - window * size) for window, files in found)
+        return {window: rows for window, rows in retried if len(rows)}
 
     def _retry_all(self, prepared: Prepared, pools: Pools, rows: dict[int, np.ndarray], switch: StopSwitch) -> None:
         plan, shape = prepared.plan, self.shape(prepared)
@@ -102,6 +111,7 @@ class RetryJob(GenerateJob):
         self.progress.begin(records, plan.windows, counted)
         for window, retried in rows.items():
             run = self._window_run(prepared, pools, shape, window, retried)
+            marker, _ = self.log.newest(window)
             self.progress.stage("retrying", window)
             counting, refused = self.progress.committed, self._incidents.refusals
             with Watch(self.log, window, counted, no_budget, switch.stop, counting=counting, refused=refused) as watch:
@@ -109,28 +119,28 @@ class RetryJob(GenerateJob):
                     left = job.rounds(run)
                 except (KeyboardInterrupt, StoppedError):
                     with suppress(Exception, StoppedError):  # the store may be what stopped it, or another driver
-                        self._amend(window, plan.window_rows, retried)  # with the answers that there are
+                        self._amend(run, marker, retried)  # with the answers that there are
                     raise
             counted = watch.look()
             self.progress.committed(counted, "committed")
-            self._amend(window, plan.window_rows, retried)
+            self._amend(run, marker, retried)
             self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")
 
-    def _amend(self, window: int, window_rows: int, retried: np.ndarray) -> None:
+    def _amend(self, run: WindowRun, marker: str, retried: np.ndarray) -> None:
         self._check_lease()
-        files = self.log.finished_windows()[window]
-        amend_window(self.log, window, files, window * window_rows, retried)
+        amend_window(self.log, run.window, marker, run.window * run.plan.window_rows, retried)
 
-    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray]) -> RetryResult:
-        """Counts; `run.json` gets those of the run as it is now, and a line about this."""
-        self._check_lease()
+    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray], before: Tally) -> RetryResult:
+        """Counts; `run.json` gets those of the run as it is now, where a killed command left others too."""
         run = self.folder.read_json(RUN)
         assert run is not None  # it is finished
         total = self._committed(prepared.plan)
-        found = RetryResult(sum(map(len, rows.values())), total.data - run["counts"]["data"], total.dead)
+        found = RetryResult(sum(map(len, rows.values())), total.data - before.data, total.dead)
         if rows:
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            run["counts"] |= asdict(total)
             run.setdefault("retries", []).append({"at": at, "retried": found.retried, "answered": found.answered})
+        if rows or any(run["counts"].get(name) != value for name, value in asdict(total).items()):
+            run["counts"] |= asdict(total)
+            self._check_lease()
             self.folder.write_json(RUN, run)
         return found

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from ..records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
 from ..storage.columns import record_text
 from ..storage.commit import CommitLog
 from ..storage.secrets import masking
-from ..storage.shards import Shard, shard_prefix
+from ..storage.shards import Shard
 from ..storage.tally import tally
 from .incidents import Incidents
 from .logs import tell_here
@@ -109,7 +109,7 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         self.incidents = incidents or Incidents()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
-        """Write one shard; returns its tally."""
+        """Write one shard."""
         start = time.monotonic()
         with self.incidents.telling("commit"):
             shard = self._commit(pa.concat_tables(blocks), ctx.task_idx)
@@ -119,13 +119,13 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         tell_here(
             "shard committed", run=self.run, window=self.place.window, shard=shard.name, **counts, seconds=seconds
         )
-        return asdict(shard.tally)
+        return {}  # Ray Data keeps what the writers of a window return
 
     def _commit(self, table: pa.Table, task: int) -> Shard:
         alive = table["dead_stage"].is_null()
         answered, refused = table.filter(alive), table.filter(table["dead_stage"].is_valid())
         data, dead = self.shape.data(answered), self.shape.dead(refused, self.place.first_row)
-        name = f"{shard_prefix(self.place.window, self.run)}{self.place.attempt}-{task:06d}"
+        name = f"{self.log.prefix(self.place.window)}{self.place.attempt}-{task:06d}"
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         with masking():
             return self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)

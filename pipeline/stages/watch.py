@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from ..storage.commit import CommitLog
+from ..storage.shards import Answered
 from ..storage.tally import Tally
 
 SECONDS = 10.0
@@ -53,6 +54,7 @@ class Watch:
         self.counting, self._refused, self._still = counting, refused, still
         self.counted = before
         self._seen: set[str] = set()
+        self._answered = Answered()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -88,8 +90,12 @@ class Watch:
                 return
 
     def look(self) -> Tally:
-        """Counts with the shards that were committed since the last look."""
+        """Counts with the shards that were committed since the last look.
+
+        Without those with rows that another one answers, of a writer that came late: they are not cut yet.
+        """
         for shard in self.log.shards(self.window, self._seen):
             self._seen.add(shard.name)
-            self.counted += shard.tally
+            if len(self._answered.add(shard)) == len(shard.rows):
+                self.counted += shard.tally
         return self.counted

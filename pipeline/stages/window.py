@@ -17,7 +17,7 @@ from ..storage.merge import merge_files
 from ..storage.plan import InputPlan
 from ..storage.read import read_split
 from ..storage.shards import Shard
-from ..storage.tally import Tally, tally, total
+from ..storage.tally import Tally, tally
 from .ahead import RoutedAhead
 from .graph import WindowRun
 from .logs import tell
@@ -65,7 +65,7 @@ class WindowJob:
             self._set_aside(window, plan, guilty)
             missing = self.missing(run)
         if len(missing):
-            return len(missing), total(shard.tally for shard in self.log.shards(window))
+            return len(missing), self.log.tally(window)
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
         files = self.log.finish_window(window, size, join)
         self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")

@@ -12,6 +12,7 @@ from .run import RunFolder, read_run
 
 CARD = "README.md"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_HARMLESS = str.maketrans({"`": None, "\\": None, "<": "\u2039", ">": "\u203a"})
 _MADE_BY_NAME = {
     "id": "the record's id",
     "output": "the answer",
@@ -44,13 +45,13 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
         "",
         "# Answers with mixtures of LoRA adapters",
         "",
-        f"{counts['data']:,} of {counts['records']:,} records of `{source}`, each answered by"
-        f" `{model}` with its own mixture of adapters. {counts['fallback']:,} were answered by the"
+        f"{counts['data']:,} of {counts['records']:,} records of {_code(source)}, each answered by"
+        f" {_code(model)} with its own mixture of adapters. {counts['fallback']:,} were answered by the"
         f" base model alone; {counts['dead']:,} are dead letters, with the reason of each.",
         "",
         "| column | type | |",
         "| --- | --- | --- |",
-        *(f"| `{f.name}` | {_cell(str(f.type))} | {_MADE_BY_NAME.get(f.name, '')} |" for f in schema),
+        *(f"| {_cell(f.name)} | {_cell(str(f.type))} | {_MADE_BY_NAME.get(f.name, '')} |" for f in schema),
         "",
         "| mixture | records |",
         "| --- | --- |",
@@ -83,4 +84,9 @@ def _front_matter(counts: dict[str, Any]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+    return _code(text).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """A name of others' as code: nothing in it ends the code, the line or a cell, or begins a tag."""
+    return "`" + ("".join(filter(str.isprintable, text)).translate(_HARMLESS) or " ") + "`"

@@ -9,10 +9,13 @@ the window marker does not name is swept: files first, shard markers after them.
     data/<shard>-<try>.parquet   dead/<shard>-<try>.parquet   _commits/<shard>.json   _commits/window-<n>-<run>.json
 
 Dead letters that are tried again later (`retry`) give a window a new marker, ``window-<n>-<run>-<version>.json``, that
-takes the place of the one before.
+takes the place of the one before: of that which was there when the window was begun, and of no other. Before what was
+committed late is swept from a finished window, the window gets its marker again as the next version (`fence`), so that
+a driver that slept over a takeover cannot give it one that names what was swept.
 
 A shard is named ``w<window>-<run>-<attempt>-<task>``: a task that is tried again finds its marker, or writes it again.
-Markers are created once: of two writers of one marker the second takes what the first wrote.
+Markers are created once: of two writers of one marker the second takes what the first wrote. Commands that try dead
+letters again have a ``<session>`` before the attempt, and see no shards but their own.
 
 All that a run writes has its id in its name, and it sees and sweeps nothing else: what a writer or a driver of a run
 that was discarded does late changes nothing. What is swept is listed before the marker is written, so that a driver
@@ -20,6 +23,7 @@ that slept in between removes nothing that others wrote since.
 """
 
 import re
+import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -30,7 +34,7 @@ import pyarrow as pa
 
 from ..errors import UserError
 from .many import remove_each
-from .objects import create, names, read, refusals
+from .objects import StoreError, create, names, read, refusals
 from .outputs import OutputFiles
 from .secrets import masked
 from .shards import (
@@ -47,7 +51,7 @@ from .shards import (
     window_of,
     without_overlap,
 )
-from .tally import Tally, tally
+from .tally import Tally, tally, total
 
 KINDS = ("data", "dead")
 _SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
@@ -61,13 +65,14 @@ class CommitLog(OutputFiles):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._run: str | None = None
+        self._session = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"run": self.run}
+        return super().__getstate__() | {"run": self.run, "session": self._session}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = state["run"]
+        self._run, self._session = state["run"], state["session"]
 
     @property
     def run(self) -> str | None:
@@ -80,9 +85,13 @@ class CommitLog(OutputFiles):
             raise UserError(f"run: {masked(self.url)} says that it is of the run {run[:40]!r}, which is no run's id")
         self._run = run or None
 
+    def begin_session(self) -> None:
+        """From now on commit shards that this log alone sees, and those it is sent to."""
+        self._session = f"{uuid.uuid4().hex[:8]}-"
+
     def prefix(self, window: int) -> str:
-        """What the names of the run's shards of a window start with."""
-        return shard_prefix(window, self.run)
+        """What the names of a window's shards start with: of the run, and of the session."""
+        return shard_prefix(window, self.run) + self._session
 
     @refusals()
     def commit(self, shard: Shard, data: pa.Table, dead: pa.Table) -> Shard:
@@ -115,10 +124,29 @@ class CommitLog(OutputFiles):
         """Whether any marker is there."""
         return any(name.endswith(".json") for name in names(self.fs, self.path("_commits")))
 
+    def tally(self, window: int) -> Tally:
+        """Counts of an unfinished window so far. Shards with rows that are answered before are left out, until they
+        are cut.
+        """
+        return total(s.tally for s, rows in without_overlap(self.shards(window)) if len(rows) == len(s.rows))
+
+    def finished(self) -> dict[int, str]:
+        """Names of the newest window markers, by window: of a listing alone."""
+        return window_markers(names(self.fs, self.path("_commits"), "window-"), self.run)
+
+    def marked(self, markers: Iterable[str]) -> Iterator[WindowFiles]:
+        """What window markers say, each read when it is asked for."""
+        return map(_window_files, self.contents(f"_commits/{name}" for name in markers))
+
     def finished_windows(self) -> dict[int, WindowFiles]:
-        """Window markers, by window."""
-        found = window_markers(names(self.fs, self.path("_commits"), "window-"), self.run)
-        return {window: self._window(name) for window, name in found.items()}
+        """What the newest window markers say, by window."""
+        found = self.finished()
+        return dict(zip(found, self.marked(found.values()), strict=True))
+
+    def newest(self, window: int) -> tuple[str, WindowFiles]:
+        """The newest marker of a finished window, and what it says; `KeyError` where it has none."""
+        name = window_markers(self._window_markers(window), self.run)[window]
+        return name, self._window(name)
 
     @refusals()
     def finish_window(
@@ -136,10 +164,23 @@ class CommitLog(OutputFiles):
             return self._mark(name, join(files), window)
         return self.sweep(window)
 
-    def replace_window(self, window: int, files: WindowFiles) -> WindowFiles:
-        """Write a new marker of a finished window, and sweep what the one before named alone."""
-        before = window_markers(self._window_markers(window), self.run)[window]
-        return self._mark(next_marker(before), files, window)
+    @refusals()
+    def replace_window(self, window: int, before: str, files: WindowFiles) -> WindowFiles:
+        """Write a marker that takes the place of ``before``, and sweep what that named alone.
+
+        `StoreError` where another one has its place by now: ``files`` then mean nothing.
+        """
+        there = self._of_window(window)
+        if not self._create(next_marker(before), files):
+            raise StoreError(f"window {window + 1} was given other files meanwhile, by another command")
+        return self._sweep(window, there)
+
+    def fence(self, window: int) -> None:
+        """Give a finished window its newest marker again, as the next version: `replace_window` of a driver that began
+        before, and was taken over meanwhile, is refused.
+        """
+        name, files = self.newest(window)
+        self._create(next_marker(name), files)  # else another one did so a moment ago
 
     def cut_shards(self, window: int) -> Iterator[Shard]:
         """The shards of a window, each with only those of its rows that none before it answers."""
@@ -147,8 +188,11 @@ class CommitLog(OutputFiles):
 
     def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
         there = self._of_window(window)
-        create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))
+        self._create(name, files)  # else another driver did
         return self._sweep(window, there)
+
+    def _create(self, name: str, files: WindowFiles) -> bool:
+        return create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))
 
     def sweep(self, window: int) -> WindowFiles:
         """Remove what a finished window left behind: files that its newest marker does not name, its shard markers and
@@ -172,12 +216,17 @@ class CommitLog(OutputFiles):
         remove_each(self.fs, (path for path in left if path.startswith(markers_folder)))
         return files
 
-    def sweep_finished(self) -> int:
-        """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many."""
+    def sweep_finished(self, fence: bool = False) -> int:
+        """Sweep finished windows that a driver left unswept, or to which a writer came late; returns how many.
+
+        ``fence``: what came late may be of a driver that tried dead letters again.
+        """
         found = names(self.fs, self.path("_commits"))
         late = {window_of(name) for name in found if self._is_shard_marker(name)}
         finished = window_markers(found, self.run)
         for window in sorted(late & finished.keys()):
+            if fence:
+                self.fence(window)
             self.sweep(window)
         return len(late & finished.keys())
 
@@ -211,7 +260,7 @@ class CommitLog(OutputFiles):
         return self._is_shard_marker(name) or bool(window_markers([name], self.run))
 
     def _is_shard_marker(self, name: str) -> bool:
-        return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(self.prefix(window_of(name)))
+        return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(shard_prefix(window_of(name), self.run))
 
     def _window_markers(self, window: int) -> list[str]:
         """Names of the window markers of all versions."""
@@ -225,7 +274,7 @@ class CommitLog(OutputFiles):
 
     def _of_window(self, window: int) -> list[str]:
         """Paths of a window's files and shard markers, those half written on a local disk too; markers last."""
-        prefix = self.prefix(window)
+        prefix = shard_prefix(window, self.run)
         return [
             f"{kind}/{name}"
             for kind in (*KINDS, "_commits")
@@ -243,6 +292,8 @@ class CommitLog(OutputFiles):
             shard,
             data=self.write_table("data", name, tables["data"]),
             dead=self.write_table("dead", name, tables["dead"]),
+            data_rows=shard.data_rows[np.isin(shard.data_rows, keep)],
+            dead_rows=shard.dead_rows[np.isin(shard.dead_rows, keep)],
             tally=tally(tables["data"], tables["dead"]),
         )
 
@@ -253,8 +304,12 @@ class CommitLog(OutputFiles):
         return self.read_table(path).filter(pa.array(np.isin(rows, keep)))
 
     def _window(self, name: str) -> WindowFiles:
-        values = orjson.loads(self._marker(name))
-        return WindowFiles(values["data"], values["dead"], Tally(**values["tally"]))
+        return _window_files(self._marker(name))
 
     def _marker(self, name: str) -> bytes:
         return self.content(f"_commits/{name}")
+
+
+def _window_files(content: bytes) -> WindowFiles:
+    values = orjson.loads(content)
+    return WindowFiles(values["data"], values["dead"], Tally(**values["tally"]))

@@ -52,12 +52,13 @@ def _is_name(name: Any) -> bool:
 
 def hub_files(url: str) -> list[str]:
     """Local Arrow files of ``hub:NAME[?config=...&split=train&revision=...]``; what is missing is downloaded first."""
-    name, _, query = url.removeprefix(SCHEME).partition("?")
+    shown, _, query = url.partition("?")  # what follows may be a token, which is given by HF_TOKEN
+    name = shown.removeprefix(SCHEME)
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = sorted(set(options) - set(_KEYS))
     split = options.get("split", "train")
     if unknown or not re.fullmatch(r"[\w.]+", split):
-        raise UserError(f"input: {url}: give hub:NAME?split=SPLIT, with config= or revision= where it needs one")
+        raise UserError(f"input: {shown}: give hub:NAME?split=SPLIT, with config= or revision= where it needs one")
     try:
         from datasets import load_dataset
     except ImportError:
@@ -65,5 +66,5 @@ def hub_files(url: str) -> list[str]:
     try:
         loaded = load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
     except Exception as error:  # the library raises kinds of its own for what is missing, gated or malformed
-        raise UserError(f"input: cannot load {url}: {masked(' '.join(str(error).split()))[:300]}") from None
+        raise UserError(f"input: cannot load {shown}: {masked(' '.join(str(error).split()))[:300]}") from None
     return [str(file["filename"]) for file in loaded.cache_files]

@@ -1,9 +1,11 @@
 """One pass over the input before any work: how many rows, where reading can start, column types, repeated ids."""
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import fsspec
@@ -19,6 +21,7 @@ from .schema import SchemaFinder
 from .secrets import masked
 
 SPLIT_ROWS = 2048  # rows between two seek points: the unit of reading
+_row_of = itemgetter(1)  # of a seek point
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ class InputPlan:
     def splits(self, window: int) -> Iterator[Split]:
         """The splits of one window, in order."""
         first, last = window * self.window_rows, window * self.window_rows + self.window_size(window)
-        ends = [point[1] for point in self.seek_points[1:]] + [self.rows]
-        for (path, row, file_row, offset), end in zip(self.seek_points, ends, strict=True):
+        # Of a billion rows there are half a million points.
+        place = max(0, bisect_right(self.seek_points, first, key=_row_of) - 1)
+        while place < len(self.seek_points) and _row_of(self.seek_points[place]) < last:
+            path, row, file_row, offset = self.seek_points[place]
+            place += 1
+            end = _row_of(self.seek_points[place]) if place < len(self.seek_points) else self.rows
             start, stop = max(row, first), min(end, last)
             if start < stop:
                 yield Split(path, SeekPoint(file_row, offset), start - row, stop - start, start - first)

@@ -37,13 +37,14 @@ def rows_to_retry(log: CommitLog, files: WindowFiles, wanted: RetryFilter) -> Ro
     return np.concatenate([np.empty(0, np.int64), *(wanted.rows(log.read_table(path)) for path in files.dead)])
 
 
-def amend_window(log: CommitLog, window: int, files: WindowFiles, first_row: int, retried: Rows) -> WindowFiles:
+def amend_window(log: CommitLog, window: int, marker: str, first_row: int, retried: Rows) -> WindowFiles:
     """Give a finished window what came of the rows (of the window) ``retried``, in place of their dead letters.
 
-    ``files``: of the window so far; ``first_row``: of the window, in the input. Until the new marker is there,
-    readers see the window as it was: its shard markers mean nothing to them. `StoreError` where a row that was answered
-    has no letter any more.
+    ``marker``: of the window, when it was begun; ``first_row``: of the window, in the input. Until the new marker is
+    there, readers see the window as it was: its shard markers mean nothing to them. `StoreError` where a row that was
+    answered has no letter any more, or the window another marker.
     """
+    (files,) = log.marked([marker])
     shards = [shard for shard in log.cut_shards(window) if np.isin(shard.rows, retried).all()]
     answered = np.concatenate([np.empty(0, np.int64), *(shard.rows for shard in shards)]) + first_row
     kept, errors = _without(log, files.dead, answered, f"{log.prefix(window)}retry")
@@ -51,7 +52,7 @@ def amend_window(log: CommitLog, window: int, files: WindowFiles, first_row: int
         raise StoreError(f"window {window}: its dead letters changed while they were tried again")
     new = files_of(shards)
     tally = files.tally.without_dead(errors) + new.tally
-    return log.replace_window(window, WindowFiles(files.data + new.data, kept + new.dead, tally))
+    return log.replace_window(window, marker, WindowFiles(files.data + new.data, kept + new.dead, tally))
 
 
 def _without(log: CommitLog, paths: Sequence[str], rows: Rows, name: str) -> tuple[list[str], Counter[str]]:

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ..errors import UserError
 from .commit import CommitLog
 from .duplicates import DUPLICATES
-from .files import InputFile
+from .files import InputFile, one_line
 from .objects import put, read, remove
 from .plan import InputPlan
 from .secrets import masked, masked_path
@@ -81,6 +81,17 @@ class RunFolder:
         return InputPlan(**values)
 
 
+def run_values(url: str) -> dict[str, Any] | None:
+    """What `run.json` of an output says, None where there is none; `UserError` where it cannot be read or is none."""
+    try:
+        values = RunFolder(url).read_json(RUN)
+    except Exception as error:  # stores raise kinds of their own
+        raise UserError(f"run: cannot read {RUN} at {masked(url)}: {one_line(error)}") from None
+    if values is not None and not (isinstance(values, dict) and "schemas" in values):
+        raise UserError(f"run: {RUN} at {masked(url)} is not of a run of this program")
+    return values
+
+
 def read_run(url: str) -> pyarrow.dataset.Dataset:
     """The committed data rows of a run as a `pyarrow.dataset.Dataset`, finished or not.
 
@@ -96,15 +107,14 @@ def read_dead(url: str) -> pyarrow.dataset.Dataset:
 
 
 def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
-    folder = RunFolder(url)
-    try:
-        run = folder.read_json(RUN)
-        schema = None if run is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException):
-        raise UserError(f"run: {RUN} at {masked(url)} is not that of a run; give the --output of a run") from None
-    if schema is None:
+    folder, run = RunFolder(url), run_values(url)
+    if run is None:
         raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
-    folder.log.run = (run or {}).get("run")
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
+    except (ValueError, KeyError, TypeError, pa.ArrowException):
+        raise UserError(f"run: {RUN} at {masked(url)} is not of a run of this program") from None
+    folder.log.run = run.get("run")
     files = folder.log.committed_files(kind)
     if not files:
         return pyarrow.dataset.dataset(schema.empty_table())

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -12,25 +12,50 @@ from ..errors import UserError
 
 # Schemes whose hosts have ports: ``host:80/a@b`` names no password there, ``s3://key:80/a@b`` does.
 _PORTS = r"(?:https?|s?ftp|ssh|smb|(?:web)?hdfs|ray|redis)"
-# ``user:password@`` may hold any sign of a URL; without a password it goes to the next slash.
-_USER = re.compile(
-    rf"\b({_PORTS}://)(?:[^\s/@:?#]*:(?!:|\d+[/?#])[^\s\"]*|[^\s/?#\"]*)@"
-    rf"|\b((?!{_PORTS}://)[\w+.-]+://)(?:[^\s/@:?#]*:(?!:)[^\s\"]*|[^\s/?#\"]*)@"
-)
-# What follows the path of a web address, as signatures do; of other stores, where `?` may be a glob, only ``?key=...``.
-# A quote ends an address only where one stands before it.
-_WEB_QUERY = re.compile(r"((?<=')https?://[^\s?'\"]*)\?[^\s'\"]*|((?<!')https?://[^\s?\"]*)\?[^\s\"]*")
-_QUERY = re.compile(
-    r"((?<=')\b[\w+.-]+://[^\s?'\"]*)\?[^\s?/'\"]*=[^\s'\"]*|((?<!')\b[\w+.-]+://[^\s?\"]*)\?[^\s?/\"]*=[^\s\"]*"
-)
-_PASSWORD = re.compile(
-    rf"\b{_PORTS}://([^\s/@:?#]*:(?!:|\d+[/?#])[^\s]*)@|\b(?!{_PORTS}://)[\w+.-]+://([^\s/@:?#]*:(?!:)[^\s]*)@"
-    r"|https?://([^\s/?#]*)@"
-)
+# Azure's: in ``container@account`` there is no user, and no credential without a password.
+_CONTAINERS = r"(?:abfss?|wasbs?|az)"
 _SECRET_NAME = re.compile(
-    r"secret|token|passw|credential|signature|connection_string|sas_|account_key|api_?key|access_?key|^key$", re.I
+    r"secret|token|pass(w|phrase)|credential|signature|connection_string|sas_|account_key|api_?key|access_?key"
+    r"|(^|_)key$",
+    re.I,
 )
 _SHORTEST = 8  # characters; shorter values of such names are hardly secrets, and would mask half of a message
+
+
+def _user(blank: str, quote: str = "") -> re.Pattern[str]:
+    """``user:password@`` of a URL, where the password may hold any sign; without one the user goes to the next slash.
+
+    ``blank``, ``quote``: what ends a URL; a quote does so behind the first ``:``.
+    """
+    return re.compile(
+        rf"\b(?P<scheme>(?>(?P<ports>{_PORTS}://)|(?P<container>{_CONTAINERS}://)|[\w+.-]+://))"
+        rf"(?P<user>[^{blank}/:?#]*:(?!:)(?(ports)(?!\d+[/?#]))[^{blank}{quote}]*"
+        rf"|(?(container)(?!))[^{blank}{quote}/?#]*)@"
+    )
+
+
+def _queries(end: str, before: str = "") -> tuple[re.Pattern[str], ...]:
+    """What follows the path of a web address, as signatures do; of other stores, where `?` may be a glob, only
+    ``?key=...``. ``end``: the characters that end a URL. ``before``: what must stand before it.
+    """
+    return (
+        re.compile(rf"(?P<url>{before}https?://[^{end}?]*)\?[^{end}]*"),
+        re.compile(rf"(?P<url>{before}\b[\w+.-]+://[^{end}?]*)\?[^{end}?/]*=[^{end}]*"),
+    )
+
+
+class _Form(NamedTuple):
+    user: re.Pattern[str]
+    queries: tuple[re.Pattern[str], ...]
+
+
+# A text that begins with a scheme is one URL, whose password may hold blanks and quotes.
+_BEGINS = re.compile(r"[\w+.-]+(?:::[\w+.-]+)*://")
+_WHOLE = _Form(_user(r"\n"), _queries(r"\n"))
+# A single quote ends an address only where one stands before it.
+_WITHIN = _Form(_user(r"\s", '"'), (*_queries(r"\s'\"", "(?<=')"), *_queries(r"\s\"", "(?<!')")))
+# What stands before the value in a word of a command line: ``--input=``, ``bank.path='``.
+_NAMED = re.compile(r"((?:[^:/?]*=)?['\"]?)(.*)", re.DOTALL)
 
 
 def masked(text: str) -> str:
@@ -38,12 +63,18 @@ def masked(text: str) -> str:
 
     Those are values of environment variables and of fsspec's configuration whose names say so.
     """
-    text = _USER.sub(lambda found: f"{found[1] or found[2]}***@", text)
-    for query in (_WEB_QUERY, _QUERY):
-        text = query.sub(lambda found: f"{found[1] or found[2]}?***", text)
+    form = _WHOLE if _BEGINS.match(text) else _WITHIN
+    text = form.user.sub(r"\g<scheme>***@", text)
+    for query in form.queries:
+        text = query.sub(r"\g<url>?***", text)
     for secret in _given():
         text = text.replace(secret, "***")
     return text
+
+
+def masked_word(word: str) -> str:
+    """A word of a command line, masked; the value of ``name=value`` may be a URL by itself."""
+    return masked(_NAMED.sub(lambda found: found[1] + masked(found[2]), word, count=1))
 
 
 def masked_path(path: str) -> str:
@@ -53,8 +84,10 @@ def masked_path(path: str) -> str:
 
 def password_of(url: str) -> str | None:
     """``user:password`` of a URL, or the user of a web address; None where there is neither."""
-    found = _PASSWORD.search(url)
-    return next((group for group in found.groups() if group is not None), None) if found else None
+    for found in _WHOLE.user.finditer(url):
+        if ":" in found["user"] or found["scheme"].startswith("http"):
+            return str(found["user"])
+    return None
 
 
 @contextmanager

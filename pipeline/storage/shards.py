@@ -11,7 +11,9 @@ import orjson
 
 from .tally import Tally, total
 
-_WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3}))?\.json")
+_WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3,}))?\.json")
+
+MOST_WINDOWS = 10**6  # their numbers have six digits in the names of objects
 
 Rows = np.ndarray  # int64, places in the window
 
@@ -56,15 +58,27 @@ def files_of(shards: Iterable[Shard]) -> WindowFiles:
     return WindowFiles(data, dead, total(tallies()))
 
 
+class Answered:
+    """Rows of a window that a shard was seen to answer, by place: a window has thousands of shards."""
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(0, bool)
+
+    def add(self, shard: Shard) -> Rows:
+        """Those of the shard's rows that none before it answers."""
+        rows: Rows = np.unique(shard.rows)
+        if len(rows) and rows[-1] >= len(self._seen):
+            self._seen = np.append(self._seen, np.zeros(rows[-1] + 1, bool))
+        rows = rows[~self._seen[rows]]
+        self._seen[rows] = True
+        return rows
+
+
 def without_overlap(shards: Iterable[Shard]) -> Iterator[tuple[Shard, Rows]]:
     """Each shard with those of its rows that no earlier shard answers; shards with none are left out."""
-    seen = np.zeros(0, bool)  # by place: a window has thousands of shards, and each is looked at once
+    answered = Answered()
     for shard in shards:
-        rows = np.unique(shard.rows)
-        if len(rows) and rows[-1] >= len(seen):
-            seen = np.append(seen, np.zeros(rows[-1] + 1, bool))
-        rows = rows[~seen[rows]]
-        seen[rows] = True
+        rows = answered.add(shard)
         if len(rows):
             yield shard, rows
 

@@ -1,9 +1,11 @@
 """What a run leaves that nobody should find later."""
 
 import re
+from collections.abc import Callable
 
 from .commit import KINDS, CommitLog
 from .objects import half_written, names, remove
+from .shards import window_of
 
 _SHARD_FILE = re.compile(r"\.?w\d{6}-.*\.parquet(\..*\.part)?")
 _MARKER = re.compile(r"\.?(w\d{6}-|window-).*\.json(\..*\.part)?")
@@ -17,20 +19,32 @@ def discard(log: CommitLog) -> None:
                 remove(log.fs, log.path(kind, name))
 
 
-def sweep_unnamed(log: CommitLog) -> None:
+def sweep_unnamed(log: CommitLog, check: Callable[[], None] = lambda: None, fence: bool = False) -> None:
     """Remove files of a finished run that no marker names, of writers that came after their window's sweep, markers of
     runs that were discarded, and what killed drivers were writing beside them.
 
-    Costs a listing of all files, so it is done once, when all windows are finished; the caller holds the lease.
+    Costs a listing of all files, so it is done once, when all windows are finished; the caller holds the lease, and
+    ``check`` raises where it does so no more. Listed first, then looked at the markers, and at the lease last: nothing
+    that a successor writes is among what is removed. ``fence``: see `CommitLog.sweep_finished`.
     """
-    for name in names(log.fs, log.path("_commits")):
+    markers = names(log.fs, log.path("_commits"))
+    listed = [
+        f"{kind}/{name}" for kind in KINDS for name in names(log.fs, log.path(kind)) if _SHARD_FILE.fullmatch(name)
+    ]
+    folders = (log.root, log.path("_plan"), log.path("_commits"))
+    halves = [f"{folder}/{name}" for folder in folders for name in half_written(log.fs, folder)]
+    named = _named(log)
+    if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in named}):
+        for window in sorted(late & log.finished().keys()):
+            log.fence(window)
+        named = _named(log)
+    check()
+    for name in markers:
         if _MARKER.fullmatch(name) and not name.startswith(".") and not log.is_own_marker(name):
             remove(log.fs, log.path("_commits", name))
-    named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
-    for kind in KINDS:
-        for name in names(log.fs, log.path(kind)):
-            if _SHARD_FILE.fullmatch(name) and f"{kind}/{name}" not in named:
-                remove(log.fs, log.path(kind, name))
-    for folder in (log.root, log.path("_plan"), log.path("_commits")):
-        for name in half_written(log.fs, folder):
-            remove(log.fs, f"{folder}/{name}")
+    for path in (*(log.path(path) for path in listed if path not in named), *halves):
+        remove(log.fs, path)
+
+
+def _named(log: CommitLog) -> set[str]:
+    return {path for files in log.marked(log.finished().values()) for path in (*files.data, *files.dead)}

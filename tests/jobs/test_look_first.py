@@ -1,6 +1,7 @@
 """Before a run: the composed config, the first records alone, an estimate, and why a prompt gets its mixture."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -111,3 +112,16 @@ def test_the_classes_of_each_record_are_written(many: dict[str, str], tmp_path: 
         assert len(classes) == 5
         assert set(row["adapters"]) <= set(classes)
         assert list(classes.values()) == sorted(classes.values(), reverse=True)
+
+
+def test_routes_below_the_input_are_no_input_of_the_next_command(
+    command: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    Path(command["--input"]).rename(folder / "in.jsonl")
+    asked = words(command | {"--input": str(folder), "--output": str(folder / "routes")})
+    for _ in range(2):
+        assert route.main([*asked, "--explain", "0"]) == 0
+        assert re.search(r"^4 records routed .*, 0 refused$", capsys.readouterr().out, re.M)
+        assert pq.read_table(folder / "routes" / "routes.parquet").num_rows == 4

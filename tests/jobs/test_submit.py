@@ -100,13 +100,34 @@ def test_other_relative_runs_and_data_sets_of_the_hub_are_refused() -> None:
         submit._check_paths(["jobs.generate", "--input", "hub:org/name"], sent_along=True)
 
 
-@pytest.mark.parametrize(
-    "url", ["https://h/x.jsonl?sig=abc", "ftp://user:password@h/x.jsonl", "s3://key:secret@bucket/x.jsonl"]
-)
-def test_a_command_that_ray_would_show_with_its_credentials_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match="Ray shows commands to all who see the cluster") as caught:
-        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", "--input", url, "--output", "/out"])
+URLS = [
+    "https://h/x.jsonl?sig=abc",
+    "ftp://user:password@h/x.jsonl",
+    "s3://key:secret@bucket/x.jsonl",
+    's3://key:sec"ret@bucket/x.jsonl',
+    "s3://key:sec ret@bucket/x.jsonl",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("name", ["", "--input=", "model.path="])
+def test_a_command_that_ray_would_show_with_its_credentials_is_refused(url: str, name: str) -> None:
+    with pytest.raises(UserError, match=r"a word of the command holds .* Ray shows it to all who see the c") as caught:
+        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", "--output", "/out", name + url])
     assert url not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_folder_sent_along_that_ray_would_show_with_its_credentials_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"--working-dir holds .* Ray shows it to all who see the cluster") as caught:
+        submit.main(["--address", "http://127.0.0.1:1", "--working-dir", url, "--", *GENERATE])
+    assert url not in str(caught.value)
+
+
+def test_a_query_of_a_data_set_of_the_hub_is_not_said() -> None:
+    with pytest.raises(UserError, match=r"--input hub:org/name would be") as caught:
+        submit._check_paths(["jobs.generate", "--input", "hub:org/name?token=hf_secret"], sent_along=True)
+    assert "secret" not in str(caught.value)
 
 
 def test_no_job_server_is_one_line() -> None:

@@ -143,6 +143,30 @@ def test_a_cluster_that_grows_says_what_it_waits_for(
         size_pools(kuberay)
 
 
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_ray_is_told_the_command_without_its_credentials(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils, told = cluster.ray._private.utils, list[str]()
+    own = utils.get_entrypoint_name
+
+    def init(**asked: Any) -> None:
+        told.append(utils.get_entrypoint_name())
+        raise ConnectionError("none here")
+
+    words = ["python", "-m", "jobs.generate", "cluster=ray", "--input", "https://h/x?sig=a b", "bank.path=s3://k:p@b/c"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(UserError, match="cluster: no Ray at"):
+        cluster.connect(address, 1)
+    assert told == ["python -m jobs.generate cluster=ray --input 'https://h/x?***' 'bank.path=s3://***@b/c'"]
+    assert utils.get_entrypoint_name is own
+
+
+def test_ray_takes_the_command_from_where_it_is_masked() -> None:
+    worker = Path(cluster.ray._private.worker.__file__).read_text()
+    assert worker.count("entrypoint=ray._private.utils.get_entrypoint_name()") == worker.count("entrypoint=ray") == 1
+
+
 @contextmanager
 def three_nodes() -> Iterator[None]:
     """A head of two CPUs and two nodes of four, each with its own raylet."""

@@ -217,10 +217,10 @@ def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(log:
         created = create(fs, path, content)
         if not marked:
             marked.append(WindowFiles([], [], Tally()))
-            before = other.finished_windows()[WINDOW]
+            name, before = other.newest(WINDOW)
             amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
             assert amended is not None
-            marked.append(other.replace_window(WINDOW, WindowFiles([*before.data, amended], [], Tally(data=4))))
+            marked.append(other.replace_window(WINDOW, name, WindowFiles([*before.data, amended], [], Tally(data=4))))
         return created
 
     with mock.patch.object(commit_module, "create", create_and_sleep):

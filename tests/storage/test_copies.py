@@ -11,7 +11,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
+from pipeline.storage import copies
 from pipeline.storage.copies import local_copy
+
+from ..security.servers import signed_server
 
 
 @pytest.fixture
@@ -60,6 +63,30 @@ def test_what_changed_in_the_store_is_another_copy(store: MemoryFileSystem, tmp_
 def test_a_single_file_is_copied_too(store: MemoryFileSystem, tmp_path: Path) -> None:
     found = Path(local_copy("memory://models/tiny/config.json", tmp_path, "model"))
     assert (found.name, found.read_bytes()) == ("config.json", b"{}")
+
+
+def test_a_file_behind_a_signed_address_is_copied_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    file, cache = tmp_path / "site" / "m.gguf", tmp_path / "cache"
+    file.write_bytes(b"weights")
+    with signed_server(tmp_path / "site") as url:
+        found = Path(local_copy(f"{url}/m.gguf?sig=SECRET", cache, "model"))
+        assert (found.name, found.read_bytes()) == ("m.gguf", b"weights")
+        assert found.parent.name.startswith("m.gguf-")
+        assert [path for path in cache.rglob("*") if "SECRET" in str(path)] == []
+        assert local_copy(f"{url}/m.gguf?sig=ANOTHER", cache, "model") == str(found), "signed anew it is the same file"
+        file.write_bytes(b"other weights")
+        changed = Path(local_copy(f"{url}/m.gguf?sig=SECRET", cache, "model"))
+        assert (changed.name, changed.read_bytes()) == ("m.gguf", b"other weights")
+        with pytest.raises(UserError, match=r"^model: [^\n]* http://127\.0\.0\.1:\d+/gone\.gguf\?\*\*\*[^\n]*\Z"):
+            local_copy(f"{url}/gone.gguf?sig=SECRET", cache, "model")
+
+
+def test_a_signature_is_sent_as_it_is(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/m.gguf?sig=ab/"
+    with mock.patch.object(copies, "_files", return_value={}) as asked, pytest.raises(UserError):
+        local_copy(url, tmp_path, "model")
+    assert asked.call_args.args[1] == url
 
 
 def test_a_download_that_fails_leaves_nothing(store: MemoryFileSystem, tmp_path: Path) -> None:

@@ -74,18 +74,20 @@ class Actor:
             self._waits.release()
 
 
+def waiting(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call before which an actor waits."""
+
+    def wait_and_call(*args: Any) -> Any:
+        if actor := getattr(_here, "actor", None):
+            actor.wait()
+        return call(*args)
+
+    return wait_and_call
+
+
 @contextmanager
 def in_steps() -> Iterator[None]:
     """Let each actor wait before it lists, reads, writes or removes objects."""
-
-    def waiting(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wait_and_call(*args: Any) -> Any:
-            if actor := getattr(_here, "actor", None):
-                actor.wait()
-            return call(*args)
-
-        return wait_and_call
-
     with (
         mock.patch.object(outputs_module, "put", waiting(put)),
         mock.patch.object(commit_module, "create", waiting(create)),

@@ -1,0 +1,70 @@
+"""What a store says in a task reaches Ray, which logs it, without credentials."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.records import COMPLETED, ROUTED, Record
+from pipeline.stages import read as read_module
+from pipeline.stages.incidents import Incidents
+from pipeline.stages.read import SplitReader, split_tables
+from pipeline.stages.sink import CommitSink, OutputShape, Place
+from pipeline.stages.tables import with_columns
+from pipeline.storage.columns import Columns
+from pipeline.storage.commit import CommitLog
+from pipeline.storage.plan import plan_input
+from pipeline.storage.read import staged_table
+
+from ..storage import memory_url, write_file
+
+SAID = "403, url='https://h/x?sig=SECRET'"
+
+
+def failing(call: str) -> AbstractContextManager[Any]:
+    """The store answers so to a call."""
+    return mock.patch.object(MemoryFileSystem, call, side_effect=PermissionError(SAID))
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    """What Ray would log of an error; not the one that it was made from."""
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    return str(caught.value)
+
+
+def test_errors_of_reading_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_module, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value))
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", b'{"id": 1, "prompt": "a"}\n')
+    plan = plan_input(url, 10, Columns())
+    reader = SplitReader(url, Columns(), plan, 0, None, Incidents())
+    (table,) = split_tables(plan, 0, None)
+    assert sum(part.num_rows for part in reader.read(table)) == 1
+    with failing("_open"):
+        said = error_of(lambda: list(reader.read(table)))
+    assert "https://h/x?***" in said
+    assert "SECRET" not in said
+
+
+def test_errors_of_committing_are_masked() -> None:
+    passed = pa.schema([])
+    table = with_columns(
+        staged_table([Record(0, "a", "asked")], passed),
+        ROUTED,
+        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "fallback": [False]},
+    )
+    done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
+    table = with_columns(table, COMPLETED, done)
+    sink = CommitSink(CommitLog(memory_url()), OutputShape(passed, False, "r", "b"), Place(0, 0, "a"))
+    with failing("pipe_file"):
+        said = error_of(lambda: sink.write([table], SimpleNamespace(task_idx=0)))
+    assert "https://h/x?***" in said
+    assert "SECRET" not in said
