@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UserError
 from ..storage.commit import KINDS, CommitLog
 from ..storage.objects import sizes
-from ..storage.run import RUN, RunFolder
+from ..storage.run import run_values
 from ..storage.secrets import masked
 from .prepare import changes
 from .sample import Answered, Routed
@@ -104,15 +104,14 @@ def cost_here(answered: Answered) -> Cost:
 
 def cost_of_run(url: str, guard: dict[str, Any]) -> Cost:
     """From an earlier run. ``guard``: of the job that is estimated."""
-    folder = RunFolder(url)
-    run = folder.read_json(RUN) or {}
+    run = run_values(url) or {}
     counts, timings = run.get("counts", {}), run.get("timings", {})
     rate = timings.get("tokens_per_second")
     if not counts.get("data") or not rate:
         raise UserError(f"estimate: {masked(url)} is no run that has generated something; give the --output of one")
     tokens = counts["completion_tokens"] / counts["data"]
     seconds = tokens / rate * run.get("devices", {}).get("generate_actors", 1)
-    size = _bytes(folder.log) / counts["data"]
+    size = _bytes(CommitLog(url)) / counts["data"]
     other = {key: value for key, value in guard.items() if key not in ("input", "limit")}
     differing = changes({key: run["guard"].get(key) for key in other}, other)
     caveats = ("start-up of that run is in it", *(f"that run differs in {change}" for change in differing))

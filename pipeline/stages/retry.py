@@ -85,7 +85,6 @@ class RetryJob(GenerateJob):
                 try:
                     with switch, outages_stop():
                         self._retry_all(prepared, pools, rows, switch)
-                        self._check_lease()
                 except (KeyboardInterrupt, StoppedError):
                     with suppress(Exception, StoppedError):
                         self._done(prepared, rows, before)

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .columns import row_text
 from .files import open_url
 from .formats.openai_batch import CHAT, MODEL, URL
-from .run import RUN, RunFolder, read_dead, read_run
+from .run import read_dead, read_run, run_values
 from .secrets import masked
 
 Kind = Literal["parquet", "jsonl", "openai_batch"]
@@ -89,7 +89,7 @@ def _make_parent(fs: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 def _answers(url: str) -> Iterator[str]:
-    run = RunFolder(url).read_json(RUN) or {}
+    run = run_values(url) or {}
     model = run.get("config", {}).get("model", {}).get("path", "")
     for row in _rows(read_run(url)):
         yield orjson.dumps(answer_of(row, model)).decode()

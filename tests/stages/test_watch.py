@@ -64,6 +64,17 @@ def test_each_marker_is_counted_once() -> None:
     assert seen.look().dead == 4
 
 
+def test_rows_that_a_late_writer_answers_again_are_not_counted_twice() -> None:
+    """Else two looks at a window that nobody has cut yet would spend the budget on letters that there are once."""
+    log = CommitLog(memory_url())
+    seen = Watch(log, 0, Tally(), ErrorBudget(1.0, None, 100), print)
+    commit_dead(log, 0, [0, 1])
+    commit_dead(log, 1, [1, 2])
+    assert (seen.look().dead, log.tally(0).dead) == (2, 2)
+    commit_dead(log, 2, [3])
+    assert (seen.look().dead, log.tally(0).dead) == (3, 3)
+
+
 def test_a_spent_budget_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "SECONDS", 0.02)
     log, told = CommitLog(memory_url()), list[str]()

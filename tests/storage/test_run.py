@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.records import DATA, DEAD
+from pipeline.report.figures import Run
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.columns import Columns
 from pipeline.storage.commit import CommitLog
@@ -65,7 +66,7 @@ def test_passed_through_columns_are_read(url: str) -> None:
     assert read_run(url).to_table(columns=["id", "source"]).to_pylist() == [{"id": "a", "source": "a"}]
 
 
-@pytest.mark.parametrize("read", [read_run, read_dead])
+@pytest.mark.parametrize("read", [read_run, read_dead, Run.read])
 @pytest.mark.parametrize("content", [None, b"{}", b"[]", b"not json", b'{"schemas": {"data": 1}}'])
 def test_a_folder_that_is_no_run_is_refused(url: str, content: bytes | None, read: object) -> None:
     if content is not None:
