@@ -195,7 +195,7 @@ class ManyInterleaved(Interleaved):
     """Enough to find a window marker that is written over another one."""
 
 
-Interleaved.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Interleaved.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
 ManyInterleaved.TestCase.settings = settings(max_examples=600, stateful_step_count=30, deadline=None)
 
 

@@ -163,7 +163,7 @@ class ManyRetried(Retried):
     """Enough to find each of the steps missing."""
 
 
-Retried.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Retried.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
 ManyRetried.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 
 TestRetried = Retried.TestCase

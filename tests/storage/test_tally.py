@@ -39,9 +39,9 @@ def test_few_mixtures_are_counted_exactly_in_any_order(parts: list[list[int]]) -
     assert (found.mixtures, found.rare) == (Counter(f"m{n}" for part in parts for n in part), 0)
 
 
-def test_a_million_mixtures_take_the_space_of_a_thousand() -> None:
-    found = total(Tally(data=500, mixtures={f"{part}-{n}": 1 for n in range(500)}) for part in range(2000))
-    assert (found.data, len(found.mixtures), found.rare) == (1_000_000, 1000, 999_000)
+def test_many_mixtures_take_the_space_of_a_thousand() -> None:
+    found = total(Tally(data=500, mixtures={f"{part}-{n}": 1 for n in range(500)}) for part in range(200))
+    assert (found.data, len(found.mixtures), found.rare) == (100_000, 1000, 99_000)
 
 
 def test_markers_of_before_there_were_rare_ones_are_read() -> None:
