@@ -2,7 +2,6 @@
 
 import io
 from contextlib import suppress
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from pipeline.records import DEAD
-from pipeline.storage import sweep as sweep_module
 from pipeline.storage.commit import CommitLog
-from pipeline.storage.objects import StoreError, names, remove
+from pipeline.storage.objects import StoreError, names
 from pipeline.storage.retry import RetryFilter, amend_window, rows_to_retry
 from pipeline.storage.shards import Shard
 from pipeline.storage.sweep import sweep_unnamed
@@ -23,7 +21,7 @@ from pipeline.storage.tally import tally
 
 from . import memory_url
 from .committing import WINDOW, data_table
-from .test_interleaving import Actor, in_steps, waiting
+from .stepping import Actor, Interleaving
 
 ROWS = 8
 
@@ -50,40 +48,30 @@ def seen(log: CommitLog, kind: str) -> list[int]:
     return [int(identity) for file in files for identity in pq.read_table(file)["id"].to_pylist()]
 
 
-class Retried(RuleBasedStateMachine):
+class Retried(Interleaving):
     """A command may sleep at any step at the store, while its writers go on, and others take over and end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._patches = [in_steps(), mock.patch.multiple(sweep_module, names=waiting(names), remove=waiting(remove))]
-        for patch in self._patches:
-            patch.__enter__()
         self.url = memory_url()
         self.log = self._new_log()
         write(self.log, "a-0", [0, 4], [])
         write(self.log, "b-0", [], [1, 2, 3, 5, 6, 7])
         self.log.finish_window(WINDOW, ROWS)
         self.answered = {0, 4}
-        self.actors: list[Actor] = []
         self.sessions: list[tuple[CommitLog, list[int]]] = []
         self.holder = 0  # the command that holds the lease
 
-    def teardown(self) -> None:
+    def end(self) -> None:
         """However it came: the next command, alone, answers all that is left, and nothing else lies there."""
-        try:
-            for actor in self.actors:
-                actor.kill()
-            self._retry(10_000, [], False)
-            assert (sorted(seen(self.log, "data")), seen(self.log, "dead")) == (list(range(ROWS)), [])
-            for kind in ("data", "dead"):
-                named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
-                assert names(self.log.fs, self.log.path(kind)) == named
-            assert len(names(self.log.fs, self.log.path("_commits"))) == 1
-        finally:
-            for patch in self._patches:
-                patch.__exit__(None, None, None)
+        self._retry(10_000, [], False)
+        assert (sorted(seen(self.log, "data")), seen(self.log, "dead")) == (list(range(ROWS)), [])
+        for kind in ("data", "dead"):
+            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
+            assert names(self.log.fs, self.log.path(kind)) == named
+        assert len(names(self.log.fs, self.log.path("_commits"))) == 1
 
-    @precondition(lambda self: self._working() < 4)
+    @precondition(lambda self: self.working() < 4)
     @rule(dead=st.lists(st.integers(0, ROWS - 1), unique=True), odd=st.booleans())
     def begin(self, dead: list[int], odd: bool) -> None:
         """A command, which takes the lease over: it tries all letters, or those of one error; some are dead again."""
@@ -96,7 +84,7 @@ class Retried(RuleBasedStateMachine):
         self.holder = number
         self.actors.append(Actor(work))
 
-    @precondition(lambda self: self.sessions and self._working() < 4)
+    @precondition(lambda self: self.sessions and self.working() < 4)
     @rule(data=st.data())
     def write_late(self, data: st.DataObject) -> None:
         """A task of a command, which may have ended long ago."""
@@ -105,22 +93,8 @@ class Retried(RuleBasedStateMachine):
         name = f"late-{len(self.actors)}"
         self.actors.append(Actor(lambda: write(log, name, sorted(rows), [])))
 
-    @precondition(lambda self: self._working())
-    @rule(data=st.data(), steps=st.integers(1, 30))
-    def go_on(self, data: st.DataObject, steps: int) -> None:
-        actor = data.draw(st.sampled_from([actor for actor in self.actors if not actor.done]))
-        for _ in range(steps):
-            if not actor.done:
-                actor.step()
-                self.each_row_is_there_once()
-
-    @precondition(lambda self: self._working())
-    @rule(data=st.data())
-    def kill(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from([actor for actor in self.actors if not actor.done])).kill()
-
     @invariant()
-    def each_row_is_there_once(self) -> None:
+    def look(self) -> None:
         data, dead = seen(self.log, "data"), seen(self.log, "dead")
         assert sorted(data + dead) == list(range(ROWS))
         assert self.answered <= set(data), "an answer that was there is lost"
@@ -154,9 +128,6 @@ class Retried(RuleBasedStateMachine):
         log = CommitLog(self.url)
         log.run = "today"
         return log
-
-    def _working(self) -> int:
-        return sum(not actor.done for actor in self.actors)
 
 
 class ManyRetried(Retried):
