@@ -1,12 +1,14 @@
 """The pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
 
-Short records, the demo's router and tokenizer, and a generator that answers at once. The job runs in this process on a
-local Ray; then it is run again, which finds it finished. Every size is one run: it takes minutes to hours. The figures
-of other sizes in the result file stay, so that sizes may be measured one by one.
+Short records, the demo's router and tokenizer, and a generator that answers at once. Each size runs in a process of its
+own, the driver, on a local Ray; then it is run again there, which finds it finished. Every size is one run: it takes
+minutes to hours. The figures of other sizes in the result file stay, so that sizes may be measured one by one.
 """
 
 import argparse
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,11 +38,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
     config = load_settings("generate", args.overrides, GenerateConfig)
-    figures = _measured(args.output, args.overrides)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for records in args.records:
+            if len(args.records) > 1:
+                more = ["--records", str(records), "--folder", str(folder), "--output", str(args.output)]
+                subprocess.run([sys.executable, "-m", "benchmarks.pipeline.scale", *more, *args.overrides], check=True)
+                continue
             write_records(folder / f"in-{records}", records)
+            figures = _measured(args.output, args.overrides)
             figures[str(records)] = measure(config, folder, records)
             write_results(args.output, {"overrides": args.overrides, "records": figures})
             print(orjson.dumps({str(records): figures[str(records)]}, option=orjson.OPT_INDENT_2).decode())
