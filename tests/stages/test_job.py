@@ -220,6 +220,7 @@ def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: 
     assert run(replace(settings, error_max=4)).tally.data == 24
 
 
+@pytest.mark.slow
 def test_formats_renamed_columns_and_passed_through_ones(job_settings: JobSettings, tmp_path: Path) -> None:
     rows = [
         {"key": f"{i}", "text": r["prompt"], "id": f"own {i}", "label": f"0{i}"} for i, r in enumerate(good_rows(9))
