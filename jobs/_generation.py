@@ -18,6 +18,7 @@ from pipeline.stages.result import JobResult
 from pipeline.stages.stopping import outages_stop
 from pipeline.storage.plan import InputPlan
 from pipeline.storage.secrets import masked
+from pipeline.storage.tally import most_frequent
 
 
 def generate(args: argparse.Namespace, config: GenerateConfig) -> int:
@@ -51,7 +52,7 @@ def _summary(result: JobResult, output: str) -> list[str]:
     total = result.tally
     seconds = result.seconds
     rate = result.generated_tokens / max(seconds, 1e-9)
-    mixtures = sorted(total.mixtures.items(), key=lambda item: (-item[1], item[0]))[:10]
+    mixtures = most_frequent(total.mixtures, 10)
     return [
         f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing",
         f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {seconds:.1f} s with start-up",

@@ -1,6 +1,5 @@
 """How a job's progress is shown: a live view on a terminal, else a line every ten seconds; or JSON, or nothing."""
 
-import heapq
 import json
 import sys
 import time
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.stages.progress import Snapshot
+from pipeline.storage.tally import most_frequent
 
 _SECONDS = 10.0  # between two lines
 _TOP = 5  # mixtures
@@ -174,7 +174,7 @@ def figures_of(now: Snapshot) -> list[tuple[str, str]]:
 
 def top_mixtures(now: Snapshot) -> list[tuple[str, int]]:
     """The most frequent mixtures so far."""
-    return heapq.nsmallest(_TOP, now.tally.mixtures.items(), key=lambda item: (-item[1], item[0]))
+    return most_frequent(now.tally.mixtures, _TOP)
 
 
 def line_of(now: Snapshot) -> str:

@@ -38,7 +38,6 @@ def main(argv: list[str]) -> int:
         raise UserError("submit: give the command after --, as in: jobs.submit --address URL -- jobs.generate ...")
     _check_paths(command, bool(args.working_dir))
     command = _on_cluster(command)
-    told = " ".join(command)
     for what, words in (("a word of the command", command), ("--working-dir", [args.working_dir or ""])):
         if any(masked_word(word) != word for word in words):
             raise UserError(
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
         shlex.join(["python", "-m", *command]),
         name,
         environment,
-        {"command": told},
+        {"command": " ".join(command)},
     )
     print(f"job        {job} at {masked(args.address)}", flush=True)
     if args.no_wait:

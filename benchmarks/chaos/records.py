@@ -74,7 +74,7 @@ def count(output: str, lines: Lines) -> Count:
     data, dead = seen(output)
     everything = Counter(data + dead)
     log = CommitLog(output)
-    named = {name for files in log.finished_windows().values() for name in (*files.data, *files.dead)}
+    named = log.named()
     there = {f"{kind}/{name}" for kind in KINDS for name in names(log.fs, log.path(kind))}
     markers = {name for name in names(log.fs, log.path("_commits")) if not name.startswith("window-")}
     folders = (log.root, log.path("_plan"), log.path("_lease"))

@@ -1,6 +1,5 @@
 """The numbers of a run for its report: from `run.json`, which the markers were added up in, never from all rows."""
 
-import heapq
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from ..errors import UserError
 from ..records import Mixture
 from ..storage.run import RUN, run_values
 from ..storage.secrets import masked
+from ..storage.tally import most_frequent
 
 _ADAPTERS = 24  # of the heat map
 _STRETCHES = 120  # of a rate over time
@@ -42,7 +42,7 @@ class Run:
 
     def top_mixtures(self, most: int) -> list[tuple[str, int]]:
         """The most frequent mixtures."""
-        return heapq.nsmallest(most, self.counts["mixtures"].items(), key=lambda item: (-item[1], item[0]))
+        return most_frequent(self.counts["mixtures"], most)
 
     @property
     def rare(self) -> int:

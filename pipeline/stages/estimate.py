@@ -131,7 +131,7 @@ def _product(a: Range, b: Range) -> Range:
 
 
 def _bytes(log: CommitLog) -> int:
-    named = {path for files in log.finished_windows().values() for kind in KINDS for path in getattr(files, kind)}
+    named = log.named()
     return sum(
         size
         for kind in KINDS

@@ -94,7 +94,7 @@ class WindowRun:
             **pools.generate.asked,
         )
         first_row = self.window * self.plan.window_rows
-        sink = CommitSink(log, self.shape, Place(self.window, first_row, attempt), self.incidents, self.settings.run)
+        sink = CommitSink(log, self.shape, Place(self.window, first_row, attempt), self.incidents)
         # No more writers than shards are in work: each is a process, seconds of CPU to start.
         writers = _SHARDS_AT_ONCE * pools.generate.most_actors
         asked = pools.write.asked | {"max_retries": TASK_RETRIES}

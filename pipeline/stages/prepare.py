@@ -44,9 +44,9 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     context, fingerprints = check_models(settings)
     _, files = list_input(settings.input, folder.log.root)
     guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
-    before = run_values(settings.output)
+    before = run_values(settings.output, "output")
     if before is not None and "guard" not in before:
-        raise UserError(f"run: {RUN} at {masked(settings.output)} is not of a run of this program")
+        raise UserError(f"output: {RUN} at {masked(settings.output)} is not of a run of this program")
     if before is not None and not new_run:
         compare(before["guard"], guard, settings.output)
     plan = folder.load_plan(files) if before is not None and not new_run else None

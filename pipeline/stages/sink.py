@@ -99,13 +99,11 @@ class Place:
 class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
     """Commits the rows of each write task as one shard; see `storage.commit`."""
 
-    def __init__(
-        self, log: CommitLog, shape: OutputShape, place: Place, incidents: Incidents | None = None, run: str = ""
-    ) -> None:
+    def __init__(self, log: CommitLog, shape: OutputShape, place: Place, incidents: Incidents | None = None) -> None:
         self.log = log
         self.shape = shape
         self.place = place
-        self.run = run
+        self.run = log.run or ""
         self.incidents = incidents or Incidents()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:

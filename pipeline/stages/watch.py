@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..storage.commit import CommitLog
 from ..storage.shards import Answered
-from ..storage.tally import Tally
+from ..storage.tally import Tally, most_frequent
 
 SECONDS = 10.0
 STILL = 300.0  # seconds without a new shard, after which it is looked for what the job waits for
@@ -26,7 +26,7 @@ class ErrorBudget:
 
     def explain(self, counted: Tally) -> str:
         """The number of dead letters, what was allowed, and the most frequent kinds."""
-        kinds = sorted(counted.errors.items(), key=lambda item: (-item[1], item[0]))[:5]
+        kinds = most_frequent(counted.errors, 5)
         return f"{counted.dead} dead letters, over {self.rule}: " + ", ".join(f"{n} {kind}" for kind, n in kinds)
 
 

@@ -3,12 +3,12 @@
 It is written when a run is finished: only then are the files in the folders exactly those that markers name.
 """
 
-import heapq
 from typing import Any
 
 import pyarrow as pa
 
 from .run import RunFolder, read_run
+from .tally import most_frequent
 
 CARD = "README.md"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -39,7 +39,7 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
     counts, config = run["counts"], run["config"]
     source = config.get("command", {}).get("input", "the input")
     model = config.get("model", {}).get("path", "the base model")
-    top = heapq.nsmallest(10, counts["mixtures"].items(), key=lambda item: (-item[1], item[0]))
+    top = most_frequent(counts["mixtures"], 10)
     lines = [
         *_front_matter(counts),
         "",

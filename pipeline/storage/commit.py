@@ -143,6 +143,10 @@ class CommitLog(OutputFiles):
         found = self.finished()
         return dict(zip(found, self.marked(found.values()), strict=True))
 
+    def named(self) -> set[str]:
+        """Paths of all files of finished windows, as their markers give them."""
+        return {path for files in self.marked(self.finished().values()) for path in (*files.data, *files.dead)}
+
     def newest(self, window: int) -> tuple[str, WindowFiles]:
         """The newest marker of a finished window, and what it says; `KeyError` where it has none."""
         name = window_markers(self._window_markers(window), self.run)[window]
@@ -161,7 +165,10 @@ class CommitLog(OutputFiles):
         name = window_marker(window, self.run)
         files = files_of(self.cut_shards(window))
         if files.tally.data + files.tally.dead == rows:
-            return self._mark(name, join(files), window)
+            files = join(files)
+            there = self._of_window(window)
+            self._create(name, files)  # else another driver did
+            return self._sweep(window, there)
         return self.sweep(window)
 
     @refusals()
@@ -185,11 +192,6 @@ class CommitLog(OutputFiles):
     def cut_shards(self, window: int) -> Iterator[Shard]:
         """The shards of a window, each with only those of its rows that none before it answers."""
         return (self._cut(shard, rows) for shard, rows in without_overlap(self.shards(window)))
-
-    def _mark(self, name: str, files: WindowFiles, window: int) -> WindowFiles:
-        there = self._of_window(window)
-        self._create(name, files)  # else another driver did
-        return self._sweep(window, there)
 
     def _create(self, name: str, files: WindowFiles) -> bool:
         return create(self.fs, self.path("_commits", name), orjson.dumps(asdict(files)))

@@ -81,14 +81,17 @@ class RunFolder:
         return InputPlan(**values)
 
 
-def run_values(url: str) -> dict[str, Any] | None:
-    """What `run.json` of an output says, None where there is none; `UserError` where it cannot be read or is none."""
+def run_values(url: str, key: str = "run") -> dict[str, Any] | None:
+    """What `run.json` of an output says, None where there is none; `UserError` where it cannot be read or is none.
+
+    ``key``: what gave the URL, for the message.
+    """
     try:
         values = RunFolder(url).read_json(RUN)
     except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"run: cannot read {RUN} at {masked(url)}: {one_line(error)}") from None
+        raise UserError(f"{key}: cannot read {RUN} at {masked(url)}: {one_line(error)}") from None
     if values is not None and not (isinstance(values, dict) and "schemas" in values):
-        raise UserError(f"run: {RUN} at {masked(url)} is not of a run of this program")
+        raise UserError(f"{key}: {RUN} at {masked(url)} is not of a run of this program")
     return values
 
 

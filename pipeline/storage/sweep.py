@@ -33,18 +33,14 @@ def sweep_unnamed(log: CommitLog, check: Callable[[], None] = lambda: None, fenc
     ]
     folders = (log.root, log.path("_plan"), log.path("_commits"))
     halves = [f"{folder}/{name}" for folder in folders for name in half_written(log.fs, folder)]
-    named = _named(log)
+    named = log.named()
     if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in named}):
         for window in sorted(late & log.finished().keys()):
             log.fence(window)
-        named = _named(log)
+        named = log.named()
     check()
     for name in markers:
         if _MARKER.fullmatch(name) and not name.startswith(".") and not log.is_own_marker(name):
             remove(log.fs, log.path("_commits", name))
     for path in (*(log.path(path) for path in listed if path not in named), *halves):
         remove(log.fs, path)
-
-
-def _named(log: CommitLog) -> set[str]:
-    return {path for files in log.marked(log.finished().values()) for path in (*files.data, *files.dead)}

@@ -72,9 +72,13 @@ def tally(data: pa.Table, dead: pa.Table) -> Tally:
     return total([Tally(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)])
 
 
+def most_frequent(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    """The names with the highest counts, those first; of equal ones by name."""
+    return heapq.nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0]))
+
+
 def _keep_most_frequent(counts: dict[str, Any]) -> None:
     mixtures: Counter[str] = counts["mixtures"]
     if len(mixtures) > _MIXTURES:
-        kept = heapq.nsmallest(_MIXTURES, mixtures.items(), key=lambda item: (-item[1], item[0]))
-        counts["mixtures"] = Counter(dict(kept))
+        counts["mixtures"] = Counter(dict(most_frequent(mixtures, _MIXTURES)))
         counts["rare"] += mixtures.total() - counts["mixtures"].total()

@@ -148,7 +148,7 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
     (other / "run.json").write_text('{"of": "another program"}')
     assert "is not of a run of this program" in said(other)
     (other / "run.json").write_text("{")
-    assert "run: cannot read" in said(other)
+    assert "output: cannot read" in said(other)
     (other / "run.json").unlink()
     (other / "_commits").mkdir()
     (other / "_commits" / "window-000000-abcd.json").write_text("{}")
