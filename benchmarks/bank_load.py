@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from conf import load_settings
 from conf.schema import GenerateConfig
@@ -40,7 +39,7 @@ def main() -> None:
     folder = resolve_model(config.model.path)
     model = load_model(folder, "bf16")
     with tempfile.TemporaryDirectory() as bank:
-        names = make_bank(Path(bank), folder, args.adapters)
+        names = make_bank(Path(bank), load_model(folder, "bf16"), args.adapters)
         files = sum(path.stat().st_size for path in Path(bank).rglob("*.safetensors"))
         ours, peft = [], []
         before = _memory()
@@ -67,10 +66,9 @@ def main() -> None:
     print(f"{args.peft} adapters through PEFT: {statistics.median(peft):.2f} s")
 
 
-def make_bank(bank: Path, folder: str, count: int) -> list[str]:
-    """Adapters of the demo's shape with random weights, saved by PEFT; returns their names."""
+def make_bank(bank: Path, model: Any, count: int) -> list[str]:
+    """Adapters for a model, as the demo's are but with random weights, saved by PEFT; returns their names."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft = get_peft_model(model, config)
     for number in range(count):

@@ -52,7 +52,7 @@ def main() -> None:
     folder = resolve_model(load_settings("generate", [], GenerateConfig).model.path)
     figures: dict[str, Any] = {"config": vars(args)}
     with tempfile.TemporaryDirectory() as path:
-        names = make_bank(Path(path), folder, max(args.adapters))
+        names = make_bank(Path(path), load_model(folder, args.dtype), max(args.adapters))
         model = load_model(folder, args.dtype)
         peft = PeftModel.from_pretrained(load_model(folder, args.dtype), Path(path) / names[0]).eval()
         for count in args.adapters:

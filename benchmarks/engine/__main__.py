@@ -1,14 +1,16 @@
 """How fast the engine is: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5] [--threads 2]`.
 
-SmolLM2-135M in bf16 (or another model folder) with random adapters of the demo's shape. In each case all ways run in
+SmolLM2-135M in bf16 (or another model folder, or with ``--shape`` random weights) and random adapters, r = 8 on q_proj
+and v_proj. In each case all ways run in
 turn in this process, whole workloads (``--repeats``) or decode steps (``--steps``), and ratios are taken within one
 turn; medians and spread go to `benchmarks/results/engine-<case>.json`. PEFT is left out where its bank would take
 minutes to load (N = 1000).
 """
 
 import argparse
+import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_mo
 from pipeline.records import Mixture
 
 from .measure import Case, interleaved, steps_over, summary
+from .shapes import SHAPES as MODELS
+from .shapes import random_model
 from .stepping import Step, engine_steps, in_turn, model_steps
 from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
 from .workloads import Workload, even, mixtures, skewed, workload
@@ -48,20 +52,24 @@ class Bench:
         self.model_folder = resolve_model(args.model or config.model.path)
         self.tokenizer = load_tokenizer(self.model_folder)
         self.prompts = PromptFormat(self.tokenizer, config.model.prompt_format)
+        self._drawn: Any = None
 
     def model(self) -> Any:
         """A copy of the base model."""
+        if self.args.shape:
+            self._drawn = self._drawn or random_model(self.args.shape, self.args.dtype, self.args.device)
+            return copy.deepcopy(self._drawn)
         return load_model(self.model_folder, self.args.dtype, self.args.device)
 
     def bank(self, count: int) -> tuple[Path, list[str]]:
         """A bank of ``count`` adapters."""
         folder = self.folder / f"bank-{count}"
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        return folder, names or make_bank(folder, self.model_folder, count)
+        return folder, names or make_bank(folder, self.model(), count)
 
-    def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None) -> Engine:
+    def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None, cuda_graphs: bool = True) -> Engine:
         """An engine with a model of its own."""
-        settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings())
+        settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings(), cuda_graphs=cuda_graphs)
         return Engine(self.model(), self.tokenizer, AdapterBank.load(bank), settings)
 
     def peft(self, bank: Path, names: Sequence[str]) -> PeftModel:
@@ -72,23 +80,31 @@ class Bench:
         return model.eval()
 
 
-def decode(bench: Bench) -> dict[str, Any]:
+Figures = Iterator[dict[str, Any]]
+"""Of a case, again and again with more in it: a benchmark that is stopped keeps what it has."""
+
+
+def decode(bench: Bench) -> Figures:
     """Milliseconds of a decode step, one of rows, size of the bank and adapters in a mixture varied at a time."""
     figures = {}
     for rows, count, adapters in SHAPES:
+        if count > bench.args.most_adapters:
+            continue
         bank, names = bench.bank(count)
         ways = _own_steps(bench, bank, rows, mixtures(names, adapters, rows))
         if (rows, count) in BESIDE_OTHERS and adapters == 2:
             ways |= _other_steps(bench, bank, rows, names[:26])
         figures[f"rows={rows} bank={count} mixed={adapters}"] = steps_over(in_turn(ways, bench.args.steps), "base")
-    return figures
+        yield figures
 
 
 def _own_steps(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dict[str, Step]:
     """Base, mixtures, and one mixture merged."""
     asked = even(rows, 64, bench.args.steps + 8)
     merged = bench.engine(bank, rows, LoraSettings(mode="merged"))
+    plain = {} if bench.args.device == "cpu" else {"fused_without_graphs": bench.engine(bank, rows, cuda_graphs=False)}
     return {
+        **{name: engine_steps(engine, asked, mixed) for name, engine in plain.items()},
         "base": engine_steps(bench.engine(bank, rows), asked, [Mixture()]),
         "fused": engine_steps(bench.engine(bank, rows), asked, mixed),
         "merged": engine_steps(merged, asked, mixed[:1]),
@@ -106,7 +122,7 @@ def _other_steps(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[
     }
 
 
-def all_active(bench: Bench) -> dict[str, Any]:
+def all_active(bench: Bench) -> Figures:
     """PEFT with all adapters active, and the released code's way, beside base and fused: 8 rows, banks of 8 and 26."""
     figures = {}
     for count in (8, 26):
@@ -122,22 +138,22 @@ def all_active(bench: Bench) -> dict[str, Any]:
             "released_code": (by_released_code(peft), asked),
         }
         figures[f"bank={count}"] = summary(cases, interleaved(cases, bench.args.repeats), "base")
-    return figures
+        yield figures
 
 
-def skewed_lengths(bench: Bench) -> dict[str, Any]:
+def skewed_lengths(bench: Bench) -> Figures:
     """64 requests of skewed lengths, 32 rows at a time."""
-    return _whole(bench, skewed(64), 32)
+    yield _whole(bench, skewed(64), 32)
 
 
-def prefill(bench: Bench) -> dict[str, Any]:
+def prefill(bench: Bench) -> Figures:
     """32 long prompts and few new tokens."""
-    return _whole(bench, even(32, 384, 4), 32)
+    yield _whole(bench, even(32, 384, 4), 32)
 
 
-def large(bench: Bench) -> dict[str, Any]:
+def large(bench: Bench) -> Figures:
     """128 requests of skewed lengths, 128 rows at a time."""
-    return _whole(bench, skewed(128), 128)
+    yield _whole(bench, skewed(128), 128)
 
 
 def _whole(bench: Bench, asked: Workload, rows: int) -> dict[str, Any]:
@@ -152,7 +168,7 @@ def _whole(bench: Bench, asked: Workload, rows: int) -> dict[str, Any]:
     return summary(cases, interleaved(cases, bench.args.repeats), "fused")
 
 
-def real(bench: Bench) -> dict[str, Any]:
+def real(bench: Bench) -> Figures:
     """32 prompts of the demo, 48 new tokens each, 8 adapters in the batch."""
     bank, names = bench.bank(26)
     rows = [orjson.loads(line) for line in Path("demo/records.jsonl").read_bytes().splitlines()[:32]]
@@ -164,10 +180,10 @@ def real(bench: Bench) -> dict[str, Any]:
         "fused_two_each": (by_engine(engine), asked.with_mixtures(mixtures(names[:8], 2, 8))),
         "base": (by_engine(engine), asked),
     }
-    return summary(cases, interleaved(cases, bench.args.repeats), "transformers_base")
+    yield summary(cases, interleaved(cases, bench.args.repeats), "transformers_base")
 
 
-def thousand(bench: Bench) -> dict[str, Any]:
+def thousand(bench: Bench) -> Figures:
     """A bank of 1,000 adapters, room for 32 on the device, 32 distinct mixtures of one in the batch."""
     bank, names = bench.bank(1000)
     asked = even(32, 64, bench.args.steps + 8)
@@ -175,10 +191,10 @@ def thousand(bench: Bench) -> dict[str, Any]:
         name: engine_steps(bench.engine(bank, 32, LoraSettings(adapter_slots=32)), asked, given)
         for name, given in (("base", [Mixture()]), ("fused", mixtures(names, 1, 32)))
     }
-    return steps_over(in_turn(ways, bench.args.steps), "base")
+    yield steps_over(in_turn(ways, bench.args.steps), "base")
 
 
-CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
+CASES: dict[str, Callable[[Bench], Figures]] = {
     "decode": decode,
     "all-active": all_active,
     "skewed": skewed_lengths,
@@ -197,21 +213,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="decode steps of each way (decode, thousand)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="a model folder (default: the demo's)")
+    parser.add_argument("--shape", choices=MODELS, help="random weights of this shape; the tokenizer is --model's")
+    parser.add_argument("--most-adapters", type=int, default=1000, help="leave cases with larger banks out")
     parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    config = {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"
+    }
+    place = "" if args.device == "cpu" else f"{args.device}-"
     with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
         for name in args.cases:
-            figures = CASES[name](Bench(args, Path(folder)))
-            write_results(args.output / f"engine-{name}.json", {"case": name, "config": config, "figures": figures})
+            for figures in CASES[name](bench):
+                result = {"case": name, "config": config, "figures": figures}
+                write_results(args.output / f"engine-{place}{name}.json", result)
             _print(name, figures)
 
 
 def _print(title: str, figures: dict[str, Any], indent: str = "") -> None:
-    print(f"{indent}{title}")
+    print(f"{indent}{title}", flush=True)
     for name, value in figures.items():
         if isinstance(value, dict) and "median" in value:
             print(f"{indent}  {name:32} {value['median']:8.3f}  ({value['least']:.3f} to {value['most']:.3f})")

@@ -5,10 +5,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .ways import Way
 from .workloads import Workload
 
 Case = tuple[Way, Workload]
+
+
+def synchronise() -> None:
+    """Wait for what a GPU was given to do, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def interleaved(cases: Mapping[str, Case], repeats: int) -> dict[str, list[float]]:
@@ -18,6 +26,7 @@ def interleaved(cases: Mapping[str, Case], repeats: int) -> dict[str, list[float
         for name, (way, asked) in cases.items():
             start = time.perf_counter()
             way(asked)
+            synchronise()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

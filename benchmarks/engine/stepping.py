@@ -12,6 +12,7 @@ from pipeline.engine import Engine, Sampling
 from pipeline.engine.session import Session
 from pipeline.records import Mixture
 
+from .measure import synchronise
 from .workloads import Workload
 
 Step = Callable[[], None]
@@ -48,7 +49,7 @@ def model_steps(model: Any, asked: Workload, adapter_names: Sequence[str] = ()) 
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **given).logits
         return logits[:, -1].float().argmax(1, keepdim=True)
 
-    held = [run(torch.tensor([list(request.tokens) for request in asked.requests]))]
+    held = [run(torch.tensor([list(request.tokens) for request in asked.requests], device=model.device))]
 
     def step() -> None:
         held[0] = run(held[0])
@@ -65,6 +66,7 @@ def in_turn(ways: Mapping[str, Step], steps: int) -> dict[str, list[float]]:
         for name in order:
             start = time.perf_counter()
             ways[name]()
+            synchronise()
             if number >= _FIRST:
                 taken[name].append(1000 * (time.perf_counter() - start))
     return taken

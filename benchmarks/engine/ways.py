@@ -42,6 +42,7 @@ def by_generate(model: Any, rows: int, adapter_names: bool = False) -> Way:
             gaps = [longest - len(r.tokens) for r in batch]
             ids = torch.stack([pad(torch.tensor(r.tokens), (gap, 0)) for r, gap in zip(batch, gaps, strict=True)])
             mask = torch.stack([pad(torch.ones(longest - gap, dtype=torch.long), (gap, 0)) for gap in gaps])
+            ids, mask = ids.to(model.device), mask.to(model.device)
             new = max(asked.new_tokens[start : start + rows])
             named = {"adapter_names": [r.mixture.adapters[0] for r in batch]} if adapter_names else {}
             with torch.inference_mode():
@@ -82,7 +83,7 @@ def by_released_code(model: PeftModel) -> Way:
 
     def run(asked: Workload) -> None:
         for request, new in zip(asked.requests, asked.new_tokens, strict=True):
-            ids = torch.tensor([list(request.tokens)])
+            ids = torch.tensor([list(request.tokens)], device=model.device)
             with torch.inference_mode():
                 for _ in range(new):
                     logits = model(input_ids=ids, use_cache=False).logits[:, -1]

@@ -8,6 +8,7 @@ import torch
 from transformers import AttentionInterface
 
 from ..errors import UserError
+from .flash import is_flash
 from .packed import Options
 from .slots import LayerShape
 
@@ -66,7 +67,8 @@ class _Probe:
     ) -> torch.Tensor:
         if layer in self.shapes:
             raise UserError(f"engine: layer {layer} attends twice, which the native engine does not support")
-        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, options.window)
+        capped = options.softcap is not None
+        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, options.window, capped)
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
 
 
@@ -85,6 +87,7 @@ class PackedAttention:
         self._check_layers(probe.shapes)
         self.layers = {layer: place for place, layer in enumerate(probe.shapes)}
         self.shapes = list(probe.shapes.values())
+        self.flash = is_flash(self.shapes, model.device)
 
     def run(self, packed: Attends, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Logits [kept x vocab] of a pass over packed tokens [1 x tokens]."""

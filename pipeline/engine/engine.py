@@ -83,7 +83,7 @@ class Engine:
         several. May be called from several threads; passes run one after another.
         """
         self.before_pass()
-        packed = PackedStep(segments, self.attention.layers, self.model.device)
+        packed = PackedStep(segments, self.attention.layers, self.model.device, self.attention.flash)
         with self.lock:
             self._set_spans(packed, expected_tokens)
             logits = self.attention.run(packed, packed.ids, packed.positions, packed.kept)

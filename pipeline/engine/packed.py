@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..records import Spans
+from .flash import PromptPart
 from .slots import Lane, Slot
 
 _ROUND = 32  # lengths of a decode step are rounded up to it: kernels are prepared for fewer shapes
@@ -44,25 +45,35 @@ class PackedStep:
     """Inputs of the pass, and the attention of its tokens to the slots of their rows.
 
     Rows with one token come first, lane by lane in the order of their slots: all rows of a lane attend in one call.
-    ``segments`` are in the order of the packed tokens, and so are logits.
+    ``segments`` are in the order of the packed tokens, and so are logits. ``flash``: prompts attend in one call too,
+    those with branches aside (`flash.is_flash`).
     """
 
-    def __init__(self, segments: Sequence[Segment], layers: dict[int, int], device: torch.device) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], layers: dict[int, int], device: torch.device, flash: bool = False
+    ) -> None:
         single = [s for s in segments if len(s.tokens) == 1 and s.positions is None]
         single.sort(key=lambda s: (s.slot.lane.capacity, s.slot.index))
-        self.segments = single + [s for s in segments if len(s.tokens) > 1 or s.positions is not None]
+        chunks = [s for s in segments if len(s.tokens) > 1 or s.positions is not None]
+        together = [s for s in chunks if flash and s.positions is None]
+        together.sort(key=lambda s: s.slot.lane.capacity)
+        apart = [s for s in chunks if not flash or s.positions is not None]
+        self.segments = single + together + apart
         self.layers = layers
-        self.parts: list[LanePart | _Chunk] = []
+        self.parts: list[LanePart | PromptPart | _Chunk] = []
         start = 0
         for _, group in groupby(single, key=lambda s: id(s.slot.lane)):
             part = LanePart.of(start, list(group), device)
             self.parts.append(part)
             start = part.stop
-        kept = [place for place, s in enumerate(single) if s.kept]
-        for segment in self.segments[len(single) :]:
+        if together:
+            self.parts.append(PromptPart(start, together, device))
+            start = self.parts[-1].stop
+        for segment in apart:
             self.parts.append(_Chunk(start, segment, device))
-            kept += [start + place for place in segment.kept]
-            start += len(segment.tokens)
+            start = self.parts[-1].stop
+        begins = accumulate((len(s.tokens) for s in self.segments), initial=0)
+        kept = [begin + place for begin, s in zip(begins, self.segments, strict=False) for place in s.kept]
         ids = [token for s in self.segments for token in s.tokens]
         positions = [p for s in self.segments for p in s.positions or range(s.begin, s.begin + len(s.tokens))]
         self.ids, self.positions = torch.tensor([[ids], [positions]], device=device)

@@ -16,12 +16,17 @@ Work = tuple[Row, int]
 
 @dataclass(frozen=True)
 class Limits:
-    """``rows`` at a time; ``prefill_tokens`` of prompts in one pass; ``look_ahead``: requests that may wait."""
+    """``rows`` at a time; ``prefill_tokens`` of prompts in one pass; ``look_ahead``: requests that may wait.
+
+    ``admit_at``: rows that must be free before some are admitted. Where decode steps are recorded, those with prompts
+    among them are slow ones: few with many prompts are better than many with few.
+    """
 
     rows: int
     prefill_tokens: int
     look_ahead: int
     reuse_prefixes: bool = True
+    admit_at: int = 1
 
 
 class Scheduler:
@@ -79,7 +84,8 @@ class Scheduler:
             budget -= 0 if decodes else count
             if count:
                 work.append((row, count))
-        while budget > 0 and len(self.running) < self.limits.rows and (admitted := self._admit()):
+        admits = len(self.running) + self.limits.admit_at <= self.limits.rows
+        while admits and budget > 0 and len(self.running) < self.limits.rows and (admitted := self._admit()):
             count = min(admitted.total - admitted.done, budget)
             budget -= count
             work.append((admitted, count))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+_ADMITTED = 8  # of the rows, this part is admitted at a time where decode steps are recorded
+
+
 class Session:
     """Holds rows and their cache. Drop it to give its memory back; after an error it must not be used again.
 
@@ -33,7 +36,14 @@ class Session:
         )
         self.answers = Answers()
         self.graphs = DecodeGraphs(engine, engine.recorder) if engine.recorder else None
-        limits = Limits(settings.batch_size, settings.prefill_tokens, settings.most_waiting, settings.reuse_prefixes)
+        rows, recorded = settings.batch_size, self.graphs is not None and engine.lora.can_stay_union
+        limits = Limits(
+            rows,
+            settings.prefill_tokens,
+            settings.most_waiting,
+            settings.reuse_prefixes,
+            max(1, rows // _ADMITTED) if recorded else 1,
+        )
         self.scheduler = Scheduler(SlotCache(engine.attention.shapes, engine.model.device, engine.kv_tokens), limits)
 
     @property

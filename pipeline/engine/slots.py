@@ -13,13 +13,17 @@ Buffers = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one position of a layer holds. ``window``: positions that a token sees, itself included; None: all."""
+    """What one position of a layer holds. ``window``: positions that a token sees, itself included; None: all.
+
+    ``capped``: scores are bounded before the softmax.
+    """
 
     heads: int
     key_dim: int
     value_dim: int
     dtype: torch.dtype
     window: int | None = None
+    capped: bool = False
 
     @property
     def bytes(self) -> int:

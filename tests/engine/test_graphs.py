@@ -154,9 +154,3 @@ def test_a_recorder_that_fails_is_not_asked_again(
 )
 def test_any_requests_are_answered_alike(engines: Engines, shapes: list[tuple[int, int, Mixture]]) -> None:
     engines.compare(requests_of(shapes))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_a_gpu(tiny_model: Path, tiny_bank: Path) -> None:
-    engines = Engines(tiny_model, tiny_bank, device="cuda")
-    assert engines.compare(requests_of([(9 + n, 40, MIXTURES[n % 5]) for n in range(10)])) > 40

@@ -1,6 +1,7 @@
 """Any admission order, chunk size, budget and preemption gives the same answers; shared prefixes run once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -252,3 +253,33 @@ def test_a_prefix_is_kept_for_requests_that_come_later(make_engine: MakeEngine) 
     saved = session.scheduler.prefixes.saved_tokens
     run(session, with_template(A, 6, 3))
     assert session.scheduler.prefixes.saved_tokens == saved + 3 * 64
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 12), share=st.integers(1, 12), budget=st.integers(130, 900), prefill=st.integers(3, 200))
+def test_rows_are_admitted_together(
+    rows: int, share: int, budget: int, prefill: int, make_engine: MakeEngine, alone: dict[str, Completion]
+) -> None:
+    """None before so many are free; nobody waits for ever, not where the cache is full either."""
+    engine = make_engine(batch_size=rows, kv_tokens=budget, prefill_tokens=prefill)
+    session = Session(engine, SAMPLED, sentences)
+    scheduler = session.scheduler
+    scheduler.limits = replace(scheduler.limits, admit_at=min(share, rows))
+    waiting, found = [*make_requests()], {}
+    while waiting or session.is_busy:
+        while waiting and session.has_room:
+            assert session.add(waiting.pop(0)) is None
+        free, before = rows - len(scheduler.running), {*scheduler.running}
+        planned: list[Row] = []
+        plan = scheduler.plan
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scheduler, "plan", lambda plan=plan, planned=planned: note(plan(), planned))
+            found |= {request.id: answer for request, answer in session.step()}
+        assert planned
+        assert {*planned} <= before or free >= scheduler.limits.admit_at
+    assert found == alone
+
+
+def note(work: list[tuple[Row, int]], rows: list[Row]) -> list[tuple[Row, int]]:
+    rows += [row for row, _ in work]
+    return work

@@ -1,6 +1,8 @@
 """Recording what a function does to memory, to do it again without the function."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +28,41 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        # A pool whose graphs have all gone takes no new ones ("use_count > 0" fails in torch's allocator): this one
+        # keeps it alive, as torch's own graph trees do.
+        self._keeper = self._record(lambda: torch.zeros(1, device=device))
 
     def __call__(self, run: Callable[[], torch.Tensor]) -> Recording:
         """Run once on a side stream, as libraries set themselves up at their first call, and record the second run."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                run()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return self._record(run)
+
+    def _record(self, run: Callable[[], torch.Tensor]) -> Recording:
+        # Not `torch.cuda.graph`: it collects garbage and gives all cached memory back each time, which takes longer
+        # than many steps. So no cycle may be collected meanwhile, as it could hold memory of the device. What other
+        # threads do there (scoring of choices) is none of the recording's business.
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream), _no_collection():
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
                 output = run()
+            finally:
+                graph.capture_end()
         return Recording(graph.replay, output)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
