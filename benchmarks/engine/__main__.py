@@ -1,10 +1,9 @@
 """How fast the engine is: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5] [--threads 2]`.
 
 SmolLM2-135M in bf16 (or another model folder, or with ``--shape`` random weights) and random adapters, r = 8 on q_proj
-and v_proj. In each case all ways run in
-turn in this process, whole workloads (``--repeats``) or decode steps (``--steps``), and ratios are taken within one
-turn; medians and spread go to `benchmarks/results/engine-<case>.json`. PEFT is left out where its bank would take
-minutes to load (N = 1000).
+and v_proj. In each case all ways run in turn in this process, whole workloads (``--repeats``) or decode steps
+(``--steps``), and ratios are taken within one turn; medians and spread go to `benchmarks/results/engine-<case>.json`,
+on a GPU `engine-cuda-<case>.json`. PEFT is left out where its bank would take minutes to load (N = 1000).
 """
 
 import argparse
@@ -102,13 +101,14 @@ def _own_steps(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dic
     """Base, mixtures, and one mixture merged."""
     asked = even(rows, 64, bench.args.steps + 8)
     merged = bench.engine(bank, rows, LoraSettings(mode="merged"))
-    plain = {} if bench.args.device == "cpu" else {"fused_without_graphs": bench.engine(bank, rows, cuda_graphs=False)}
-    return {
-        **{name: engine_steps(engine, asked, mixed) for name, engine in plain.items()},
+    ways = {
         "base": engine_steps(bench.engine(bank, rows), asked, [Mixture()]),
         "fused": engine_steps(bench.engine(bank, rows), asked, mixed),
         "merged": engine_steps(merged, asked, mixed[:1]),
     }
+    if bench.args.device != "cpu":
+        ways["fused_without_graphs"] = engine_steps(bench.engine(bank, rows, cuda_graphs=False), asked, mixed)
+    return ways
 
 
 def _other_steps(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[str, Step]:

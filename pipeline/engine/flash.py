@@ -46,7 +46,7 @@ def attention(
     Calls the kernel itself: `torch.nn.attention.varlen` calls the same one, with other arguments in each release
     (grouped heads need a flag from 2.12 on, windows came with 2.11).
     """
-    local = options.window is not None
+    left, right = (-1, -1) if options.window is None else (options.window - 1, 0)
     found: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
@@ -56,11 +56,11 @@ def attention(
         sequences.most_queries,
         sequences.most_keys,
         0.0,
-        not local,
+        options.window is None,
         return_debug_mask=False,
         scale=options.scale,
-        window_size_left=options.window - 1 if options.window is not None else -1,
-        window_size_right=0 if local else -1,
+        window_size_left=left,
+        window_size_right=right,
     )[0]
     return found
 
@@ -109,7 +109,7 @@ class PromptPart:
             held = own.lane.buffers[layer]
             keys.append(own.exchange(held[0], key[own.start : own.stop]))
             values.append(own.exchange(held[1], value[own.start : own.stop]))
-        return attention(query[self.start : self.stop], _joined(keys), _joined(values), self._sequences, options)
+        return attention(query[self.start : self.stop], end_to_end(keys), end_to_end(values), self._sequences, options)
 
 
 def _places(spans: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,5 +120,6 @@ def _places(spans: Sequence[tuple[int, int, int]], device: torch.device) -> tupl
     return both[0], both[1]
 
 
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def end_to_end(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Parts of a pass as one; a single one as it is, not copied."""
     return torch.cat([*parts]) if len(parts) > 1 else parts[0]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..records import Spans
-from .flash import PromptPart
+from .flash import PromptPart, end_to_end
 from .slots import Lane, Slot
 
 _ROUND = 32  # lengths of a decode step are rounded up to it: kernels are prepared for fewer shapes
@@ -86,7 +86,7 @@ class PackedStep:
         """Write the new keys and values [1 x heads x tokens x dim], and attend: [1 x tokens x query heads x dim]."""
         place = self.layers[layer]
         parts = [part.attend(place, query[0], key[0], value[0], options) for part in self.parts]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+        return end_to_end(parts).unsqueeze(0)
 
     def finish(self) -> None:
         """Note what was written. A pass that raises leaves the rows as they were."""

@@ -36,14 +36,9 @@ class Session:
         )
         self.answers = Answers()
         self.graphs = DecodeGraphs(engine, engine.recorder) if engine.recorder else None
-        rows, recorded = settings.batch_size, self.graphs is not None and engine.lora.can_stay_union
-        limits = Limits(
-            rows,
-            settings.prefill_tokens,
-            settings.most_waiting,
-            settings.reuse_prefixes,
-            max(1, rows // _ADMITTED) if recorded else 1,
-        )
+        rows = settings.batch_size
+        admit_at = max(1, rows // _ADMITTED) if self.graphs and self.graphs.records else 1
+        limits = Limits(rows, settings.prefill_tokens, settings.most_waiting, settings.reuse_prefixes, admit_at)
         self.scheduler = Scheduler(SlotCache(engine.attention.shapes, engine.model.device, engine.kv_tokens), limits)
 
     @property

@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 from tests import tiny
 
-from .test_engine import GREEDY, SAMPLED, make_requests
+from .test_engine import GREEDY, SAMPLED, make_requests, outputs
 from .test_flash import attend_each
 from .test_graphs import MIXTURES, Engines, requests_of
 
@@ -31,10 +31,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def make_engine(model: Path, bank: Path, device: str, **changes: Any) -> Engine:
     loaded = load_model(str(model), "fp32", device)
     return Engine(loaded, load_tokenizer(str(model)), AdapterBank.load(bank), EngineSettings(**changes))
-
-
-def answers_of(engine: Engine, requests: Sequence[Request], sampling: Sampling = GREEDY) -> dict[str, Any]:
-    return {request.id: answer for request, answer in engine.generate(requests, sampling)}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,7 @@ def test_answers_are_those_of_a_cpu(
 ) -> None:
     engine = make_engine(tiny_model, tiny_bank, "cuda", batch_size=8, lora=LoraSettings(mode))
     requests = make_requests(24, engine.tokenizer)
-    found = answers_of(engine, requests, sampling)
-    assert all(isinstance(answer, Completion) for answer in found.values())
-    expected = answers_of(on_cpu, requests, sampling)
-    assert {name: a.output for name, a in found.items()} == {name: a.output for name, a in expected.items()}
+    assert outputs(engine, requests, sampling) == outputs(on_cpu, requests, sampling)
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -62,11 +55,9 @@ def test_merged_weights_give_the_answers_of_a_cpu(
     engine = make_engine(tiny_model, tiny_bank, "cuda", lora=LoraSettings("merged"))
     prompts = make_requests(12, engine.tokenizer)
     requests = [Request(r.id, r.tokens, mixture) for r in prompts]
-    found, expected = answers_of(engine, requests), answers_of(on_cpu, requests)
-    assert {name: a.output for name, a in found.items()} == {name: a.output for name, a in expected.items()}
-    again = answers_of(engine, [Request(r.id, r.tokens, Mixture()) for r in prompts])  # restored from pinned copies
-    base = answers_of(on_cpu, [Request(r.id, r.tokens, Mixture()) for r in prompts])
-    assert {name: a.output for name, a in again.items()} == {name: a.output for name, a in base.items()}
+    assert outputs(engine, requests, GREEDY) == outputs(on_cpu, requests, GREEDY)
+    base = [Request(r.id, r.tokens, Mixture()) for r in prompts]
+    assert outputs(engine, base, GREEDY) == outputs(on_cpu, base, GREEDY)  # restored from pinned copies
 
 
 def test_scores_are_those_of_a_cpu(on_cpu: Engine, tiny_model: Path, tiny_bank: Path) -> None:
@@ -81,8 +72,7 @@ def test_evicted_adapters_come_back_from_pinned_memory(on_cpu: Engine, tiny_mode
     engine = make_engine(tiny_model, tiny_bank, "cuda", batch_size=2, lora=LoraSettings(adapter_slots=2))
     prompts = make_requests(48, engine.tokenizer)
     requests = [Request(r.id, r.tokens, Mixture.of({tiny.ADAPTERS[i % 8]: 1.0})) for i, r in enumerate(prompts)]
-    found, expected = answers_of(engine, requests), answers_of(on_cpu, requests)
-    assert {name: a.output for name, a in found.items()} == {name: a.output for name, a in expected.items()}
+    assert outputs(engine, requests, GREEDY) == outputs(on_cpu, requests, GREEDY)
     assert engine.lora.residency.counts.evictions > 20
 
 

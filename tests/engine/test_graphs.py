@@ -1,6 +1,7 @@
 """Recorded decode steps give the same answers. No GPU here: kernels are recorded and replayed on their addresses."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,12 @@ def test_a_recorder_that_fails_is_not_asked_again(
 )
 def test_any_requests_are_answered_alike(engines: Engines, shapes: list[tuple[int, int, Mixture]]) -> None:
     engines.compare(requests_of(shapes))
+
+
+def test_rows_are_admitted_together_where_steps_are_recorded(tiny_model: Path, tiny_bank: Path) -> None:
+    """An eighth of them; one by one where nothing is recorded."""
+    for mode, recorded in (("auto", 3), ("gather", 1)):
+        engines = Engines(tiny_model, tiny_bank, mode)
+        for engine, expected in ((engines.recording, recorded), (engines.plain, 1)):
+            engine.settings = replace(engine.settings, batch_size=24)
+            assert Session(engine, Sampling()).scheduler.limits.admit_at == expected

@@ -257,28 +257,33 @@ def test_a_prefix_is_kept_for_requests_that_come_later(make_engine: MakeEngine) 
 
 @pytest.mark.parametrize(("rows", "share", "budget", "prefill"), [(8, 4, 900, 200), (6, 6, 300, 40)])
 def test_rows_are_admitted_together(
-    rows: int, share: int, budget: int, prefill: int, make_engine: MakeEngine, alone: dict[str, Completion]
+    rows: int,
+    share: int,
+    budget: int,
+    prefill: int,
+    make_engine: MakeEngine,
+    alone: dict[str, Completion],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None before so many are free; nobody waits for ever, not where the cache is full either."""
     engine = make_engine(batch_size=rows, kv_tokens=budget, prefill_tokens=prefill)
     session = Session(engine, SAMPLED, sentences)
     scheduler = session.scheduler
     scheduler.limits = replace(scheduler.limits, admit_at=share)
+    plan, planned = scheduler.plan, []
+
+    def noted() -> list[tuple[Row, int]]:
+        work = plan()
+        planned[:] = [row for row, _ in work]
+        return work
+
+    monkeypatch.setattr(scheduler, "plan", noted)
     waiting, found = [*make_requests()], {}
     while waiting or session.is_busy:
         while waiting and session.has_room:
             assert session.add(waiting.pop(0)) is None
         free, before = rows - len(scheduler.running), {*scheduler.running}
-        planned: list[Row] = []
-        plan = scheduler.plan
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scheduler, "plan", lambda plan=plan, planned=planned: note(plan(), planned))
-            found |= {request.id: answer for request, answer in session.step()}
+        found |= {request.id: answer for request, answer in session.step()}
         assert planned
         assert {*planned} <= before or free >= scheduler.limits.admit_at
     assert found == alone
-
-
-def note(work: list[tuple[Row, int]], rows: list[Row]) -> list[tuple[Row, int]]:
-    rows += [row for row, _ in work]
-    return work

@@ -50,9 +50,14 @@ class DecodeGraphs:
         self._seen: Counter[_Key] = Counter()
         self._broken = False
 
+    @property
+    def records(self) -> bool:
+        """Whether decode steps are recorded: not where the bank does not let them be, or where it failed."""
+        return not self._broken and self._engine.lora.can_stay_union
+
     def forward(self, segments: Sequence[Segment], expected_tokens: int) -> tuple[list[Segment], torch.Tensor]:
         """As `Engine.forward`."""
-        shape = None if self._broken or not self._engine.lora.can_stay_union else static_shape(segments)
+        shape = static_shape(segments) if self.records else None
         if shape is None:
             return self._engine.forward(segments, expected_tokens)
         self._engine.before_pass()

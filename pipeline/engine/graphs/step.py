@@ -5,6 +5,7 @@ from itertools import groupby
 
 import torch
 
+from ..flash import end_to_end
 from ..packed import LanePart, Options, Segment
 from ..slots import Lane
 
@@ -74,4 +75,4 @@ class StaticStep:
         """As `PackedStep.attend`."""
         place = self._layers[layer]
         parts = [part.attend(place, query[0], key[0], value[0], options) for part in self._parts]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(0)
+        return end_to_end(parts).unsqueeze(0)
