@@ -107,14 +107,14 @@ class RouteStage(StageSettings):
     """The routing actors: between so many and so many."""
 
     actors: PositiveInt
-    most_actors: PositiveInt
+    max_actors: PositiveInt
 
 
 class GenerateStage(StageSettings):
     """The generating actors; 0 actors: as many as the cluster has room for."""
 
     actors: NonNegativeInt
-    most_actors: NonNegativeInt
+    max_actors: NonNegativeInt
     gpus: Annotated[float, Field(ge=0)] | None
     tensor_parallel: PositiveInt
 

@@ -2,12 +2,10 @@
 
 import argparse
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
-from conf import load_settings
+from conf.generate import load_config
 from conf.schema import GenerateConfig
 from pipeline.errors import UserError
-from pipeline.storage.secrets import masked
 
 _DATE = "{date}"
 _PROGRESS = ("auto", "live", "lines", "json", "quiet")
@@ -38,11 +36,6 @@ def read_config(args: argparse.Namespace) -> GenerateConfig:
     return load_config([*args.overrides, *seed])
 
 
-def load_config(words: list[str]) -> GenerateConfig:
-    """The config that some words give; `UserError` with all that is wrong in it."""
-    return load_settings("generate", words, GenerateConfig)
-
-
 def need_files(args: argparse.Namespace) -> None:
     """`UserError` where input or output are not given."""
     missing = [f"--{name}" for name in ("input", "output") if getattr(args, name) is None]
@@ -67,20 +60,6 @@ def _date(text: str) -> str:
         return date.fromisoformat(text).isoformat()
     except ValueError:
         raise UserError(f"config: --date {text} is not YYYY-MM-DD, today or yesterday") from None
-
-
-def shown_config(config: GenerateConfig) -> dict[str, Any]:
-    """The config for people: URLs in it (of a grammar, of a cluster) without credentials."""
-    values: dict[str, Any] = _shown(config.model_dump(mode="json"))
-    return values
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _shown(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_shown(part) for part in value]
-    return masked(value) if isinstance(value, str) and "://" in value else value
 
 
 def _at_least_one(text: str) -> int:

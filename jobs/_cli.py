@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import UserError
-from pipeline.stages.stopping import SIGTERM, StoppedError
-from pipeline.storage.secrets import masked, masked_word
+from pipeline.job.stop import SIGTERM, StoppedError
+from pipeline.storage.store.redact import masked, masked_word
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 GO_ON = "what is committed stays, the same command again (without --new-run) does the rest"

@@ -6,10 +6,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from conf.schema import CostSettings, GenerateConfig
-from pipeline.stages.estimate import Estimate, Range, cost_here, cost_of_run, estimate
-from pipeline.stages.job import GenerateJob
-from pipeline.stages.prepare import Prepared
-from pipeline.stages.sample import Routed, answer_sample, route_sample
+from pipeline.estimate.cost import Estimate, Range, cost_here, cost_of_run, estimate
+from pipeline.estimate.sample import Routed, answer_sample, route_sample
+from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import Prepared
 
 
 def dry_run(job: GenerateJob, prepared: Prepared, config: GenerateConfig, seconds: float, basis: str | None) -> None:

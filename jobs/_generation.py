@@ -6,19 +6,19 @@ from typing import Any
 
 from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK
-from jobs._cluster import start_pools
-from jobs._derived import write_derived
 from jobs._dry_run import dry_run
 from jobs._progress import View, view_of
-from jobs._settings import job_settings
+from pipeline.artifacts import write_derived
+from pipeline.from_config import job_settings
+from pipeline.job.generate import GenerateJob
+from pipeline.job.result import JobResult
+from pipeline.job.stop import outages_stop
+from pipeline.pools import start_pools
 from pipeline.report import check_tracking
-from pipeline.stages.job import GenerateJob
-from pipeline.stages.logs import write_json_lines
-from pipeline.stages.result import JobResult
-from pipeline.stages.stopping import outages_stop
-from pipeline.storage.plan import InputPlan
-from pipeline.storage.secrets import masked
-from pipeline.storage.tally import most_frequent
+from pipeline.storage.commit.counts import most_frequent
+from pipeline.storage.input.plan import InputPlan
+from pipeline.storage.store.redact import masked
+from pipeline.telemetry.logs import write_json_lines
 
 
 def generate(args: argparse.Namespace, config: GenerateConfig) -> int:

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.stages.progress import Snapshot
-from pipeline.storage.tally import most_frequent
+from pipeline.storage.commit.counts import most_frequent
+from pipeline.telemetry.progress import Snapshot
 
 _SECONDS = 10.0  # between two lines
 _TOP = 5  # mixtures

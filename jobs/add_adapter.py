@@ -19,7 +19,7 @@ from pipeline.engine import load_bank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
 from pipeline.routing import Extension, Router, add_class
-from pipeline.storage.tables import read_table
+from pipeline.storage.input.labelled import read_table
 
 
 def main(argv: list[str]) -> int:

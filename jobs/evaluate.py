@@ -44,8 +44,8 @@ from pipeline.evaluation.accuracy import Accuracies, accuracy_by_group, accuracy
 from pipeline.evaluation.results import write_results
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
-from pipeline.storage.run import RUN, RunFolder
-from pipeline.storage.secrets import masked
+from pipeline.storage.output.run import RUN, RunFolder
+from pipeline.storage.store.redact import masked
 
 
 def main(argv: list[str]) -> int:

@@ -13,8 +13,8 @@ import argparse
 
 from jobs._cli import OK, run_job
 from pipeline.errors import UserError
-from pipeline.storage.export import export_errors, export_lines, export_parquet
-from pipeline.storage.secrets import masked
+from pipeline.storage.output.export import export_errors, export_lines, export_parquet
+from pipeline.storage.store.redact import masked
 
 _FORMATS = ("parquet", "jsonl", "openai_batch")
 

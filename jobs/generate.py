@@ -13,7 +13,8 @@ budget. Exit 1: over the budget, or incomplete. Exit 2: config, input, bank or r
 import argparse
 
 from conf import as_yaml
-from jobs._arguments import add_arguments, add_progress, fill_date, need_files, read_config, shown_config
+from conf.generate import shown_config
+from jobs._arguments import add_arguments, add_progress, fill_date, need_files, read_config
 from jobs._cli import OK, run_job
 
 

@@ -10,9 +10,9 @@ import argparse
 
 from jobs._cli import OK, run_job
 from pipeline.report import NAME, render, write_report
-from pipeline.storage.files import open_url
-from pipeline.storage.objects import put
-from pipeline.storage.secrets import masked
+from pipeline.storage.store.objects import put
+from pipeline.storage.store.redact import masked
+from pipeline.storage.store.urls import open_url
 
 
 def main(argv: list[str]) -> int:

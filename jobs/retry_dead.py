@@ -18,19 +18,19 @@ from conf import saved_settings
 from conf.schema import GenerateConfig
 from jobs._arguments import add_progress
 from jobs._cli import INCOMPLETE, OK, run_job
-from jobs._cluster import start_pools
-from jobs._derived import write_copies
 from jobs._progress import view_of
-from jobs._settings import job_settings
+from pipeline.artifacts import write_copies
 from pipeline.errors import UserError
+from pipeline.from_config import job_settings
+from pipeline.job.error_budget import ErrorBudget
+from pipeline.job.retry_dead import RetryJob
+from pipeline.job.stop import outages_stop
+from pipeline.pools import start_pools
 from pipeline.report import write_report
 from pipeline.report.compare import flat
-from pipeline.stages.retry import RetryJob
-from pipeline.stages.stopping import outages_stop
-from pipeline.stages.watch import ErrorBudget
-from pipeline.storage.retry import STAGES, RetryFilter
-from pipeline.storage.run import RUN, run_values
-from pipeline.storage.secrets import masked
+from pipeline.storage.commit.retry import STAGES, RetryFilter
+from pipeline.storage.output.run import RUN, run_values
+from pipeline.storage.store.redact import masked
 
 _FREE = ("engine.", "cluster.", "shuffle.", "errors.", "cost.")
 

@@ -20,20 +20,21 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs._arguments import add_arguments
+from conf.schema import GenerateConfig
+from jobs._arguments import add_arguments, fill_date, need_files, read_config
 from jobs._cli import OK, run_job
-from jobs._settings import read_settings
 from pipeline.errors import UserError
+from pipeline.from_config import job_settings
+from pipeline.job.preflight import check_models
 from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, joined
 from pipeline.routing import Explanation, explain, shown_of
-from pipeline.stages.prepare import check_models
+from pipeline.settings import JobSettings
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings
-from pipeline.storage.files import open_url
-from pipeline.storage.objects import put
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split, staged_table, staged_tables
-from pipeline.storage.secrets import masked
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split, staged_table, staged_tables
+from pipeline.storage.store.objects import put
+from pipeline.storage.store.redact import masked
+from pipeline.storage.store.urls import open_url
 
 _SCHEMA = pa.schema(
     [
@@ -69,6 +70,15 @@ def main(argv: list[str]) -> int:
     else:
         _route_all(route, settings, args)
     return OK
+
+
+def read_settings(args: argparse.Namespace, needs_files: bool = True) -> tuple[GenerateConfig, JobSettings]:
+    """The config and the stages' settings; `UserError` where the config is wrong. URLs in ``args`` get their date."""
+    config = read_config(args)
+    fill_date(args)
+    if needs_files:
+        need_files(args)
+    return config, job_settings(config, args.input or "", args.output or "", args.limit)
 
 
 def _route_all(route: RouteRecords, settings: JobSettings, args: argparse.Namespace) -> None:

@@ -20,9 +20,9 @@ from conf import compose
 from jobs._arguments import fill_date, need_files, read_config
 from jobs._cli import GO_ON, INTERRUPTED, OK, run_job
 from jobs.generate import command_parser
+from pipeline.cluster.submit import JobsClient
 from pipeline.errors import UserError
-from pipeline.stages.submit import JobsClient
-from pipeline.storage.secrets import masked, masked_word
+from pipeline.storage.store.redact import masked, masked_word
 
 # Config that names files.
 _FILES = re.compile(r"\+*((?:model|bank|router)\.path|generation\.(?:grammar|json_schema))=(.+)")

@@ -22,8 +22,8 @@ from jobs._cli import OK, run_job, split_tasks, swap_folder
 from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
-from pipeline.storage.secrets import masked
-from pipeline.storage.tables import read_table
+from pipeline.storage.input.labelled import read_table
+from pipeline.storage.store.redact import masked
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
 

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from jobs._arguments import load_config
-from jobs._cluster import start_pools
-from jobs._derived import write_derived
-from jobs._settings import job_settings, pools_of
+from conf.generate import load_config
 
+from .artifacts import write_derived
 from .batches import Generate, Route
+from .cluster.connect import connect
 from .errors import UserError
-from .stages.cluster import connect
-from .stages.job import GenerateJob
+from .from_config import job_settings
+from .job.generate import GenerateJob
+from .pools import pools_of, start_pools
 from .stages.mapped import map_stage
 from .storage import read_run
 

@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs._arguments import load_config
-from jobs._settings import job_settings
+from conf.generate import load_config
 
+from .from_config import job_settings
+from .job.preflight import check_models
 from .records import DATA, SENTENCE_MIXTURES, Mixture, Record, joined
 from .routing import Explanation, explain
+from .stages.commit import output_names
 from .stages.generate import GenerateRecords
-from .stages.prepare import check_models
 from .stages.route import RouteRecords
-from .stages.sink import output_names
-from .storage.formats import Row
-from .storage.formats.openai_batch import as_record
-from .storage.read import staged_table
+from .storage.input.formats import Row
+from .storage.input.formats.openai_batch import as_record
+from .storage.input.read import staged_table
 
 Batch = Any
 """An Arrow table, columns of arrays (numpy), a pandas frame, or a list of dicts: what `map_batches` may give."""

@@ -33,7 +33,7 @@ def local_ray() -> Iterator[None]:
     """One local Ray for all tests that need one."""
     import ray
 
-    from pipeline.stages.cluster import connect
+    from pipeline.cluster.connect import connect
 
     connect(None, 2)
     yield

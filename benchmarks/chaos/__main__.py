@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.kills import LEAST
+from benchmarks.chaos.runs import SHORT, Kit, Run, Size
+from benchmarks.chaos.stores import STORES, Store
 from pipeline.evaluation.results import write_results
-
-from .cluster import Cluster
-from .kills import LEAST
-from .runs import SHORT, Kit, Run, Size
-from .stores import STORES, Store
 
 _HASTES = (1, 4, 16)  # a seed whose job gets through before it was killed often enough is tried again, with more haste
 _PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left

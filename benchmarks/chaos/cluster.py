@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.stages.cluster import LOCAL
-
-from .processes import descendants, kill, title
+from benchmarks.chaos.processes import descendants, kill, title
+from pipeline.cluster.connect import LOCAL
 
 # The head notices a node without a sign of life after a few seconds, not after Ray's half a minute; and a raylet a
 # worker that died before it said a word, not after a minute in which whatever waits for it stands still.

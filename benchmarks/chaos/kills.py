@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.objects import names
-
-from .cluster import Cluster
-from .processes import kill
+from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.processes import kill
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.store.objects import names
 
 DRIVER, NODE, STORE = "driver", "node", "store"
 # What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit import KINDS, CommitLog
-from pipeline.storage.files import open_url
-from pipeline.storage.objects import half_written, names, put
+from pipeline.storage.commit.log import KINDS, CommitLog
+from pipeline.storage.store.objects import half_written, names, put
+from pipeline.storage.store.urls import open_url
 from tests import tiny
 
 _NO_LINE = -1

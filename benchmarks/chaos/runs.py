@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.kills import DRIVER, NODE, STORE, Kill, Progress, draw, strike, wait
+from benchmarks.chaos.records import count, seen, write_lines
+from benchmarks.chaos.stores import Disk, Store
 from pipeline.errors import UserError
-from pipeline.storage.run import RUN, RunFolder
+from pipeline.storage.output.run import RUN, RunFolder
 from tests import tiny
-
-from .cluster import Cluster
-from .kills import DRIVER, NODE, STORE, Kill, Progress, draw, strike, wait
-from .records import count, seen, write_lines
-from .stores import Disk, Store
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 2.0  # seconds to wait for a worker of a kind

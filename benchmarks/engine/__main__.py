@@ -18,6 +18,12 @@ import torch
 from peft import PeftModel
 
 from benchmarks.bank_load import make_bank
+from benchmarks.engine.measure import Case, interleaved, steps_over, summary
+from benchmarks.engine.shapes import SHAPES as MODELS
+from benchmarks.engine.shapes import random_model
+from benchmarks.engine.stepping import Step, engine_steps, in_turn, model_steps
+from benchmarks.engine.ways import by_continuous_batching, by_engine, by_generate, by_released_code
+from benchmarks.engine.workloads import Workload, even, mixtures, skewed, workload
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
@@ -26,13 +32,6 @@ from pipeline.engine.settings import EngineSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Mixture
-
-from .measure import Case, interleaved, steps_over, summary
-from .shapes import SHAPES as MODELS
-from .shapes import random_model
-from .stepping import Step, engine_steps, in_turn, model_steps
-from .ways import by_continuous_batching, by_engine, by_generate, by_released_code
-from .workloads import Workload, even, mixtures, skewed, workload
 
 # Rows, adapters in the bank, adapters in a mixture.
 SHAPES = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .ways import Way
-from .workloads import Workload
+from benchmarks.engine.ways import Way
+from benchmarks.engine.workloads import Workload
 
 Case = tuple[Way, Workload]
 

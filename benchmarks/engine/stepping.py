@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from benchmarks.engine.measure import synchronise
+from benchmarks.engine.workloads import Workload
 from pipeline.engine import Engine, Sampling
-from pipeline.engine.session import Session
+from pipeline.engine.core.session import Session
 from pipeline.records import Mixture
-
-from .measure import synchronise
-from .workloads import Workload
 
 Step = Callable[[], None]
 """One decode step of a batch whose prompts have run."""

@@ -9,9 +9,8 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
+from benchmarks.engine.workloads import Workload
 from pipeline.engine import Engine, Failure, Sampling
-
-from .workloads import Workload
 
 Way = Callable[[Workload], None]
 

@@ -18,22 +18,21 @@ from typing import Any
 
 import torch
 
+from benchmarks.engines import exact as exactness
+from benchmarks.engines import profile as operations
+from benchmarks.engines import ray_llm
+from benchmarks.engines.requests import for_base, requests, single
+from benchmarks.engines.ways import Way, by_backend, settings_of, started
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
-from pipeline.engine.limits import context_length
+from pipeline.engine.core.limits import context_length
 from pipeline.engine.native import NativeBackend
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
 from pipeline.engine.vllm.ranks import joined_rank, lora_rank
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype
-
-from . import exact as exactness
-from . import profile as operations
-from . import ray_llm
-from .requests import for_base, requests, single
-from .ways import Way, by_backend, settings_of, started
 
 _WARM = 8  # records of the first batch, which does not count
 

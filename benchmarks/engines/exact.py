@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine.limits import context_length
+from pipeline.engine.core.limits import context_length
 from pipeline.engine.settings import EngineSettings
 from pipeline.engine.vllm import backend as module
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments, prepare_environment

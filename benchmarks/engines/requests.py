@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings
+from pipeline.cluster.node_cache import on_this_node
 from pipeline.engine import Request, Sampling
+from pipeline.from_config import job_settings
+from pipeline.job.preflight import check_models
 from pipeline.records import Mixture, Record
-from pipeline.stages.local import on_this_node
-from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.shard_plan import ShardLimits, plan_shards
-from pipeline.storage.read import staged_table
+from pipeline.storage.input.read import staged_table
 
 SUITE = "demo/data/suite-test.parquet"
 

@@ -5,18 +5,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from benchmarks.engines.requests import shards
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings
+from pipeline.cluster.node_cache import on_this_node
 from pipeline.engine import Request
 from pipeline.engine.backend import Backend
 from pipeline.engine.vllm.backend import VllmBackend
 from pipeline.engine.vllm.settings import VllmSettings
+from pipeline.from_config import job_settings
 from pipeline.records import Completion
-from pipeline.stages.backend import start_backend
-from pipeline.stages.local import on_this_node
-from pipeline.stages.settings import JobSettings
-
-from .requests import shards
+from pipeline.settings import JobSettings
+from pipeline.stages.start_engine import start_backend
 
 Way = Callable[[Sequence[Request]], float]
 """Seconds for some requests."""

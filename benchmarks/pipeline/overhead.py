@@ -27,19 +27,20 @@ import pyarrow.parquet as pq
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings, pools_of
+from pipeline.cluster.connect import connect, size_pools
 from pipeline.engine.native import NativeBackend
 from pipeline.evaluation.results import write_results
-from pipeline.stages.cluster import connect, size_pools
+from pipeline.from_config import job_settings
+from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import check_models
+from pipeline.pools import pools_of
+from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
-from pipeline.stages.job import GenerateJob
-from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings
 from pipeline.stages.shard_plan import ShardLimits
 from pipeline.stages.shuffle import cut_shards, unpack
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split, staged_table
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split, staged_table
 
 
 def main() -> None:

@@ -16,15 +16,14 @@ from typing import Any
 
 import orjson
 
+from benchmarks.pipeline.memory import MemoryWatch
+from benchmarks.pipeline.null import AnswersAtOnce
 from conf import load_settings
 from conf.schema import GenerateConfig
-from jobs._cluster import start_pools
-from jobs._settings import job_settings
 from pipeline.evaluation.results import write_results
-from pipeline.stages.job import GenerateJob
-
-from .memory import MemoryWatch
-from .null import AnswersAtOnce
+from pipeline.from_config import job_settings
+from pipeline.job.generate import GenerateJob
+from pipeline.pools import start_pools
 
 _FILE_ROWS = 500_000
 

@@ -20,9 +20,8 @@ from typing import Any
 import ray
 
 from benchmarks.chaos.runs import Kit
+from benchmarks.scale.runs import SHARD, Case, against, run, start
 from pipeline.evaluation.results import write_results
-
-from .runs import SHARD, Case, against, run, start
 
 _RESULTS = Path("benchmarks/results/cluster-scale.json")
 

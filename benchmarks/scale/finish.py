@@ -17,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.pipeline.memory import MemoryWatch
-from pipeline.engine.heap import keep_no_freed_memory
+from benchmarks.scale.units import answers
+from pipeline.engine.serving.heap import keep_no_freed_memory
 from pipeline.evaluation.results import write_results
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.merge import merge_files
-from pipeline.storage.shards import Shard, shard_prefix
-from pipeline.storage.tally import tally
+from pipeline.storage.commit.compaction import merge_files
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard, shard_prefix
 from tests.s3.weed import BUCKET, Weed
-
-from .units import answers
 
 _ROWS, _SHARD, _FILE = 1_000_000, 512, 128 * 2**20
 

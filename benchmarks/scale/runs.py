@@ -13,13 +13,13 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from benchmarks.chaos.runs import Kit
+from benchmarks.scale.sleeping import AssignsMixtures, Sleeps
+from pipeline.cluster.connect import connect, size_pools
+from pipeline.cluster.resources import Pools, StageResources
 from pipeline.engine import Sampling
-from pipeline.stages.cluster import connect, size_pools
-from pipeline.stages.job import GenerateJob
-from pipeline.stages.settings import JobSettings, ModelRef, Pools, Share
+from pipeline.job.generate import GenerateJob
+from pipeline.settings import JobSettings, ModelRef
 from pipeline.storage import read_dead, read_run
-
-from .sleeping import AssignsMixtures, Sleeps
 
 _SYSTEM = {
     "prestart_worker_first_driver": False,
@@ -102,7 +102,11 @@ def start(nodes: int) -> Nodes:
 def pools() -> Pools:
     """One generating actor a GPU; routing and the shuffle go where there is room."""
     # One writing process a node, as their starts share two cores here.
-    return size_pools(Pools(generate=Share(1.0, actors=0, most_actors=0), route=Share(0.5), write=Share(1.0)))
+    return size_pools(
+        Pools(
+            generate=StageResources(1.0, actors=0, max_actors=0), route=StageResources(0.5), write=StageResources(1.0)
+        )
+    )
 
 
 def write_input(path: Path, records: int) -> None:

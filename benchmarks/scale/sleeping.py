@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.records import COMPLETED, ROUTED, Mixture
-from pipeline.stages.settings import JobSettings
+from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
 
 _RESULTS = Path(__file__).parents[1] / "results"

@@ -19,20 +19,20 @@ import ray.cloudpickle
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings
 from pipeline.evaluation.results import write_results
+from pipeline.from_config import job_settings
+from pipeline.job.preflight import check_models
 from pipeline.records import DATA, Mixture
-from pipeline.stages.prepare import check_models
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.shard_plan import ShardLimits, shard_of_rows
 from pipeline.stages.shuffle import pack
-from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.objects import names, put
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split, staged_table
-from pipeline.storage.shards import Shard, encode
-from pipeline.storage.tally import tally
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard, encode
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split, staged_table
+from pipeline.storage.store.objects import names, put
 from tests.s3.weed import BUCKET, Weed
 
 _ROWS, _SHARD = 1_000_000, 512

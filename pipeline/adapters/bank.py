@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..untrusted import shown
+from pipeline.errors import UserError
+from pipeline.untrusted import shown
+
 from .config import CONFIG_FILE, AdapterConfig, is_adapter_name, read_adapter_config
 from .weights import ModuleWeights, read_weights
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import UserError
-from ..untrusted import one_line, read_json, shown
+from pipeline.errors import UserError
+from pipeline.untrusted import one_line, read_json, shown
 
 # Keys that inference uses, and keys that leave the maths of the saved tensors as it is. Any other key, today's or a
 # later PEFT's, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
-from ..untrusted import check_tensor_file, one_line, shown
+from pipeline.errors import UserError
+from pipeline.untrusted import check_tensor_file, one_line, shown
+
 from .config import WEIGHTS_FILE, AdapterConfig
 from .mapped import MappedFile
 

@@ -13,13 +13,13 @@ from .request import Constraint, Failure, Request, Reroute, Sampling
 from .settings import EngineSettings
 
 if TYPE_CHECKING:
-    from .attached import Attached, attach, mixtures
-    from .check import load_bank
-    from .choices import answer
-    from .engine import Engine
+    from .attach import Attached, attach, mixtures
+    from .core.engine import Engine
+    from .lora.check_bank import load_bank
     from .lora.layers import base_shapes
     from .lora.operator import FusedLora
-    from .server import EngineServer
+    from .scoring.choices import answer
+    from .serving.server import EngineServer
 
 __all__ = [
     "Attached",
@@ -44,15 +44,15 @@ __all__ = [
 ]
 
 _LATER = {
-    "Attached": "attached",
-    "Engine": "engine",
-    "EngineServer": "server",
+    "Attached": "attach",
+    "Engine": "core.engine",
+    "EngineServer": "serving.server",
     "FusedLora": "lora.operator",
-    "answer": "choices",
-    "attach": "attached",
+    "answer": "scoring.choices",
+    "attach": "attach",
     "base_shapes": "lora.layers",
-    "load_bank": "check",
-    "mixtures": "attached",
+    "load_bank": "lora.check_bank",
+    "mixtures": "attach",
 }
 
 

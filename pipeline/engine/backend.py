@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..records import Completion
+from pipeline.records import Completion
+
 from .request import Failure, Request
 
 

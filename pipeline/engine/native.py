@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..records import Completion
+from pipeline.records import Completion
+
 from .backend import Load
-from .choices import Encode, choose
-from .engine import Engine
-from .faults import Watchdog, halve, is_out_of_memory
+from .core.engine import Engine
 from .request import Failure, Request, Reroute, Sampling
-from .server import EngineServer
+from .scoring.choices import Encode, choose
+from .serving.faults import Watchdog, halve, is_out_of_memory
+from .serving.server import EngineServer
 
 
 def leave() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..records import Mixture, Spans
+from pipeline.records import Mixture, Spans
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Mixtures along the tokens of a request."""
 
-from ..records import Mixture, Spans
+from pipeline.records import Mixture, Spans
+
 from .request import Request
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine import Failure, Request, Sampling
-from ..engine.score import Choices, score_choices
+from pipeline.engine import Failure, Request, Sampling
+from pipeline.engine.scoring.score import Choices, score_choices
+
 from .configurations import Asked, Configuration
 from .metrics import Answer, Likelihoods
 from .progress import Progress

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engine import Request
-from ..errors import UserError
-from ..records import Mixture
-from ..routing import Router, RoutingPolicy
+from pipeline.engine import Request
+from pipeline.errors import UserError
+from pipeline.records import Mixture
+from pipeline.routing import Router, RoutingPolicy
+
 from .suite import Question
 
 _ROUTE_ROWS = 1024  # prompts of one forward pass of the router

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ..errors import UserError
+from pipeline.errors import UserError
+
 from .bootstrap import BootstrapSettings
 from .estimates import Estimate, estimates
 from .metrics import Answer, Metric, metrics

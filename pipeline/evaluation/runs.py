@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
-from ..storage import read_run
-from ..storage.secrets import masked
-from ..storage.tables import read_table
+from pipeline.errors import UserError
+from pipeline.storage import read_run
+from pipeline.storage.input.labelled import read_table
+from pipeline.storage.store.redact import masked
+
 from .metrics import Answer
 from .suite import Question
 from .text_metrics import cleaned

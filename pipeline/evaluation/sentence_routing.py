@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..engine import Request
-from ..models import PromptFormat
-from ..routing import Router, RoutingPolicy, SentenceRouter, SentenceSettings, route_sentences
-from ..routing.sentences import of_prompt
+from pipeline.engine import Request
+from pipeline.models import PromptFormat
+from pipeline.routing import Router, RoutingPolicy, SentenceRouter, SentenceSettings, route_sentences
+from pipeline.routing.sentences import of_prompt
+
 from .configurations import Asked, Configuration
 
 

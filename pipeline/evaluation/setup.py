@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..engine import Engine, load_bank
-from ..engine.settings import EngineSettings
-from ..models import (
+from pipeline.engine import Engine, load_bank
+from pipeline.engine.settings import EngineSettings
+from pipeline.models import (
     PromptFormat,
     Quantization,
     check_quantization,
@@ -15,9 +15,9 @@ from ..models import (
     load_tokenizer,
     pick_device,
 )
-from ..models.fingerprint import model_fingerprint
-from ..models.prompt import Mode
-from ..routing import Router
+from pipeline.models.fingerprint import model_fingerprint
+from pipeline.models.prompt import Mode
+from pipeline.routing import Router
 
 
 @dataclass(frozen=True)

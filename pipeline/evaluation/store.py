@@ -12,10 +12,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError
-from ..storage.files import one_line, open_url
-from ..storage.objects import names, put
-from ..storage.secrets import masked
+from pipeline.errors import UserError
+from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.urls import open_url
 
 Key = tuple[str, str]
 """Record id, and what else decides the result: the mixture's key, and the variant of the configuration if any."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError
-from ..storage.columns import row_text
-from ..storage.secrets import masked
-from ..storage.tables import read_table
+from pipeline.errors import UserError
+from pipeline.storage.input.columns import row_text
+from pipeline.storage.input.labelled import read_table
+from pipeline.storage.store.redact import masked
+
 from .text_metrics import cleaned, normalised
 
 Kind = Literal["mcq", "qa", "composite"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..records import Mixture
+from pipeline.records import Mixture
+
 from .estimates import Estimate
 from .metrics import Answer, Metric
 

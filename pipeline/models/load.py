@@ -7,8 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ..errors import UserError
-from ..untrusted import check_tensor_file, one_line
+from pipeline.errors import UserError
+from pipeline.untrusted import check_tensor_file, one_line
+
 from .quantization import Quantization, quantization_options
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ..errors import UserError
+from pipeline.errors import UserError
 
 Message = dict[str, Any]
 Mode = Literal["raw", "chat"]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from transformers import BitsAndBytesConfig
 
-from ..errors import UserError
+from pipeline.errors import UserError
 
 Quantization = Literal["none", "8bit", "4bit"]
 """``8bit``: LLM.int8() (arXiv 2208.07339). ``4bit``: NF4 (arXiv 2305.14314)."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import UserError
+from pipeline.errors import UserError
+
 from .convert import convert_gguf
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ..storage import read_dead, read_run
-from ..storage.run import RunFolder
+from pipeline.storage import read_dead, read_run
+from pipeline.storage.output.run import RunFolder
+
 from .compare import Comparison, compare
 from .figures import Run, readable
 from .sample import Sample, sample_data, sample_dead

@@ -5,7 +5,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ..storage import read_run
+from pipeline.storage import read_run
+
 from .figures import Run
 from .sample import cut
 

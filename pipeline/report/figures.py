@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..records import Mixture
-from ..storage.run import RUN, run_values
-from ..storage.secrets import masked
-from ..storage.tally import most_frequent
+from pipeline.errors import UserError
+from pipeline.records import Mixture
+from pipeline.storage.commit.counts import most_frequent
+from pipeline.storage.output.run import RUN, run_values
+from pipeline.storage.store.redact import masked
 
 _ADAPTERS = 24  # of the heat map
 _STRETCHES = 120  # of a rate over time

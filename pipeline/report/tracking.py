@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..storage.files import one_line
-from ..storage.run import RunFolder
-from ..storage.secrets import masked
+from pipeline.errors import UserError
+from pipeline.storage.output.run import RunFolder
+from pipeline.storage.store.redact import masked, one_line
+
 from .build import NAME
 from .compare import flat
 from .figures import Run

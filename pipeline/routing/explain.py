@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..records import Mixture
+from pipeline.records import Mixture
+
 from .policy import RoutingPolicy
 from .router import Router
 

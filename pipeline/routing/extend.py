@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from ..errors import UserError
+from pipeline.errors import UserError
+
 from .policy import RoutingPolicy
 from .router import Known, Router
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..records import Mixture
+from pipeline.records import Mixture
 
 WeightRule = Literal["renormalize", "softmax"]
 

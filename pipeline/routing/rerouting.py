@@ -9,7 +9,8 @@ from typing import Protocol
 
 from sentencex import get_sentence_boundaries
 
-from ..records import Mixture
+from pipeline.records import Mixture
+
 from .policy import RoutingPolicy
 from .router import Router
 from .sentences import SentenceSettings, ends_with_start

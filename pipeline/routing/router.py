@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import UserError
-from ..records import Mixture
-from ..untrusted import check_tensor_file, one_line, read_json, shown
+from pipeline.errors import UserError
+from pipeline.records import Mixture
+from pipeline.untrusted import check_tensor_file, one_line, read_json, shown
+
 from .added import CentroidHead
 from .gate import gate_score
 from .model import RouterModel, RouterShape, flatten

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from ..untrusted import shown
+from pipeline.untrusted import shown
+
 from .model import RouterModel, RouterShape
 
 _LARGEST = 2**31  # of any size in the card; the tensors must have it too

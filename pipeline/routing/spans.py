@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
-from ..records import Mixture, Spans
+from pipeline.records import Mixture, Spans
+
 from .policy import RoutingPolicy
 from .router import Route, Router
 from .sentences import Sentences

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from ..engine import Failure, Request
-from ..records import (
+from pipeline.cluster.node_cache import on_this_node
+from pipeline.engine import Failure, Request
+from pipeline.records import (
     COMPLETED,
     SENTENCE_MIXTURES,
     SENTENCES,
@@ -23,13 +24,13 @@ from ..records import (
     parse_spans,
     span_rows,
 )
-from .backend import start_backend
-from .incidents import Incidents
-from .local import on_this_node
-from .logs import tell_here
-from .metrics import EngineMetrics
-from .sampling import RecordSampling
-from .settings import JobSettings
+from pipeline.settings import JobSettings
+from pipeline.telemetry.incidents import Incidents
+from pipeline.telemetry.logs import tell_here
+from pipeline.telemetry.metrics import EngineMetrics
+
+from .record_sampling import RecordSampling
+from .start_engine import start_backend
 from .tables import with_columns, with_dead_letters
 
 _SHOWN_EVERY = 5.0  # seconds between two looks at the engine, for metrics

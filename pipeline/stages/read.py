@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ..storage.columns import Columns
-from ..storage.files import is_changed
-from ..storage.formats import SeekPoint
-from ..storage.plan import InputPlan, Split
-from ..storage.read import read_split, staged_tables
-from ..storage.secrets import masked, masking
-from .incidents import Incidents
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.files import is_changed
+from pipeline.storage.input.formats import SeekPoint
+from pipeline.storage.input.plan import InputPlan, Split
+from pipeline.storage.input.read import read_split, staged_tables
+from pipeline.storage.store.redact import masked, masking
+from pipeline.telemetry.incidents import Incidents
 
 _ROWS = 512  # a table's rows: small, so that routing starts early
 
@@ -59,7 +59,7 @@ class SplitReader:
         self.shared = ray.put((plan.duplicates_of(window), missing))
 
     def read(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Tables of `storage.read.staged_schema` for the splits in ``table``."""
+        """Tables of `storage.input.read.staged_schema` for the splits in ``table``."""
         with self.incidents.telling("read"):
             yield from self._read(table)
 

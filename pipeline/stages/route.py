@@ -8,17 +8,18 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ..engine import Sampling
-from ..models import PromptFormat, load_tokenizer
-from ..models.prompt import PlacedTokens
-from ..records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
-from ..routing import Route, Router, SentenceRoute, route_sentences
-from ..routing.sentences import Sentences, cut_left, cut_right, of_prompt
-from .incidents import Incidents
-from .local import on_this_node
-from .metrics import count_routed
-from .sampling import RecordSampling
-from .settings import JobSettings
+from pipeline.cluster.node_cache import on_this_node
+from pipeline.engine import Sampling
+from pipeline.models import PromptFormat, load_tokenizer
+from pipeline.models.prompt import PlacedTokens
+from pipeline.records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
+from pipeline.routing import Route, Router, SentenceRoute, route_sentences
+from pipeline.routing.sentences import Sentences, cut_left, cut_right, of_prompt
+from pipeline.settings import JobSettings
+from pipeline.telemetry.incidents import Incidents
+from pipeline.telemetry.metrics import count_routed
+
+from .record_sampling import RecordSampling
 from .shard_plan import DEAD_KEY
 from .tables import prompts_of, with_columns, with_dead_letters
 

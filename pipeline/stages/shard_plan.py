@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import Mixture
+from pipeline.records import Mixture
 
 DEAD_KEY = ""  # where the mixture of a dead letter would be: dead letters travel together
 

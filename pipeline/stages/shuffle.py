@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ..engine.heap import give_back_freed_memory
+from pipeline.engine.serving.heap import give_back_freed_memory
+
 from .shard_plan import ShardLimits, shard_of_rows
 
 # From here to the generating actors one row of a dataset is one shard, as an Arrow stream: Ray Data cuts and joins

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from ..records import DeadLetter, Prompt
+from pipeline.records import DeadLetter, Prompt
 
 _DEAD = ("dead_stage", "dead_type", "dead_message")
 

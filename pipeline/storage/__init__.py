@@ -1,5 +1,5 @@
 """Sources, the commit protocol, dead letters: what is read and written, on any fsspec file system. No Ray here."""
 
-from .run import read_dead, read_run
+from .output.run import read_dead, read_run
 
 __all__ = ["read_dead", "read_run"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..models import PromptFormat
+from pipeline.models import PromptFormat
 
 IGNORE = -100
 

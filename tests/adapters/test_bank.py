@@ -7,9 +7,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.adapters import AdapterBank, BaseShapes
-
-from ..storage import user_error
-from .make import SHAPES, Q, V, make_adapter, make_tensors, tensor_name
+from tests.adapters.make import SHAPES, Q, V, make_adapter, make_tensors, tensor_name
+from tests.storage import user_error
 
 
 @pytest.fixture

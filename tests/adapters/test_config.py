@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from pipeline.adapters.config import AdapterConfig, read_adapter_config
-
-from ..storage import user_error
-from .make import PLAIN, Q, V
+from tests.adapters.make import PLAIN, Q, V
+from tests.storage import user_error
 
 MODULES = [Q, V, "model.layers.10.self_attn.q_proj", "model.layers.1.mlp.up_proj", "lm_head"]
 

@@ -5,9 +5,8 @@ import torch
 
 from pipeline.adapters.config import read_adapter_config
 from pipeline.adapters.weights import ModuleWeights, read_weights
-
-from ..storage import user_error
-from .make import SHAPES, Q, V, make_adapter, make_tensors, tensor_name
+from tests.adapters.make import SHAPES, Q, V, make_adapter, make_tensors, tensor_name
+from tests.storage import user_error
 
 
 def read(folder: Path) -> dict[str, ModuleWeights]:

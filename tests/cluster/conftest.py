@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .head import Head
+from tests.cluster.head import Head
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 
+from tests.cluster.head import Head
+from tests.docker.dockerfile import stage
 from tests.s3.weed import free_port
-
-from .dockerfile import stage
-from .head import Head
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 

@@ -11,9 +11,8 @@ import pytest
 from benchmarks.scale.runs import Case, against
 from benchmarks.scale.sleeping import AssignsMixtures, Latency, Sleeps, tokens_of
 from pipeline.records import Mixture
-from pipeline.stages.settings import JobSettings, ModelRef
-
-from .head import ROOT
+from pipeline.settings import JobSettings, ModelRef
+from tests.cluster.head import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "cluster-scale.json"
 

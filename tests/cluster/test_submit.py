@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.metrics import COUNTERS, GAUGES
+from pipeline.telemetry.metrics import COUNTERS, GAUGES
 from tests import tiny
-
-from .head import ROOT, Head
-from .test_grafana import dashboard_metrics
+from tests.cluster.head import ROOT, Head
+from tests.docker.test_grafana import dashboard_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 

@@ -16,8 +16,7 @@ from pipeline.engine import Attached, LoraSettings, attach, mixtures
 from pipeline.errors import UserError
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Mixture
-
-from .test_lora import merged
+from tests.engine.lora.test_lora import merged
 
 MIXTURES = [{"red": 0.75, "cold": 0.25}, "tall", None, Mixture.of({"slow": 1.0, "dark": -0.5})]
 

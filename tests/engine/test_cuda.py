@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, EngineServer, Failure, LoraSettings, Request, Sampling, flash
-from pipeline.engine.packed import Options
-from pipeline.engine.score import Choices, score_choices
+from pipeline.engine import Engine, EngineServer, Failure, LoraSettings, Request, Sampling
+from pipeline.engine.attention import flash
+from pipeline.engine.attention.packed import Options
+from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 from tests import tiny
-
-from .test_engine import GREEDY, SAMPLED, make_requests, outputs
-from .test_flash import attend_each
-from .test_graphs import MIXTURES, Engines, requests_of
+from tests.engine.attention.test_flash import attend_each
+from tests.engine.core.test_engine import GREEDY, SAMPLED, make_requests, outputs
+from tests.engine.graphs.test_graphs import MIXTURES, Engines, requests_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

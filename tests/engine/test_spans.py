@@ -16,15 +16,14 @@ from transformers import DynamicCache
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Sampling
-from pipeline.engine.packed import Segment
+from pipeline.engine.attention.packed import Segment
+from pipeline.engine.attention.slots import SlotCache
 from pipeline.engine.settings import EngineSettings
-from pipeline.engine.slots import SlotCache
 from pipeline.engine.spans import prompt_spans
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
 from tests import tiny
-
-from .test_lora import mixtures_strategy
+from tests.engine.lora.test_lora import mixtures_strategy
 
 A, B, C = (Mixture.of({name: 1.0}) for name in ("red", "cold", "slow"))
 AB = Mixture.of({"red": 0.5, "cold": 0.5})

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.results import write_results
-
-from .portion import LONGEST, Portion
-from .targets import Target, targets
+from tests.fuzz.portion import LONGEST, Portion
+from tests.fuzz.targets import Target, targets
 
 _PACKAGES = ("orjson", "safetensors", "fsspec")
 

@@ -19,8 +19,8 @@ from types import FrameType
 import orjson
 import torch
 
-from .mutate import mutated
-from .targets import Target, outcome, targets
+from tests.fuzz.mutate import mutated
+from tests.fuzz.targets import Target, outcome, targets
 
 LONGEST = 5.0  # seconds for one input, hundreds of times what it takes
 _STUCK = 60  # seconds after which a process that heeds no signal ends itself

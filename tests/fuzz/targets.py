@@ -24,17 +24,16 @@ from pipeline.routing import Router, RoutingPolicy
 from pipeline.routing.added import CentroidHead
 from pipeline.routing.model import RouterModel, RouterShape
 from pipeline.routing.router import Known
-from pipeline.stages.sampling import RecordSampling
-from pipeline.storage.columns import Columns, record_text, settings_text
-from pipeline.storage.formats import Row, SeekPoint
-from pipeline.storage.formats.csv import Csv
-from pipeline.storage.formats.jsonl import parse_line
-from pipeline.storage.formats.openai_batch import as_record
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split, staged_table, staged_tables
-from pipeline.storage.schema import SchemaFinder
-
-from ..adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
+from pipeline.stages.record_sampling import RecordSampling
+from pipeline.storage.input.columns import Columns, record_text, settings_text
+from pipeline.storage.input.formats import Row, SeekPoint
+from pipeline.storage.input.formats.csv import Csv
+from pipeline.storage.input.formats.jsonl import parse_line
+from pipeline.storage.input.formats.openai_batch import as_record
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split, staged_table, staged_tables
+from pipeline.storage.input.schema import SchemaFinder
+from tests.adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
 
 COLUMNS = Columns(sampling="sampling", choices="choices")
 ROWS: list[dict[str, Any]] = [

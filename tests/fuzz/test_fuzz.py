@@ -2,8 +2,8 @@
 
 import pytest
 
-from .portion import HangError, Portion, content_of, run_portion
-from .targets import Target, targets
+from tests.fuzz.portion import HangError, Portion, content_of, run_portion
+from tests.fuzz.targets import Target, targets
 
 INPUTS = {"lines of jsonl": 2000, "records of csv": 1000, "adapter_config.json": 500, "adapter_model.safetensors": 500}
 

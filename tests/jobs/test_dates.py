@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import generate
-from jobs._settings import fill_date
+from jobs._arguments import fill_date
 from pipeline.errors import UserError
 from pipeline.storage import read_run
 from tests import tiny

@@ -4,9 +4,10 @@ import pytest
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from jobs._settings import job_settings, pools_of
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
+from pipeline.from_config import job_settings
+from pipeline.pools import pools_of
 
 TWO_GPUS = ("cluster.stages.generate.gpus=2", "cluster.stages.generate.tensor_parallel=2")
 

@@ -15,10 +15,10 @@ from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.records import DATA, DEAD
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.run import RunFolder, packed_schema
-from pipeline.storage.shards import Shard
-from pipeline.storage.tally import tally
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard
+from pipeline.storage.output.run import RunFolder, packed_schema
 from tests import tiny
 
 FILES = {"results.json", "metrics.parquet", "records.parquet", "tables.md"}

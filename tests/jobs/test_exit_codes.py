@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STOPPED = """
 import os, signal, time
 from jobs._cli import run_job
-from pipeline.stages.cluster import connect
+from pipeline.cluster.connect import connect
 def main(words):
     connect(None, 1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -13,10 +13,10 @@ import pytest
 
 from jobs import generate
 from jobs._arguments import add_arguments
-from jobs._settings import read_settings
+from jobs.route import read_settings
 from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
-from pipeline.stages.job import GenerateJob
+from pipeline.job.generate import GenerateJob
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

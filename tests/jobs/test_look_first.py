@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from jobs import generate, route
-from jobs._settings import read_settings
+from jobs.route import read_settings
 from pipeline.errors import UserError
-from pipeline.stages.job import GenerateJob
+from pipeline.job.generate import GenerateJob
 from tests import tiny
 from tests.jobs.test_generate import command, refusal, words
 

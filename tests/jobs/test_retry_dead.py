@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from jobs import retry_dead
-from jobs._settings import read_settings
+from jobs.route import read_settings
 from pipeline import read_dead, read_run
+from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
-from pipeline.stages.job import GenerateJob
-from pipeline.stages.settings import Pools
+from pipeline.job.generate import GenerateJob
+from tests.job import faulty
 from tests.jobs.test_generate import command, parsed
-from tests.stages import faulty
 
 __all__ = ["command"]  # the fixture
 

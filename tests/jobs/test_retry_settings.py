@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from conf.generate import load_config, shown_config
 from conf.schema import GenerateConfig
 from jobs import retry_dead
-from jobs._arguments import load_config, shown_config
-from pipeline.storage.run import RUN, RunFolder
+from pipeline.storage.output.run import RUN, RunFolder
 from tests.storage import memory_url, user_error
 
 INPUT = "s3://lake/in/"

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, joined
-from pipeline.storage.run import RUN, RunFolder, packed_schema
-from pipeline.storage.shards import Shard, shard_prefix
-from pipeline.storage.tally import Tally, tally
+from pipeline.storage.commit.counts import Tally, tally
+from pipeline.storage.commit.markers import Shard, shard_prefix
+from pipeline.storage.output.run import RUN, RunFolder, packed_schema
 
 ADAPTERS = ("legal", "medical", "sql", "poems", "<b>odd & name</b>")
 SCHEMA = joined(DATA, pa.schema([("prompt", pa.string())]), PROVENANCE)

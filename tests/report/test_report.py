@@ -15,7 +15,7 @@ from pipeline.report import sample as sample_module
 from pipeline.report.figures import Run, readable
 from pipeline.report.sample import sample_data, sample_dead
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.card import card
+from pipeline.storage.output.dataset_card import card
 from tests.report.browser import needs_browser, open_page, take_picture
 from tests.report.make import ADAPTERS, make_run, pairs_of
 from tests.storage import memory_url

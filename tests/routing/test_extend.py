@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from pipeline.routing import Router, RoutingPolicy, add_class
-
-from ..storage import user_error
-from . import make_prompts, make_router
+from tests.routing import make_prompts, make_router
+from tests.storage import user_error
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import pytest
 
 from pipeline.records import Mixture
 from pipeline.routing import Route, RoutingPolicy, SentenceRouter, SentenceSettings
-
-from .test_sentences import BYTES
+from tests.routing.test_sentences import BYTES
 
 OLD, NEW = Mixture.of({"old": 1.0}), Mixture.of({"new": 1.0})
 

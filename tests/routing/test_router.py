@@ -10,9 +10,8 @@ from safetensors.torch import load, save_file
 
 from pipeline.records import Mixture
 from pipeline.routing import Router, RoutingPolicy
-
-from ..storage import user_error
-from . import LABELS, make_prompts, make_router
+from tests.routing import LABELS, make_prompts, make_router
+from tests.storage import user_error
 
 PROMPTS = make_prompts(120, seed=5)[0]
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pipeline.records import Mixture
 from pipeline.routing import Route, RoutingPolicy, route_sentences
 from pipeline.routing.sentences import Sentence
-
-from . import LABELS, make_router
+from tests.routing import LABELS, make_router
 
 POLICY = RoutingPolicy(gate=False)
 

@@ -5,8 +5,7 @@ import torch
 
 from pipeline.routing import Router, RouterModel, RouterSettings, RoutingPolicy, train_router
 from pipeline.routing.model import RouterShape
-
-from . import CARD, LABELS, VOCABULARY, make_prompts, make_router
+from tests.routing import CARD, LABELS, VOCABULARY, make_prompts, make_router
 
 
 @pytest.fixture(scope="module")

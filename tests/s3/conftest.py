@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .weed import BUCKET, Weed
+from tests.s3.weed import BUCKET, Weed
 
 
 @pytest.fixture(scope="session")

@@ -19,20 +19,19 @@ import tenacity
 
 from pipeline.records import DATA, DEAD
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.objects import ATTEMPTS, create, names, put, read, remove
-from pipeline.storage.shards import Shard, shard_prefix
-from pipeline.storage.tally import tally
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard, shard_prefix
+from pipeline.storage.store.objects import ATTEMPTS, create, names, put, read, remove
 from tests import tiny
-
-from .proxy import Faults, Proxy
-from .weed import BUCKET, Weed, environment
+from tests.s3.proxy import Faults, Proxy
+from tests.s3.weed import BUCKET, Weed, environment
 
 pytestmark = pytest.mark.s3
 
 # Every third request fails, and of those that fail two in five were done.
 OFTEN = Faults(slow_down=0.08, server_error=0.06, reset_before=0.06, reset_after=0.12, silent_after=0.02, delay=0.1)
-# A client that is less patient than the job's own, and one that asks once: the rest is up to `storage.objects`.
+# A client that is less patient than the job's own, and one that asks once: the rest is up to `storage.store.objects`.
 IMPATIENT = {"read_timeout": 0.5}
 ONCE = IMPATIENT | {"retries": {"mode": "standard", "total_max_attempts": 1}}
 

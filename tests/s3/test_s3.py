@@ -13,14 +13,14 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.records import DATA
 from pipeline.storage import read_run
-from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.files import list_input
-from pipeline.storage.objects import create, names, put, read
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import read_split
-from pipeline.storage.shards import Shard
-from pipeline.storage.tally import tally
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.files import list_input
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split
+from pipeline.storage.store.objects import create, names, put, read
 
 pytestmark = pytest.mark.s3
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..storage import user_error
+from tests.storage import user_error
 
 MOST = 8 * 2**20
 

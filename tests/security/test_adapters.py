@@ -14,10 +14,9 @@ import torch
 
 from pipeline.adapters import AdapterBank, is_adapter_name
 from pipeline.errors import UserError
-
-from ..adapters.make import PLAIN, SHAPES, Q, make_adapter, make_tensors, tensor_name
-from ..storage import user_error
-from .limits import check_length
+from tests.adapters.make import PLAIN, SHAPES, Q, make_adapter, make_tensors, tensor_name
+from tests.security.limits import check_length
+from tests.storage import user_error
 
 A, B = tensor_name(Q, "A"), tensor_name(Q, "B")
 

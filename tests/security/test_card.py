@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.storage.card import card
+from pipeline.storage.output.dataset_card import card
 
 HOSTILE = [
     "a`|<script>alert(1)</script>",

@@ -9,10 +9,9 @@ from unittest import mock
 import pytest
 
 from pipeline.storage import read_dead, read_run
-
-from ..jobs.test_generate import command, run_command  # noqa: F401  (a fixture)
-from .servers import signed_server
-from .test_records import IDS, LINES
+from tests.jobs.test_generate import command, run_command  # noqa: F401  (a fixture)
+from tests.security.servers import signed_server
+from tests.security.test_records import IDS, LINES
 
 SECRET, SIGNATURE, AGAIN = "0123456789-secret-value", "signed-first-by-me", "signed-again-by-me"
 

@@ -12,16 +12,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.records import COMPLETED, ROUTED, Record
 from pipeline.stages import read as read_module
-from pipeline.stages.incidents import Incidents
+from pipeline.stages.commit import CommitSink, OutputShape, Place
 from pipeline.stages.read import SplitReader, split_tables
-from pipeline.stages.sink import CommitSink, OutputShape, Place
 from pipeline.stages.tables import with_columns
-from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import staged_table
-
-from ..storage import memory_url, write_file
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import staged_table
+from pipeline.telemetry.incidents import Incidents
+from tests.storage import memory_url, write_file
 
 SAID = "403, url='https://h/x?sig=SECRET'"
 

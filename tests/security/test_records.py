@@ -12,17 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import Record
-from pipeline.stages.sink import OutputShape
-from pipeline.storage.columns import Columns
-from pipeline.storage.commit import CommitLog
-from pipeline.storage.formats.jsonl import parse_line
-from pipeline.storage.limits import MAX_COLUMNS, MAX_LINE
-from pipeline.storage.plan import plan_input
-from pipeline.storage.read import portions, read_split, staged_table, staged_tables
-from pipeline.storage.shards import Shard
-from pipeline.storage.tally import Tally
-
-from ..storage import memory_url, user_error, write_file
+from pipeline.stages.commit import OutputShape
+from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.formats.jsonl import parse_line
+from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import portions, read_split, staged_table, staged_tables
+from tests.storage import memory_url, user_error, write_file
 
 COLUMNS = Columns()
 GOOD = b'{"id": "good", "prompt": "text"}\n'
@@ -163,7 +162,7 @@ def test_a_csv_line_of_100_mb_is_skipped_whole() -> None:
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz"])
 @pytest.mark.parametrize("unit", [b"x", b"\n"], ids=["one line", "empty lines"])
 def test_a_gzip_bomb_is_refused(suffix: str, unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.limits._BOMB_BYTES", 2**16)
+    monkeypatch.setattr("pipeline.storage.input.limits._BOMB_BYTES", 2**16)
     with user_error("unpacks to more than 300 times its size"):
         records_of(gzip.compress(b"id,prompt\n" + unit * 400_000), suffix)
 
@@ -218,7 +217,7 @@ def test_an_arrow_batch_that_unpacks_to_gigabytes_is_refused(compression: str, m
         return buffer.getvalue()
 
     assert kinds(records_of(stream(1000), ".arrow")) == ["a"]
-    monkeypatch.setattr("pipeline.storage.formats.arrow._MOST_BYTES", 2**22)
+    monkeypatch.setattr("pipeline.storage.input.formats.arrow._MOST_BYTES", 2**22)
     content = stream(2**23)
     assert len(content) < 2**18
     with user_error("has a record batch of 83", "write smaller ones"):

@@ -14,11 +14,10 @@ from safetensors.torch import load, save_file
 
 from pipeline.routing import Router, RoutingPolicy
 from pipeline.routing.router import tokenizer_fingerprint
-
-from ..routing import VOCABULARY, make_router
-from ..storage import user_error
-from .limits import check_length
-from .test_adapters import FILES
+from tests.routing import VOCABULARY, make_router
+from tests.security.limits import check_length
+from tests.security.test_adapters import FILES
+from tests.storage import user_error
 
 Tensors = dict[str, torch.Tensor]
 

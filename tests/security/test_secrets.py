@@ -14,18 +14,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jobs._arguments import add_arguments
-from jobs._settings import read_settings
+from jobs.route import read_settings
 from pipeline.errors import UserError
-from pipeline.storage.columns import Columns
-from pipeline.storage.files import list_input, one_line, open_url
-from pipeline.storage.plan import InputPlan, plan_input
-from pipeline.storage.read import read_split
-from pipeline.storage.run import PLAN, RunFolder
-from pipeline.storage.secrets import masked, masked_word, masking, password_of
-from pipeline.storage.tables import read_table
-
-from ..storage import memory_url, user_error
-from .servers import signed_server
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.files import list_input
+from pipeline.storage.input.labelled import read_table
+from pipeline.storage.input.plan import InputPlan, plan_input
+from pipeline.storage.input.read import read_split
+from pipeline.storage.output.run import PLAN, RunFolder
+from pipeline.storage.store.redact import masked, masked_word, masking, one_line, password_of
+from pipeline.storage.store.urls import open_url
+from tests.security.servers import signed_server
+from tests.storage import memory_url, user_error
 
 SECRET = "s3cr3t/Wort+mit=allem"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.engine import Sampling
 from pipeline.routing import RoutingPolicy
-from pipeline.stages.settings import JobSettings, ModelRef
+from pipeline.settings import JobSettings, ModelRef
 
 
 def tiny_job(folder: Path, model: Path, bank: Path, router: Path, **changes: Any) -> JobSettings:

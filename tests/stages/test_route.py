@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.records import DeadLetter, Prompt, Record
 from pipeline.routing import RoutingPolicy
+from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings
-from pipeline.storage.read import staged_table
+from pipeline.storage.input.read import staged_table
 from tests import tiny
 from tests.stages import tiny_job
 

@@ -11,18 +11,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from jobs import route as route_job
+from pipeline.cluster.resources import Pools
 from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
+from pipeline.job.generate import GenerateJob
 from pipeline.models import load_tokenizer
 from pipeline.records import DATA, PROVENANCE, Prompt, Record
 from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
-from pipeline.stages.job import GenerateJob
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.settings import JobSettings, Pools
 from pipeline.storage import read_run
-from pipeline.storage.read import staged_table
+from pipeline.storage.input.read import staged_table
 from tests import tiny
 from tests.stages import tiny_job
 

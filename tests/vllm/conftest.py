@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .engines import Engines, start
+from tests.vllm.engines import Engines, start
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]

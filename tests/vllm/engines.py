@@ -10,7 +10,7 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling
-from pipeline.engine.limits import context_length, end_tokens
+from pipeline.engine.core.limits import context_length, end_tokens
 from pipeline.engine.native import NativeBackend
 from pipeline.engine.settings import EngineSettings
 from pipeline.engine.vllm.backend import Ends, VllmBackend

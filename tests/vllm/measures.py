@@ -11,8 +11,7 @@ from pipeline.engine import Request
 from pipeline.engine.vllm.backend import VllmBackend
 from pipeline.records import Completion
 from tests.engine.reference import logits_of, merged
-
-from .engines import Engines
+from tests.vllm.engines import Engines
 
 
 @dataclass(frozen=True)

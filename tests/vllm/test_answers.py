@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.engine import Constraint, Failure, Request
 from pipeline.records import Completion, Mixture
-
-from .engines import Engines, mixtures_of
+from tests.vllm.engines import Engines, mixtures_of
 
 pytestmark = pytest.mark.vllm
 

@@ -11,9 +11,8 @@ import torch
 from pipeline.models import load_model
 from pipeline.records import Mixture
 from tests.engine.reference import merged
-
-from .engines import Engines, mixtures_of, smollm
-from .measures import agreement, off_merged, scored
+from tests.vllm.engines import Engines, mixtures_of, smollm
+from tests.vllm.measures import agreement, off_merged, scored
 
 pytestmark = pytest.mark.vllm
 

@@ -20,8 +20,7 @@ from pipeline.engine import Request
 from pipeline.engine.vllm.backend import VllmBackend
 from pipeline.records import Completion
 from pipeline.storage import read_dead, read_run
-
-from .engines import Engines, mixtures_of, start_vllm
+from tests.vllm.engines import Engines, mixtures_of, start_vllm
 
 pytestmark = pytest.mark.vllm
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...records import Mixture
-from ..lora.forms import Union
-from ..packed import Segment
+from pipeline.engine.attention.packed import Segment
+from pipeline.engine.lora.forms import Union
+from pipeline.records import Mixture
+
 from .record import Recorder, Recording
 from .step import Shape, StaticStep, static_shape
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from pipeline.engine.core.engine import Engine
 
 _SEEN = 3  # times that a shape runs before it is recorded: recording costs about two passes
 _MOST = 32  # recordings at a time

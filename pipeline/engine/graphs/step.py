@@ -5,9 +5,9 @@ from itertools import groupby
 
 import torch
 
-from ..flash import end_to_end
-from ..packed import LanePart, Options, Segment
-from ..slots import Lane
+from pipeline.engine.attention.flash import end_to_end
+from pipeline.engine.attention.packed import LanePart, Options, Segment
+from pipeline.engine.attention.slots import Lane
 
 Shape = tuple[tuple[Lane, int], ...]
 """Lanes that take part, and how many of their first slots run."""

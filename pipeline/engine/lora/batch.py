@@ -7,7 +7,8 @@ from functools import cached_property
 
 import torch
 
-from ...records import Mixture
+from pipeline.records import Mixture
+
 from .layout import Group
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from ...adapters import ModuleWeights
+from pipeline.adapters import ModuleWeights
+
 from .layers import matrix
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...adapters import AdapterBank, BaseShapes, ModuleWeights
-from ...errors import UserError
+from pipeline.adapters import AdapterBank, BaseShapes, ModuleWeights
+from pipeline.errors import UserError
 
 
 def base_shapes(model: nn.Module) -> BaseShapes:

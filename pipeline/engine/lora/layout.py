@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...adapters import AdapterBank
+from pipeline.adapters import AdapterBank
+
 from .layers import output_scale
 
 # Layers of one parent that transformers calls on one and the same tensor. That it is the same is checked at each call;

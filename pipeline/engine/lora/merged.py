@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapters import AdapterBank, ModuleWeights
-from ...errors import UserError
-from ...records import Mixture
+from pipeline.adapters import AdapterBank, ModuleWeights
+from pipeline.errors import UserError
+from pipeline.records import Mixture
+
 from . import dora
 from .layers import matrix, plain_weight
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from ...adapters import AdapterBank
-from ...errors import UserError
-from ...records import Mixture, Spans
+from pipeline.adapters import AdapterBank
+from pipeline.errors import UserError
+from pipeline.records import Mixture, Spans
+
 from . import cost
 from .batch import Assignment
 from .extras import Extras, extras_of

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...adapters import AdapterBank
-from ...errors import UserError
+from pipeline.adapters import AdapterBank
+from pipeline.errors import UserError
+
 from .layout import Group, OutKind
 
 

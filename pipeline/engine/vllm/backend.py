@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from ...adapters import AdapterBank
-from ...records import Completion, Mixture
-from ..answers import together
-from ..backend import Load
-from ..choices import Encode, chosen
-from ..constraints import Constraints
-from ..decoding import Decoder
-from ..limits import PromptLimits
-from ..overrides import sampling_problem
-from ..request import Failure, Request, Sampling
-from ..score import Choices
-from ..settings import EngineSettings
+from pipeline.adapters import AdapterBank
+from pipeline.engine.backend import Load
+from pipeline.engine.core.answers import together
+from pipeline.engine.core.limits import PromptLimits
+from pipeline.engine.overrides import sampling_problem
+from pipeline.engine.request import Failure, Request, Sampling
+from pipeline.engine.sampling.constraints import Constraints
+from pipeline.engine.sampling.decoder import Decoder
+from pipeline.engine.scoring.choices import Encode, chosen
+from pipeline.engine.scoring.score import Choices
+from pipeline.engine.settings import EngineSettings
+from pipeline.records import Completion, Mixture
+
 from .check import temperature_problem
 from .engine import VllmModel, engine_arguments, prepare_environment, start
 from .files import MixtureFile, MixtureFiles

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from ...adapters import AdapterBank, ModuleWeights
-from ...errors import UserError
+from pipeline.adapters import AdapterBank, ModuleWeights
+from pipeline.errors import UserError
+
 from .ranks import RANKS, joined_rank, lora_rank
 from .settings import VllmSettings
 

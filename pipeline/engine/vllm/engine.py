@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..settings import EngineSettings
+from pipeline.engine.settings import EngineSettings
+
 from .settings import VllmSettings
 
 _GB = 2**30

@@ -16,9 +16,10 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
-from ...adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank
-from ...errors import UserError
-from ...records import Mixture
+from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank
+from pipeline.errors import UserError
+from pipeline.records import Mixture
+
 from .fold import fold, nothing, probes
 
 _SHARED_MEMORY = Path("/dev/shm")

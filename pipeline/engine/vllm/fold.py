@@ -2,8 +2,8 @@
 
 import torch
 
-from ...adapters import AdapterBank
-from ...records import Mixture
+from pipeline.adapters import AdapterBank
+from pipeline.records import Mixture
 
 
 def fold(bank: AdapterBank, mixture: Mixture) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...records import Completion
-from ..constraints import JSON_STYLE
-from ..decoding import Decoder, request_generator
-from ..request import Constraint, Failure, Request, Sampling
-from ..row import Row, StepLogprobs
+from pipeline.engine.request import Constraint, Failure, Request, Sampling
+from pipeline.engine.sampling.constraints import JSON_STYLE
+from pipeline.engine.sampling.decoder import Decoder, request_generator
+from pipeline.engine.sequence import Row, StepLogprobs
+from pipeline.records import Completion
 
 _STYLE_KEY = "x-guidance"  # how llguidance is told, in a schema, how JSON is to be written
 

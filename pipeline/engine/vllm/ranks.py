@@ -1,7 +1,7 @@
 """The rank that a mixture has as one adapter, and the rank that vLLM must be started with."""
 
-from ...adapters import AdapterBank
-from ...records import Mixture
+from pipeline.adapters import AdapterBank
+from pipeline.records import Mixture
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for `max_lora_rank` (its `MaxLoRARanks`)."""

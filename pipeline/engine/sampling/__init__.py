@@ -1,0 +1,1 @@
+"""From logits to tokens: penalties, sampling, stop strings, constraints."""

@@ -1,0 +1,1 @@
+"""Answers chosen from given strings by their likelihoods."""

@@ -1,0 +1,1 @@
+"""One engine fed by several threads, with the faults of its machine handled."""

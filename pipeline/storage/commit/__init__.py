@@ -1,0 +1,1 @@
+"""The commit protocol: markers, lease, compaction, orphans."""

@@ -1,0 +1,1 @@
+"""Input files: listed, planned, read into records."""

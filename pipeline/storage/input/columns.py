@@ -1,0 +1,141 @@
+"""From the values of a parsed row to a record: its id, its prompt, and what is passed through."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pipeline.records import DeadLetter, Prompt, Record
+
+from .formats import Layout, Row
+from .limits import MAX_DEPTH, is_deeper
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that mean something; all others are passed through.
+
+    ``sampling`` (settings of the record) and ``choices`` (the texts that it chooses from) are passed through too: they
+    say how the answer came about. None: there is no such column.
+    """
+
+    id: str = "id"
+    prompt: str = "prompt"
+    messages: str = "messages"
+    sampling: str | None = None
+    choices: str | None = None
+    layout: Layout = "columns"
+
+    def passed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The passed-through columns of a row."""
+        return {k: v for k, v in values.items() if k not in (self.id, self.prompt, self.messages)}
+
+    def record(self, number: int, row: Row) -> Record:
+        """The record of a parsed row, or its dead letter. ``number``: the row's place in the window."""
+        if row.values is None:
+            return Record(number, content_hash(row.raw), raw=row.raw, dead=row.dead)
+        values = row.values
+        prompt, dead = self._prompt(values)
+        sampling, wrong = self._settings(values)
+        dead = row.dead or dead or wrong
+        raw = row_text(values) if dead else None
+        return Record(number, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
+
+    def identity(self, row: Row) -> str:
+        """The id as the input gives it, else a hash of the whole row."""
+        given = self.given_id(row)
+        return given if given is not None else content_hash(row.values if row.values is not None else row.raw)
+
+    def given_id(self, row: Row) -> str | None:
+        """The id as the input gives it: text as it is, whole numbers as text; None where there is none."""
+        value = (row.values or {}).get(self.id)
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            return None
+        return str(value)
+
+    def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
+        given_id = values.get(self.id)
+        if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
+            return None, _refused(
+                "BadId", f"column {self.id!r} holds a {type(given_id).__name__}, not text or a number"
+            )
+        prompt, messages = values.get(self.prompt), values.get(self.messages)
+        if prompt is None and messages is None:
+            return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")
+        if prompt is not None:
+            if isinstance(prompt, str) and prompt.strip():
+                return prompt, None
+            what = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
+            return None, _refused("BadPrompt", f"column {self.prompt!r} {what}")
+        if _are_messages(messages):
+            return messages, None
+        return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
+
+    def _settings(self, values: dict[str, Any]) -> tuple[dict[str, Any] | None, DeadLetter | None]:
+        """What the record says of its sampling; names and values of settings are checked where they are used."""
+        sampling = _parsed(values.get(self.sampling)) if self.sampling else None
+        choices = _parsed(values.get(self.choices)) if self.choices else None
+        if is_deeper([sampling, choices], MAX_DEPTH):  # as text they were not looked at with the row
+            return None, _refused("BadSampling", f"the settings are nested deeper than {MAX_DEPTH} levels")
+        if sampling is not None and not isinstance(sampling, dict):
+            return None, _refused("BadSampling", f"column {self.sampling!r} is neither an object nor the JSON of one")
+        if choices is None or choices == []:
+            return sampling or None, None
+        if not isinstance(choices, list) or any(not isinstance(c, str) or not c for c in choices):
+            return None, _refused(
+                "BadChoices", f"column {self.choices!r} is neither a list of texts (none empty) nor the JSON of one"
+            )
+        if (sampling or {}).get("choices") is not None:
+            return None, _refused("BadChoices", f"columns {self.choices!r} and {self.sampling!r} both give choices")
+        return {**(sampling or {}), "choices": choices}, None
+
+
+def content_hash(values: Any) -> str:
+    """Hex digest (128 bits) of a row's content, the same for any order of its columns."""
+    return hashlib.blake2b(row_text(values).encode(), digest_size=16).hexdigest()
+
+
+def row_text(values: Any) -> str:
+    """A row as canonical JSON; what JSON does not know (dates, bytes, decimals) as text."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    return orjson.dumps(values, default=_as_text, option=options).decode()
+
+
+def settings_text(values: dict[str, Any]) -> str:
+    """Settings as JSON, in their order: it is that of the properties that a JSON schema asks for."""
+    return orjson.dumps(values, default=_as_text, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def record_text(record: Record) -> str:
+    """A record as JSON, or its line as far as it could be read: what a dead letter keeps of it."""
+    if record.raw is not None:
+        return record.raw
+    prompt = {"prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
+    return row_text({"id": record.id, **prompt, **record.passed})
+
+
+def _parsed(value: Any) -> Any:
+    """A value, or where it is text, as in CSV, the JSON in it; empty text is no value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value) if value.strip() else None
+    except orjson.JSONDecodeError:
+        return value
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and m.get("content") is not None for m in value)
+    )
+
+
+def _refused(error_type: str, message: str) -> DeadLetter:
+    return DeadLetter("read", error_type, message)

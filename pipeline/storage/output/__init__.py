@@ -1,0 +1,1 @@
+"""A run's output folder: run.json, results, exports, dataset card."""

@@ -1,0 +1,93 @@
+"""`README.md` beside the output: the dataset card by which `datasets.load_dataset` and others read a run as it is.
+
+It is written when a run is finished: only then are the files in the folders exactly those that markers name.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.storage.commit.counts import most_frequent
+
+from .run import RunFolder, read_run
+
+CARD = "README.md"
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_HARMLESS = str.maketrans({"`": None, "\\": None, "<": "\u2039", ">": "\u203a"})
+_MADE_BY_NAME = {
+    "id": "the record's id",
+    "output": "the answer",
+    "finish_reason": "why it ended: stop, length or choice",
+    "prompt_tokens": "tokens of the prompt",
+    "completion_tokens": "tokens of the answer",
+    "adapters": "adapters of the record's mixture",
+    "weights": "their weights",
+    "mixture": "both as one key",
+    "route_score": "in-domain score of the router",
+    "fallback": "the base model answered alone",
+    "router_fingerprint": "the router that chose the mixture",
+    "bank_fingerprint": "the adapters that made the answer",
+}
+
+
+def write_card(folder: RunFolder, run: dict[str, Any]) -> None:
+    """Write the card of a finished run; ``run``: its `run.json`."""
+    folder.write(CARD, card(run, read_run(folder.log.url).schema).encode())
+
+
+def card(run: dict[str, Any], schema: pa.Schema) -> str:
+    """The card: YAML that says which files are which, then what people want to know."""
+    counts, config = run["counts"], run["config"]
+    source = config.get("command", {}).get("input", "the input")
+    model = config.get("model", {}).get("path", "the base model")
+    top = most_frequent(counts["mixtures"], 10)
+    lines = [
+        *_front_matter(counts),
+        "",
+        "# Answers with mixtures of LoRA adapters",
+        "",
+        f"{counts['data']:,} of {counts['records']:,} records of {_code(source)}, each answered by"
+        f" {_code(model)} with its own mixture of adapters. {counts['fallback']:,} were answered by the"
+        f" base model alone; {counts['dead']:,} are dead letters, with the reason of each.",
+        "",
+        "| column | type | |",
+        "| --- | --- | --- |",
+        *(f"| {_cell(f.name)} | {_cell(str(f.type))} | {_MADE_BY_NAME.get(f.name, '')} |" for f in schema),
+        "",
+        "| mixture | records |",
+        "| --- | --- |",
+        *(f"| {_cell(key)} | {count:,} |" for key, count in top),
+        "",
+        f"Model `{run['fingerprints']['model']}`, bank `{run['fingerprints']['bank']}`, router"
+        f" `{run['fingerprints']['router']}`; settings, versions and counts: `run.json`, charts: `report.html`.",
+        "",
+        '    datasets.load_dataset(FOLDER, split="train")',
+        "    duckdb.sql(\"select * from 'FOLDER/data/*.parquet'\")",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(counts: dict[str, Any]) -> list[str]:
+    size = next((name for most, name in _SIZES if counts["data"] < most), "n>10M")
+    parts = [("default", "data")] * bool(counts["data"]) + [("dead", "dead")] * bool(counts["dead"])
+    configs = [
+        line
+        for name, folder in parts
+        for line in (
+            f"- config_name: {name}",
+            "  data_files:",
+            "  - split: train",
+            f"    path: {folder}/*.parquet",
+        )
+    ]
+    return ["---", "tags: [synthetic, loraloom]", f"size_categories: [{size}]", "configs:", *configs, "---"]
+
+
+def _cell(text: str) -> str:
+    return _code(text).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """A name of others' as code: nothing in it ends the code, the line or a cell, or begins a tag."""
+    return "`" + ("".join(filter(str.isprintable, text)).translate(_HARMLESS) or " ") + "`"

@@ -1,0 +1,141 @@
+"""Committed rows in other forms: a copy beside the run, made in batches, never part of the commit protocol."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import fsspec
+import orjson
+import pyarrow as pa
+import pyarrow.dataset
+
+from pipeline.errors import UserError
+from pipeline.storage.input.columns import row_text
+from pipeline.storage.input.formats.openai_batch import CHAT, MODEL, URL
+from pipeline.storage.store.redact import masked
+from pipeline.storage.store.urls import open_url
+
+from .run import read_dead, read_run, run_values
+
+Kind = Literal["parquet", "jsonl", "openai_batch"]
+_ROWS = 1024
+_MOST_PARTITIONS = 1024
+
+
+def export_parquet(url: str, to: str, column: str | None) -> int:
+    """Write a run's data as Parquet, in a folder ``column=value`` for each value; returns the number of rows."""
+    dataset = read_run(url)
+    if column is not None and column not in dataset.schema.names:
+        raise UserError(f"export: the run has no column {column!r}; it has {', '.join(dataset.schema.names)}")
+    fs, root = open_url(to)
+    if fs.exists(root) and fs.ls(root):
+        raise UserError(f"export: {masked(to)} is not empty; give another --to")
+    pyarrow.dataset.write_dataset(
+        dataset,
+        root,
+        format="parquet",
+        filesystem=fs,
+        partitioning=None if column is None else _partitioning(dataset, column),
+        max_partitions=_MOST_PARTITIONS,
+        max_rows_per_group=2**16,
+    )
+    return int(dataset.count_rows())
+
+
+def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partitioning:
+    """Folders by a column; `UserError` where they would be too many, before anything is written."""
+    values: set[Any] = set()
+    for batch in dataset.to_batches(columns=[column], batch_size=2**16):
+        try:
+            values.update(batch[0].to_pylist())
+        except TypeError:
+            raise UserError(
+                f"export: the column {column!r} holds lists or objects; give one of single values"
+            ) from None
+        if len(values) > _MOST_PARTITIONS:
+            raise UserError(
+                f"export: the column {column!r} has more than {_MOST_PARTITIONS} values, each a folder; give another"
+            )
+    return pyarrow.dataset.partitioning(pa.schema([dataset.schema.field(column)]), flavor="hive")
+
+
+def export_lines(url: str, to: str, kind: Kind) -> int:
+    """Write a run's data as JSON lines; returns the number of rows."""
+    return _write(to, _answers(url) if kind == "openai_batch" else map(row_text, _rows(read_run(url))))
+
+
+def export_errors(url: str, to: str) -> int:
+    """Write a run's dead letters as the error file of the OpenAI batch API; returns the number of rows."""
+    return _write(to, map(_error, _rows(read_dead(url))))
+
+
+def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
+    for batch in dataset.to_batches(batch_size=_ROWS, batch_readahead=1, fragment_readahead=1):
+        yield from batch.to_pylist()
+
+
+def _write(to: str, lines: Iterable[str]) -> int:
+    fs, path = open_url(to)
+    _make_parent(fs, path)
+    part, count = f"{path}.part", 0
+    with fs.open(part, "wb") as f:
+        for line in lines:
+            f.write(line.encode() + b"\n")
+            count += 1
+    fs.mv(part, path)
+    return count
+
+
+def _make_parent(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    fs.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
+
+
+def _answers(url: str) -> Iterator[str]:
+    run = run_values(url) or {}
+    model = run.get("config", {}).get("model", {}).get("path", "")
+    for row in _rows(read_run(url)):
+        yield orjson.dumps(answer_of(row, model)).decode()
+
+
+def answer_of(row: dict[str, Any], model: str) -> dict[str, Any]:
+    """A data row as a line of the OpenAI batch API's output file; what it has beside is in ``loraloom``."""
+    chat = row.get(URL, CHAT) == CHAT
+    body = {
+        "id": f"loraloom-{row['id']}",
+        "object": "chat.completion" if chat else "text_completion",
+        "model": row.get(MODEL) or model,
+        "choices": [_choice(place, answer, chat) for place, answer in enumerate(row.get("outputs") or [row])],
+        "usage": {
+            "prompt_tokens": row["prompt_tokens"],
+            "completion_tokens": row["completion_tokens"],
+            "total_tokens": row["prompt_tokens"] + row["completion_tokens"],
+        },
+        "loraloom": {"mixture": row["mixture"], "route_score": row["route_score"], "fallback": row["fallback"]},
+    }
+    return {
+        "id": f"batch-{row['id']}",
+        "custom_id": row["id"],
+        "response": {"status_code": 200, "request_id": row["id"], "body": body},
+        "error": None,
+    }
+
+
+def _choice(place: int, answer: dict[str, Any], chat: bool) -> dict[str, Any]:
+    said = {"message": {"role": "assistant", "content": answer["output"]}} if chat else {"text": answer["output"]}
+    tokens = answer.get("logprobs")
+    shown = None if tokens is None else {"content": [_logprob(token) for token in tokens]}
+    reason = "length" if answer["finish_reason"] == "length" else "stop"
+    return {"index": place, **said, "logprobs": shown, "finish_reason": reason}
+
+
+def _logprob(token: dict[str, Any]) -> dict[str, Any]:
+    top = [_token(other) for other in token.get("top_logprobs") or []]
+    return _token(token) | {"top_logprobs": top}
+
+
+def _token(token: dict[str, Any]) -> dict[str, Any]:
+    return {"token": token["token"], "logprob": token["logprob"], "bytes": list(token["token"].encode())}
+
+
+def _error(row: dict[str, Any]) -> str:
+    error = {"code": row["error_type"], "message": row["message"]}
+    return orjson.dumps({"id": f"batch-{row['id']}", "custom_id": row["id"], "response": None, "error": error}).decode()

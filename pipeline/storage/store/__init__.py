@@ -1,0 +1,1 @@
+"""Objects of any fsspec store: read, written, listed, with credentials redacted."""

@@ -1,0 +1,1 @@
+"""What a running job reports: incidents, metrics, structured logs, progress."""

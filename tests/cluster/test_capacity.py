@@ -1,0 +1,114 @@
+"""What the stages ask for, and whether a cluster has it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.cluster.capacity import check_room
+from pipeline.cluster.resources import Pools, StageResources
+from pipeline.errors import UserError
+from pipeline.pools import pools_of
+
+A100, T4 = {"accelerator_type:A100": 1.0}, {"accelerator_type:T4": 1.0}
+
+
+def node(cpus: float = 8, gpus: float = 0, labels: dict[str, str] | None = None, **more: float) -> dict[str, Any]:
+    return {"Resources": {"CPU": cpus, "GPU": gpus, "memory": 2.0**34, **more}, "Labels": labels or {}}
+
+
+def generating(**share: Any) -> Pools:
+    return Pools(generate=replace(StageResources(), **share))
+
+
+@pytest.mark.parametrize(
+    ("pools", "nodes", "said"),
+    [
+        (generating(gpus=1), [node()], "no node has what the generate stage asks for, cpus 0.25, gpus 1"),
+        (generating(accelerator="H100"), [node(**A100)], "accelerator H100 (cluster.stages.generate)"),
+        (generating(labels={"zone": "a"}), [node(labels={"zone": "b"}), node()], "labels {'zone': 'a'}"),
+        (generating(memory=2**40), [node()], "no node has what the generate stage asks for"),
+        (generating(cpus=4, actors=2, max_actors=2), [node(8)], "ask for 8.5 CPUs, and the shuffle needs 1"),
+        (
+            generating(gpus=1, actors=3, max_actors=3),
+            [node(gpus=2)],
+            "room for 2 of the 3 generating actors that must start, each of which asks for cpus 0.25, gpus 1 (engine",
+        ),
+        (
+            generating(gpus=1, accelerator="A100", actors=8, max_actors=8),
+            [node(gpus=4, **A100), node(gpus=4, **T4)],
+            "room for 4 of the 8 generating actors",
+        ),
+        (generating(gpus=0.6, actors=3, max_actors=3), [node(gpus=2)], "room for 2 of the 3 generating actors"),
+        (generating(memory=2**33, actors=3, max_actors=3), [node()], "room for 2 of the 3 generating actors"),
+        (
+            Pools(route=StageResources(labels={"zone": "a"}, cpus=2, actors=5, max_actors=5)),
+            [node(labels={"zone": "a"}), node()],
+            "room for 4 of the 5 routing actors that must start",
+        ),
+    ],
+)
+def test_what_no_node_has_is_refused_with_what_there_is(pools: Pools, nodes: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_room(pools, nodes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pools", "nodes"),
+    [
+        (Pools(), [node(2)]),
+        (generating(gpus=0.5, actors=4, max_actors=4), [node(gpus=1), node(gpus=1)]),
+        (generating(accelerator="A100", gpus=1), [node(), node(gpus=1, **A100)]),
+        (generating(gpus=0.1, cpus=0.1, actors=10, max_actors=10), [node(gpus=1)]),
+        (generating(labels={"zone": "in(a, b)", "spot": "!true"}), [node(labels={"zone": "b"})]),
+    ],
+)
+def test_what_there_is_room_for_passes(pools: Pools, nodes: list[dict[str, Any]]) -> None:
+    check_room(pools, nodes)
+
+
+def composed(*overrides: str) -> Pools:
+    return pools_of(load_settings("generate", list(overrides), GenerateConfig))
+
+
+def test_pools_come_from_the_config() -> None:
+    kuberay = composed(
+        "cluster=kuberay", "cluster.stages.generate.accelerator=A100", "+cluster.stages.route.labels.a=b"
+    )
+    assert kuberay.generate == StageResources(4, 1, 16 * 2**30, "A100", {}, 1, 64)
+    assert kuberay.route == StageResources(1, None, 0, None, {"a": "b"}, 1, 8)
+    assert kuberay.generate.asked == {
+        "num_cpus": 4,
+        "num_gpus": 1,
+        "memory": 16 * 2**30,
+        "accelerator_type": "A100",
+    }
+    exact = composed("engine.actors=3").generate
+    assert (exact.actors, exact.max_actors) == (3, 3)
+
+
+@pytest.mark.parametrize("word", ["cluster.stages.generate.tensor_parallel=2", "cluster.stages.generate.gpus=2"])
+def test_one_model_on_several_gpus_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="the native engine runs a model on one GPU"):
+        composed(word)
+
+
+def test_fewer_actors_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(UserError, match="max_actors must not be less"):
+        composed("cluster.stages.generate.actors=3", "cluster.stages.generate.max_actors=2")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_data_takes_what_a_stage_asks_for() -> None:
+    import ray
+
+    [here] = ray.nodes()
+    share = StageResources(memory=2**20, labels={"ray.io/node-id": f"in({here['NodeID']}, other)"})
+    check_room(Pools(read=share), ray.nodes())
+    answered = ray.data.range(4).map_batches(lambda batch: batch, **share.asked)
+    assert answered.count() == 4

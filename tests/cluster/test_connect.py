@@ -1,0 +1,215 @@
+"""How many generating actors a cluster gets, where they come to be, and how many threads each has."""
+
+import logging
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.cluster import connect as connect_module
+from pipeline.cluster.connect import LOCAL, size_pools
+from pipeline.cluster.resources import Pools, StageResources
+from pipeline.errors import UserError
+from pipeline.pools import pools_of
+from tests.cluster.test_capacity import A100, T4, node
+
+HEAD = {"Resources": {"memory": 2.0**32}, "Labels": {}}  # of `ray start --num-cpus=0`: Ray drops what there is none of
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets Ray have these nodes, and one that is dead."""
+
+    def have(*nodes: dict[str, Any]) -> None:
+        dead = {**node(64, 8), "Alive": False}
+        monkeypatch.setattr(connect_module.ray, "nodes", lambda: [dead, *({**one, "Alive": True} for one in nodes)])
+
+    return have
+
+
+def asked(*words: str) -> Pools:
+    return pools_of(load_settings("generate", list(words), GenerateConfig))
+
+
+def sized(*words: str, autoscaling: bool = False) -> tuple[int, int, int]:
+    """Actors at least and at most, and threads of each."""
+    pools = size_pools(asked(*words), autoscaling)
+    return pools.generate.actors, pools.generate.max_actors, pools.threads
+
+
+@pytest.mark.parametrize(
+    ("words", "actors", "threads"),
+    [([], 1, 8), (["engine.actors=3"], 3, 2), (["engine.threads=5"], 1, 5), (["engine.actors=8"], 8, 1)],
+)
+def test_one_machine_without_gpus(there: Callable[..., None], words: list[str], actors: int, threads: int) -> None:
+    there(node(8))
+    assert sized(*words) == (actors, actors, threads)
+    assert size_pools(asked(*words)).generate.cpus == 0.25
+
+
+def test_a_pool_that_may_grow_has_the_threads_of_its_largest_size(there: Callable[..., None]) -> None:
+    there(node(8))
+    assert sized("cluster.stages.generate.actors=1", "cluster.stages.generate.max_actors=4") == (1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "actors", "threads"),
+    [
+        ([], 8, 8),
+        (["engine.actors=8"], 8, 8),
+        (["engine.actors=3"], 3, 8),
+        (["engine.actors=9"], 9, 4),
+        (["engine.actors=16"], 16, 4),
+        (["cluster.stages.generate.cpus=7"], 8, 8),
+    ],
+)
+def test_equal_nodes_without_gpus(there: Callable[..., None], words: list[str], actors: int, threads: int) -> None:
+    there(HEAD, *[node(8)] * 8)
+    assert sized(*words) == (actors, actors, threads)
+
+
+def test_by_default_actors_leave_cpus_to_routing_and_the_shuffle(there: Callable[..., None]) -> None:
+    there(*[node(4)] * 3)
+    assert sized("cluster.stages.generate.cpus=4") == (2, 2, 4)
+    there(node(4))
+    with pytest.raises(UserError, match=r"ask for 4\.5 CPUs, and the shuffle needs 1"):
+        sized("cluster.stages.generate.cpus=4")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words", "actors", "threads", "cpus"),
+    [
+        ([2, *[16] * 8], [], 8, 16, 2.01),  # a small head gets none
+        ([2, *[16] * 8], ["engine.actors=8"], 8, 16, 2.01),
+        ([2, *[16] * 8], ["engine.actors=9"], 9, 2, 0.25),  # one more than large nodes: some is on the small one
+        ([2, *[16] * 8], ["engine.threads=4"], 9, 4, 0.25),
+        ([4, 8, 16, 16], [], 2, 16, 8.01),
+        ([8, 16], [], 2, 8, 0.25),  # 16 threads either way
+        ([7, 16], [], 1, 16, 7.01),
+        ([9, 16, 16], [], 3, 9, 0.25),  # more than half
+        ([1, 2], [], 2, 1, 0.25),  # 2.01 CPUs beside an actor are not enough for routing and the shuffle
+        ([16, 15], ["engine.actors=1"], 1, 15, 0.25),
+    ],
+)
+def test_nodes_of_different_sizes(
+    there: Callable[..., None], sizes: list[int], words: list[str], actors: int, threads: int, cpus: float
+) -> None:
+    there(*map(node, sizes))
+    assert sized(*words) == (actors, actors, threads)
+    assert size_pools(asked(*words)).generate.cpus == cpus
+
+
+def test_gpus_are_counted_on_nodes_that_fit(there: Callable[..., None]) -> None:
+    there(HEAD, node(4), node(64, 4, **A100), node(32, 4, **T4))
+    assert sized() == (8, 8, 8)
+    assert sized("cluster.stages.generate.accelerator=A100") == (4, 4, 16)
+    assert sized("cluster.stages.generate.gpus=0.6") == (8, 8, 8)
+    assert sized("cluster.stages.generate.gpus=0.5") == (16, 16, 4)
+    assert size_pools(asked()).generate.gpus == 1
+    # Those that do not fit a node's CPUs are not left idle without a word.
+    with pytest.raises(UserError, match="8 generating actor"):
+        sized("cluster.stages.generate.cpus=16")
+
+
+def test_a_cluster_that_grows_says_what_it_waits_for(
+    there: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kuberay, said = asked("cluster=kuberay", "cluster.stages.generate.memory_gb=64"), list[str]()
+    logged: list[str] = []
+    routers, generators = node(4), node(6, 1)
+    there(HEAD, routers, generators)
+    monkeypatch.setattr(connect_module, "tell", lambda event, **values: logged.append(event))
+    placed = size_pools(kuberay, True, said.append)
+    assert (placed.generate.actors, placed.generate.max_actors, placed.threads) == (1, 64, 4)
+    [line] = said
+    assert line.startswith(
+        "cluster: no node has what the generate stage asks for, cpus 4.0, gpus 1.0, memory 68719476736"
+    )
+    assert line.endswith("; waiting for nodes of the autoscaler")
+    assert logged == ["waiting for nodes"]
+    fits = replace(kuberay, generate=replace(kuberay.generate, memory=2**33))
+    assert size_pools(fits, True, said.append).threads == 6
+    assert said == [line]
+    with pytest.raises(UserError, match="no node has what the generate stage asks for"):
+        size_pools(kuberay)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_ray_is_told_the_command_without_its_credentials(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils, told = connect_module.ray._private.utils, list[str]()
+    own = utils.get_entrypoint_name
+
+    def init(**asked: Any) -> None:
+        told.append(utils.get_entrypoint_name())
+        raise ConnectionError("none here")
+
+    words = ["python", "-m", "jobs.generate", "cluster=ray", "--input", "https://h/x?sig=a b", "bank.path=s3://k:p@b/c"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(connect_module.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect_module.ray, "init", init)
+    with pytest.raises(UserError, match="cluster: no Ray at"):
+        connect_module.connect(address, 1)
+    assert told == ["python -m jobs.generate cluster=ray --input 'https://h/x?***' 'bank.path=s3://***@b/c'"]
+    assert utils.get_entrypoint_name is own
+
+
+def test_ray_takes_the_command_from_where_it_is_masked() -> None:
+    worker = Path(connect_module.ray._private.worker.__file__).read_text()
+    assert worker.count("entrypoint=ray._private.utils.get_entrypoint_name()") == worker.count("entrypoint=ray") == 1
+
+
+@contextmanager
+def three_nodes() -> Iterator[None]:
+    """A head of two CPUs and two nodes of four, each with its own raylet."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 * 2**20}
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": LOCAL, **small}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        started.add_node(num_cpus=4, **small)
+    ray.init(address=started.address, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+    started.shutdown()
+
+
+def on_three_nodes() -> None:
+    import ray
+    from ray.data import DataContext
+
+    class Where:
+        def place(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    def nodes_of(pools: Pools) -> Counter[float]:
+        options = {**pools.generate.asked, "scheduling_strategy": DataContext.get_current().scheduling_strategy}
+        actors = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.actors)]
+        return Counter(held[place] for place in ray.get([actor.place.remote() for actor in actors]))
+
+    with three_nodes():
+        held = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
+        by_default = size_pools(Pools(generate=StageResources(actors=0, max_actors=0), threads=0))
+        assert (by_default.generate.actors, by_default.threads) == (2, 4)
+        assert nodes_of(by_default) == {4: 2}
+        three = size_pools(Pools(generate=StageResources(actors=3, max_actors=3), threads=0))
+        assert three.threads == 2
+        assert nodes_of(three) == {2: 1, 4: 2}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_puts_an_actor_on_each_node_that_was_counted() -> None:
+    """In a process of its own: that of the tests has a Ray already."""
+    words = [sys.executable, "-c", f"from {__name__} import on_three_nodes; on_three_nodes()"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,107 @@
+"""Memory that ends and passes that hang: the engine goes on, or ends so that it can be started again."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.adapters import AdapterBank
+from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
+from pipeline.engine.serving.faults import Watchdog, halve, is_out_of_memory
+from pipeline.engine.settings import EngineSettings
+from pipeline.models import load_model, load_tokenizer
+from pipeline.records import Completion, Mixture
+from tests.engine.core.test_engine import make_requests
+
+SAMPLED = Sampling(max_new_tokens=12, temperature=0.9, top_p=0.95)
+
+
+@pytest.fixture
+def engine(tiny_model: Path, tiny_bank: Path) -> Iterator[Engine]:
+    model = load_model(str(tiny_model), "fp32")
+    settings = EngineSettings(batch_size=16, prefill_tokens=256)
+    engine = Engine(model, load_tokenizer(str(tiny_model)), AdapterBank.load(tiny_bank), settings)
+    yield engine
+    engine.lora.detach()
+
+
+def limit_tokens(engine: Engine, most: int, error: Callable[[], Exception]) -> list[int]:
+    """Let passes of more tokens fail; returns a list of the tokens of each pass that was tried."""
+    tried: list[int] = []
+
+    def check(module: Any, args: Any, given: dict[str, torch.Tensor]) -> None:
+        tried.append(given["input_ids"].numel())
+        if tried[-1] > most:
+            raise error()
+
+    engine.model.register_forward_pre_hook(check, with_kwargs=True)
+    return tried
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_changes_no_answer(engine: Engine, error: Callable[[], Exception]) -> None:
+    requests = make_requests(40, engine.tokenizer)
+    alone = {request.id: answer for request, answer in engine.generate(requests, SAMPLED)}
+    tried = limit_tokens(engine, 80, error)
+    server = EngineServer(engine, SAMPLED)
+    assert server.answer(requests) == [alone[request.id] for request in requests]
+    server.close()
+    assert max(tried) > 80 >= tried[-1]
+    assert (engine.settings.batch_size, engine.settings.prefill_tokens) in {(8, 128), (4, 64)}
+
+
+def test_a_record_that_never_fits_fails_alone(engine: Engine) -> None:
+    requests = make_requests(6, engine.tokenizer)
+    alone = {request.id: answer for request, answer in engine.generate(requests, SAMPLED)}
+    long = Request("long", [5] * 150, Mixture())
+    limit_tokens(engine, 63, lambda: torch.OutOfMemoryError("CUDA out of memory"))
+    server = EngineServer(engine, SAMPLED)
+    *found, refused = server.answer([*requests, long])
+    server.close()
+    assert found == [alone[request.id] for request in requests]
+    assert isinstance(refused, Failure)
+    assert refused.error_type == "OutOfMemoryError"
+    assert engine.settings.batch_size == 1
+
+
+def test_other_errors_halve_nothing(engine: Engine) -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert is_out_of_memory(MemoryError())
+    while halve(engine):
+        pass
+    assert (engine.settings.batch_size, engine.settings.prefill_tokens) == (1, 64)
+
+
+def delay(engine: Engine, seconds: float, until: threading.Event) -> RemovableHandle:
+    def wait(module: Any, args: Any) -> None:
+        until.wait(seconds)
+
+    return engine.model.register_forward_pre_hook(wait)
+
+
+def test_a_pass_that_hangs_is_noticed_and_slow_work_is_not(engine: Engine) -> None:
+    hung, go_on = threading.Event(), threading.Event()
+    engine.settings = EngineSettings(batch_size=1)
+    watchdog = Watchdog(engine, 0.8, hung.set)
+    server = EngineServer(engine, Sampling(max_new_tokens=1, min_new_tokens=1), watching=watchdog.watching)
+    slow = delay(engine, 0.2, go_on)
+    assert all(isinstance(answer, Completion) for answer in server.answer(make_requests(8, engine.tokenizer)))
+    assert not hung.is_set()
+    slow.remove()
+    delay(engine, 60, go_on)
+    asked = threading.Thread(target=server.answer, args=(make_requests(1, engine.tokenizer),))
+    asked.start()
+    assert hung.wait(20)
+    go_on.set()
+    asked.join()
+    server.close()

@@ -1,0 +1,100 @@
+"""Writers and drivers of one window that wait before each step at the store while others go on, or die there."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from pipeline.storage.commit.compaction import merge_files
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.orphans import sweep_unnamed
+from pipeline.storage.store.objects import names
+from tests.storage import memory_url
+from tests.storage.commit.committing import WINDOW, tally_of, visible_rows, write_shard
+from tests.storage.commit.stepping import Actor, Interleaving
+
+ROWS = 8
+
+
+class Interleaved(Interleaving):
+    """Several drivers believe that the window is theirs; some, and some tasks, are of a run that was discarded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = CommitLog(memory_url())
+        self.discarded = CommitLog(self.log.url)
+        self.log.run, self.discarded.run = "today", "yesterday"
+        self.finished = False
+
+    def end(self) -> None:
+        """Whatever happened: the next driver, alone, ends with each row once, and nothing else is left."""
+        if WINDOW not in self.log.finished_windows():
+            self._finish(self.log, "last", 10_000)
+        self.log.sweep_finished()
+        sweep_unnamed(self.log)
+        self.a_finished_window_has_every_row_once()
+        for kind in ("data", "dead"):
+            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
+            assert names(self.log.fs, self.log.path(kind)) == named
+        assert names(self.log.fs, self.log.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+
+    @precondition(lambda self: self.working() < 4)
+    @rule(
+        what=st.sampled_from(["write", "finish", "sweep"]),
+        late=st.sampled_from([False, False, True]),
+        rows=st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1),
+        join=st.sampled_from([0, 1, 10_000, 1_000_000]),
+    )
+    def start(self, what: str, late: bool, rows: list[int], join: int) -> None:
+        """A task with any rows, answered before or not; a driver at the end of its window, or one that resumes."""
+        log = self.discarded if late else self.log
+        name = f"{len(self.actors):03d}-0"
+        kinds: dict[str, Callable[[], Any]] = {
+            "write": partial(write_shard, log, name, rows),
+            "finish": partial(self._finish, log, name, join),
+            "sweep": log.sweep_finished,
+        }
+
+        def work() -> None:
+            with suppress(FileNotFoundError):  # what another driver finished and swept may vanish under its eyes
+                kinds[what]()
+
+        self.actors.append(Actor(work))
+
+    @invariant()
+    def look(self) -> None:
+        rows = visible_rows(self.log)
+        assert len(rows) == len(set(rows))
+        assert not [path for kind in ("data", "dead") for path in self.log.committed_files(kind) if "yesterday" in path]
+
+    @invariant()
+    def a_finished_window_has_every_row_once(self) -> None:
+        self.finished = self.finished or WINDOW in self.log.finished_windows()
+        if self.finished:  # once and for all
+            event(f"finished with {self.working()} at work")
+            assert visible_rows(self.log) == list(range(ROWS))
+            assert self.log.finished_windows()[WINDOW].tally == tally_of(list(range(ROWS)))
+
+    @staticmethod
+    def _finish(log: CommitLog, name: str, join: int) -> None:
+        answered = {row for shard in log.shards(WINDOW) for row in shard.rows.tolist()}
+        if missing := sorted(set(range(ROWS)) - answered):
+            write_shard(log, name, missing)
+        log.finish_window(WINDOW, ROWS, partial(merge_files, log, WINDOW, join))
+
+
+class ManyInterleaved(Interleaved):
+    """Enough to find a window marker that is written over another one."""
+
+
+Interleaved.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+ManyInterleaved.TestCase.settings = settings(max_examples=600, stateful_step_count=30, deadline=None)
+
+
+TestInterleaved = Interleaved.TestCase
+TestManyInterleaved = pytest.mark.slow(ManyInterleaved.TestCase)

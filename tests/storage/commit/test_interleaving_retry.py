@@ -1,0 +1,140 @@
+"""Commands that try the dead letters of one window again, each of which believes that it alone does."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from pipeline.records import DEAD
+from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.orphans import sweep_unnamed
+from pipeline.storage.commit.retry import RetryFilter, amend_window, rows_to_retry
+from pipeline.storage.store.objects import StoreError, names
+from tests.storage import memory_url
+from tests.storage.commit.committing import WINDOW, data_table
+from tests.storage.commit.stepping import Actor, Interleaving
+
+ROWS = 8
+
+
+class TakenOverError(Exception):
+    """The command looked at its lease, and another one holds it."""
+
+
+def letters(rows: list[int]) -> pa.Table:
+    values = {"id": [str(r) for r in rows], "stage": ["generate"] * len(rows), "row": rows}
+    values |= {"error_type": [f"Error{r % 2}" for r in rows]}
+    return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DEAD], schema=DEAD)
+
+
+def write(log: CommitLog, name: str, answered: list[int], dead: list[int]) -> None:
+    """A shard of rows that are answered, and of rows that are dead (again)."""
+    tables = data_table(answered), letters(dead)
+    places = np.array(answered, np.int64), np.array(dead, np.int64)
+    log.commit(Shard(f"{log.prefix(WINDOW)}{name}", None, None, *places, tally(*tables)), *tables)
+
+
+def seen(log: CommitLog, kind: str) -> list[int]:
+    files = [io.BytesIO(log.fs.cat_file(path)) for path in log.committed_files(kind)]
+    return [int(identity) for file in files for identity in pq.read_table(file)["id"].to_pylist()]
+
+
+class Retried(Interleaving):
+    """A command may sleep at any step at the store, while its writers go on, and others take over and end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = memory_url()
+        self.log = self._new_log()
+        write(self.log, "a-0", [0, 4], [])
+        write(self.log, "b-0", [], [1, 2, 3, 5, 6, 7])
+        self.log.finish_window(WINDOW, ROWS)
+        self.answered = {0, 4}
+        self.sessions: list[tuple[CommitLog, list[int]]] = []
+        self.holder = 0  # the command that holds the lease
+
+    def end(self) -> None:
+        """However it came: the next command, alone, answers all that is left, and nothing else lies there."""
+        self._retry(10_000, [], False)
+        assert (sorted(seen(self.log, "data")), seen(self.log, "dead")) == (list(range(ROWS)), [])
+        for kind in ("data", "dead"):
+            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
+            assert names(self.log.fs, self.log.path(kind)) == named
+        assert len(names(self.log.fs, self.log.path("_commits"))) == 1
+
+    @precondition(lambda self: self.working() < 4)
+    @rule(dead=st.lists(st.integers(0, ROWS - 1), unique=True), odd=st.booleans())
+    def begin(self, dead: list[int], odd: bool) -> None:
+        """A command, which takes the lease over: it tries all letters, or those of one error; some are dead again."""
+        number = len(self.actors)
+
+        def work() -> None:
+            with suppress(TakenOverError, StoreError, FileNotFoundError):
+                self._retry(number, dead, odd)
+
+        self.holder = number
+        self.actors.append(Actor(work))
+
+    @precondition(lambda self: self.sessions and self.working() < 4)
+    @rule(data=st.data())
+    def write_late(self, data: st.DataObject) -> None:
+        """A task of a command, which may have ended long ago."""
+        log, retried = data.draw(st.sampled_from(self.sessions))
+        rows = data.draw(st.lists(st.sampled_from(retried), min_size=1, unique=True))
+        name = f"late-{len(self.actors)}"
+        self.actors.append(Actor(lambda: write(log, name, sorted(rows), [])))
+
+    @invariant()
+    def look(self) -> None:
+        data, dead = seen(self.log, "data"), seen(self.log, "dead")
+        assert sorted(data + dead) == list(range(ROWS))
+        assert self.answered <= set(data), "an answer that was there is lost"
+        self.answered = set(data)
+        counted = self.log.newest(WINDOW)[1].tally
+        assert (counted.data, counted.dead) == (len(data), len(dead))
+
+    def _retry(self, number: int, dead: list[int], odd: bool) -> None:
+        """What `RetryJob` does with the store."""
+
+        def check() -> None:
+            if number not in (self.holder, 10_000):
+                raise TakenOverError
+
+        log = self._new_log()
+        log.sweep_finished(fence=True)
+        log.begin_session()
+        wanted = RetryFilter(errors=["Error1"] if odd else None)
+        retried = rows_to_retry(log, log.newest(WINDOW)[1], wanted)
+        if len(retried):
+            marker, _ = log.newest(WINDOW)
+            self.sessions.append((log, retried.tolist()))
+            for place, part in enumerate(np.array_split(retried, 2)):
+                rows = part.tolist()
+                write(log, f"{number}-{place}", [r for r in rows if r not in dead], [r for r in rows if r in dead])
+            check()
+            amend_window(log, WINDOW, marker, 0, retried)
+        sweep_unnamed(log, check, fence=True)
+
+    def _new_log(self) -> CommitLog:
+        log = CommitLog(self.url)
+        log.run = "today"
+        return log
+
+
+class ManyRetried(Retried):
+    """Enough to find each of the steps missing."""
+
+
+Retried.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+ManyRetried.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+TestRetried = Retried.TestCase
+TestManyRetried = pytest.mark.slow(ManyRetried.TestCase)

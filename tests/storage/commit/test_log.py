@@ -1,0 +1,239 @@
+import pickle
+from collections import Counter
+from functools import reduce
+from pathlib import Path
+from unittest import mock
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.storage.commit import log as commit_module
+from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.markers import WindowFiles, shard_prefix, window_of
+from pipeline.storage.commit.orphans import sweep_unnamed
+from pipeline.storage.store.objects import create, names
+from tests.storage import memory_url, user_error
+from tests.storage.commit.committing import (
+    WINDOW,
+    KilledError,
+    crash_at,
+    data_table,
+    is_dead,
+    tally_of,
+    visible,
+    visible_rows,
+    write_shard,
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> CommitLog:
+    return CommitLog(str(tmp_path / "out") if request.param == "local" else memory_url())
+
+
+def test_a_new_output_has_no_files(log: CommitLog) -> None:
+    assert (log.committed_files("data"), log.committed_files("dead")) == ([], [])
+    assert (list(log.shards(WINDOW)), log.finished_windows()) == ([], {})
+
+
+def test_committed_rows_are_visible_in_file_order(log: CommitLog) -> None:
+    write_shard(log, "a-0", [5, 3, 4, 1])
+    assert visible(log, "data") == ["5", "4", "1"]
+    assert visible(log, "dead") == ["3"]
+
+
+def test_a_shard_without_rows_of_a_kind_has_no_file_of_it(log: CommitLog) -> None:
+    shard = write_shard(log, "a-0", [0, 1])
+    assert (shard.dead, log.committed_files("dead")) == (None, [])
+    shard = write_shard(log, "a-1", [3])
+    assert (shard.data, len(log.committed_files("data"))) == (None, 1)
+
+
+def test_a_marker_keeps_names_rows_and_counts(log: CommitLog) -> None:
+    written = write_shard(log, "a-0", [5, 3, 4, 1, 999_998])
+    (read,) = log.shards(WINDOW)
+    assert (read.name, read.data, read.dead, read.tally) == (written.name, written.data, written.dead, written.tally)
+    assert read.rows.tolist() == [5, 4, 1, 999_998, 3]
+    assert window_of(read.name) == WINDOW
+
+
+@pytest.mark.parametrize("write", [0, 1, 2])
+def test_nothing_of_a_shard_is_visible_before_its_marker(log: CommitLog, write: int) -> None:
+    with crash_at(write), pytest.raises(KilledError):
+        write_shard(log, "a-0", [0, 3])
+    assert visible_rows(log) == []
+    assert list(log.shards(WINDOW)) == []
+
+
+def test_committing_a_shard_again_changes_nothing(log: CommitLog) -> None:
+    first = write_shard(log, "a-0", [0, 1, 3])
+    before = {path: log.fs.cat_file(path) for path in log.fs.find(log.root)}
+    again = write_shard(log, "a-0", [2, 1])
+    assert (again.data, again.dead, again.rows.tolist()) == (first.data, first.dead, first.rows.tolist())
+    assert {path: log.fs.cat_file(path) for path in log.fs.find(log.root)} == before
+
+
+def test_shards_of_another_window_are_apart(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0], window=1)
+    write_shard(log, "a-0", [0], window=10)
+    assert [s.name for s in log.shards(1)] == ["w000001-a-0"]
+    log.finish_window(1, 1)
+    assert list(log.finished_windows()) == [1]
+    assert len(log.committed_files("data")) == 2
+
+
+@given(st.lists(st.integers(0, 40), unique=True, min_size=1), st.lists(st.none() | st.integers(0, 3), max_size=5))
+def test_after_any_crashes_a_retry_leaves_each_row_once(rows: list[int], crashes: list[int | None]) -> None:
+    log = CommitLog(memory_url())
+    half = len(rows) // 2
+    for crash in [*crashes, None]:
+        try:
+            with crash_at(crash):
+                for number, part in enumerate((rows[:half], rows[half:])):
+                    write_shard(log, f"a-{number}", part)
+        except KilledError:
+            assert set(visible_rows(log)) <= set(rows)
+    assert visible_rows(log) == sorted(rows)
+    log.finish_window(WINDOW, len(rows))
+    assert visible_rows(log) == sorted(rows)
+
+
+def test_a_shard_that_repeats_rows_is_hidden_until_the_window_is_finished(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0, 1, 3])
+    write_shard(log, "b-0", [1, 2, 3, 7])
+    assert visible_rows(log) == [0, 1, 3]
+    log.finish_window(WINDOW, 5)
+    assert visible_rows(log) == [0, 1, 2, 3, 7]
+
+
+def test_a_row_answered_twice_keeps_its_first_answer(log: CommitLog) -> None:
+    write_shard(log, "a-0", [1, 0])
+    write_shard(log, "b-0", [2, 1])
+    log.finish_window(WINDOW, 3)
+    assert sorted(visible(log, "data", "output")) == ["a-0:0", "a-0:1", "b-0:2"]
+
+
+def test_a_shard_with_only_repeated_rows_is_dropped(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0, 1, 3])
+    write_shard(log, "b-0", [3, 1])
+    files = log.finish_window(WINDOW, 3)
+    assert (len(files.data), len(files.dead), visible_rows(log)) == (1, 1, [0, 1, 3])
+
+
+def test_a_window_marker_counts_what_its_files_hold(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0, 1, 3, 5])
+    write_shard(log, "b-0", [5, 6, 7, 3])
+    files = log.finish_window(WINDOW, 6)
+    assert files.tally == tally_of([0, 1, 3, 5, 6, 7])
+    assert log.finished_windows() == {WINDOW: files}
+
+
+def test_a_shard_that_comes_after_its_window_is_finished_changes_nothing(log: CommitLog) -> None:
+    write_shard(log, "b-0", [0, 1])
+    files = log.finish_window(WINDOW, 2)
+    write_shard(log, "a-0", [0, 1, 2, 3])
+    write_shard(log, "b-0", [2])
+    assert visible_rows(log) == [0, 1]
+    assert log.finished_windows() == {WINDOW: files}
+
+
+@pytest.mark.parametrize("write", [0, 1, 2])
+def test_a_window_whose_end_was_cut_off_is_finished_by_the_next_try(log: CommitLog, write: int) -> None:
+    write_shard(log, "a-0", [0, 1, 3])
+    write_shard(log, "b-0", [1, 2, 3, 7])
+    with crash_at(write), pytest.raises(KilledError):
+        log.finish_window(WINDOW, 5)
+    assert visible_rows(log) == [0, 1, 3]
+    write_shard(log, "a-1", [4])
+    log.finish_window(WINDOW, 6)
+    assert visible_rows(log) == [0, 1, 2, 3, 4, 7]
+
+
+def test_no_marker_is_written_over_a_part_of_a_window(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0, 1, 3])
+    with pytest.raises(FileNotFoundError):  # as if the store listed one shard of two
+        log.finish_window(WINDOW, 4)
+    assert (visible_rows(log), log.finished_windows()) == ([0, 1, 3], {})
+    files = log.finish_window(WINDOW, 3)
+    assert CommitLog(log.url).finish_window(WINDOW, 3) == files, "finished by another driver, and swept"
+
+
+def test_files_of_other_tools_are_no_markers(log: CommitLog) -> None:
+    write_shard(log, "a-0", [0])
+    for name in ("README.txt", "window-.tmp", ".w000003-b-0.json.part", f"{shard_prefix(WINDOW)}b-0.json.tmp"):
+        log.fs.pipe_file(f"{log.root}/_commits/{name}", b"x")
+    log.fs.pipe_file(f"{log.root}/data/half.parquet", b"x")
+    assert (visible_rows(log), list(log.finished_windows())) == ([0], [])
+
+
+def test_a_log_can_be_sent_to_another_process(log: CommitLog) -> None:
+    log.run = "today"
+    sent: CommitLog = pickle.loads(pickle.dumps(log))
+    write_shard(sent, "a-0", [0])
+    assert visible_rows(log) == [0]
+
+
+@given(st.lists(st.lists(st.integers(0, 30), unique=True), max_size=5))
+def test_tallies_add_up(parts: list[list[int]]) -> None:
+    added = reduce(lambda a, b: a + b, map(tally_of, parts), Tally())
+    rows = [row for part in parts for row in part]
+    answered = [r for r in rows if not is_dead(r)]
+    assert (added.data, added.dead) == (len(answered), len(rows) - len(answered))
+    assert (added.prompt_tokens, added.completion_tokens) == (sum(answered), 2 * sum(answered))
+    assert added.fallback == sum(r % 5 == 0 for r in answered)
+    assert added.mixtures == Counter(f"m{r % 3}:1.0" for r in answered)
+    assert added.finish_reasons == Counter("stop" if r % 2 else "length" for r in answered)
+    assert added.errors == Counter(f"Error{r % 2}" for r in rows if is_dead(r))
+
+
+def test_what_a_discarded_run_does_late_changes_nothing(log: CommitLog) -> None:
+    """Neither its writers nor its driver, which finishes a window of the same number and sweeps it."""
+    late = CommitLog(log.url)
+    late.run, log.run = "yesterday", "today"
+    write_shard(late, "b-0", [0, 1, 2])
+    assert list(log.shards(WINDOW)) == []
+    assert log.committed_files("data") == []
+    own = write_shard(log, "a-0", [0, 1, 2])
+    late.finish_window(WINDOW, 3)
+    assert log.finished_windows() == {}
+    files = log.finish_window(WINDOW, 3)
+    assert files.data == [own.data]
+    late.sweep_finished()
+    write_shard(late, "c-0", [0, 1, 2])
+    assert log.finished_windows() == {WINDOW: files}
+    assert visible_rows(log) == [0, 1, 2]
+    sweep_unnamed(log)
+    assert names(log.fs, log.path("data")) == [files.data[0].removeprefix("data/")]
+    assert names(log.fs, log.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+
+
+@pytest.mark.parametrize("run", ["../../x", "a/b", "A", "x" * 40, "a b"])
+def test_what_is_no_run_s_id_does_not_become_part_of_a_name(log: CommitLog, run: str) -> None:
+    with user_error("which is no run's id"):
+        log.run = run
+
+
+def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(log: CommitLog) -> None:
+    """Meanwhile another one has taken over, and given the window a new marker with files of its own."""
+    write_shard(log, "a-0", [0, 1, 2])
+    other = CommitLog(log.url)
+    marked: list[WindowFiles] = []
+
+    def create_and_sleep(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
+        created = create(fs, path, content)
+        if not marked:
+            marked.append(WindowFiles([], [], Tally()))
+            name, before = other.newest(WINDOW)
+            amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
+            assert amended is not None
+            marked.append(other.replace_window(WINDOW, name, WindowFiles([*before.data, amended], [], Tally(data=4))))
+        return created
+
+    with mock.patch.object(commit_module, "create", create_and_sleep):
+        told = log.finish_window(WINDOW, 3)
+    assert told == marked[1] == other.finished_windows()[WINDOW]
+    assert visible_rows(other) == [0, 1, 2, 4]
+    assert names(log.fs, log.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]

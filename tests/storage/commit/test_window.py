@@ -1,0 +1,108 @@
+from functools import partial
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pipeline.storage.commit.compaction import merge_files
+from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.store.objects import names
+from tests.storage import memory_url
+from tests.storage.commit.committing import WINDOW, KilledError, crash_at, tally_of, visible_rows, write_shard
+
+ROWS = 10
+row_sets = st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1)
+crashes = st.none() | st.integers(0, 10)
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """Drivers and writers of one window that are killed and tried again, late ones among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = CommitLog(memory_url())
+        self.tasks: dict[str, list[int]] = {}  # the rows of every write task that was ever started
+        self.attempt = 0
+        self.finished = False
+
+    @initialize(rows=row_sets)
+    def first_task(self, rows: list[int]) -> None:
+        self._write(f"{self.attempt:03d}-000000", rows, None)
+
+    @rule(rows=row_sets, crash=crashes, late=st.booleans())
+    def write(self, rows: list[int], crash: int | None, late: bool) -> None:
+        """A task of this driver, or of one that was killed, with any rows: answered before, or not."""
+        attempt = 0 if late else self.attempt
+        task = sum(name.startswith(f"{attempt:03d}") for name in self.tasks)
+        self._write(f"{attempt:03d}-{task:06d}", rows, crash)
+
+    @rule(data=st.data(), crash=crashes)
+    def retry(self, data: st.DataObject, crash: int | None) -> None:
+        name = data.draw(st.sampled_from(sorted(self.tasks)))
+        self._write(name, self.tasks[name], crash)
+
+    @rule()
+    def new_driver(self) -> None:
+        self.attempt += 1
+        self.log = CommitLog(self.log.url)
+
+    @precondition(lambda self: not self.finished)
+    @rule(crash=crashes, join=st.sampled_from([0, 1, 10_000, 1_000_000]))
+    def finish(self, crash: int | None, join: int) -> None:
+        """Answer the rows that are missing in this driver's tasks, then close the window, as the job does."""
+        answered = {row for shard in self.log.shards(WINDOW) for row in shard.rows.tolist()}
+        missing = sorted(set(range(ROWS)) - answered)
+        if missing:
+            task = sum(name.startswith(f"{self.attempt:03d}") for name in self.tasks)
+            self._write(f"{self.attempt:03d}-{task:06d}", missing, None)
+        try:
+            with crash_at(crash):
+                self.log.finish_window(WINDOW, ROWS, partial(merge_files, self.log, WINDOW, join))
+        except KilledError:
+            self.finished = WINDOW in self.log.finished_windows()
+            return
+        self.finished = True
+        self._only_named_files_are_left()
+
+    @precondition(lambda self: self.finished)
+    @rule(crash=crashes)
+    def sweep(self, crash: int | None) -> None:
+        """What a driver that resumes does first."""
+        try:
+            with crash_at(crash):
+                swept = self.log.sweep_finished()
+        except KilledError:
+            return
+        if swept:
+            self._only_named_files_are_left()
+
+    def _only_named_files_are_left(self) -> None:
+        for kind in ("data", "dead"):
+            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
+            assert names(self.log.fs, f"{self.log.root}/{kind}") == named
+        assert names(self.log.fs, f"{self.log.root}/_commits") == [f"window-{WINDOW:06d}.json"]
+
+    @invariant()
+    def no_row_is_seen_twice(self) -> None:
+        rows = visible_rows(self.log)
+        assert len(rows) == len(set(rows))
+
+    @invariant()
+    def a_finished_window_has_every_row_once_and_counts_it(self) -> None:
+        if self.finished:
+            assert visible_rows(self.log) == list(range(ROWS))
+            assert self.log.finished_windows()[WINDOW].tally == tally_of(list(range(ROWS)))
+
+    def _write(self, name: str, rows: list[int], crash: int | None) -> None:
+        self.tasks[name] = rows
+        try:
+            with crash_at(crash):
+                write_shard(self.log, name, rows)
+        except KilledError:
+            return
+
+
+WindowMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=15)
+
+
+TestWindow = WindowMachine.TestCase

@@ -1,0 +1,108 @@
+import errno
+import os
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.storage.input.files import list_input
+from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.urls import open_url
+from tests.storage import MEMORY, memory_url, user_error, write_file
+
+LOCAL = LocalFileSystem()
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "in") if request.param == "local" else memory_url()
+
+
+def listed(url: str, below: str) -> list[str]:
+    """Paths of the input at ``url``, as they follow ``below``."""
+    _, root = open_url(below)
+    return [file.path.removeprefix(root + "/") for file in list_input(url)[1]]
+
+
+def test_put_leaves_the_file_and_nothing_else(tmp_path: Path) -> None:
+    put(LOCAL, str(tmp_path / "new" / "a.bin"), b"one")
+    put(LOCAL, str(tmp_path / "new" / "a.bin"), b"two")
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "new").iterdir()] == [("a.bin", b"two")]
+
+
+def test_a_put_that_is_cut_off_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    put(LOCAL, str(path), b"old")
+    full = OSError(errno.ENOSPC, "disk full")  # no kind of error that is tried again for half a minute
+    with mock.patch.object(os, "fsync", side_effect=full), pytest.raises(OSError, match="disk full"):
+        put(LOCAL, str(path), b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert [name for name in names(LOCAL, str(tmp_path)) if not name.startswith(".")] == ["a.bin"]
+
+
+def test_a_half_written_file_is_never_listed_as_input(tmp_path: Path) -> None:
+    killed = PermissionError("killed")
+    with mock.patch.object(os, "replace", side_effect=killed), pytest.raises(OSError, match="killed"):
+        put(LOCAL, str(tmp_path / "b.jsonl"), b"{}")
+    put(LOCAL, str(tmp_path / "a.jsonl"), b"{}")
+    assert listed(str(tmp_path), str(tmp_path)) == ["a.jsonl"]
+
+
+def test_put_works_on_other_file_systems() -> None:
+    _, root = open_url(memory_url())
+    put(MEMORY, f"{root}/deep/a.bin", b"one")
+    assert names(MEMORY, f"{root}/deep") == ["a.bin"]
+    assert MEMORY.cat_file(f"{root}/deep/a.bin") == b"one"
+
+
+def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
+    assert names(LOCAL, str(tmp_path / "gone")) == []
+    assert names(MEMORY, "/gone-folder") == []
+
+
+def test_one_file_is_an_input_with_its_size(folder: str) -> None:
+    write_file(f"{folder}/a.jsonl", b"12345")
+    _, files = list_input(f"{folder}/a.jsonl")
+    assert [(f.path.rpartition("/")[2], f.size) for f in files] == [("a.jsonl", 5)]
+
+
+def test_a_folder_gives_all_files_below_it_sorted_without_hidden_ones(folder: str) -> None:
+    for name in ["b.jsonl", "a.csv", "sub/c.jsonl", "_SUCCESS", ".d.jsonl", "_tmp/e.jsonl", "sub/.git/f.jsonl"]:
+        write_file(f"{folder}/{name}", b"x")
+    assert listed(folder, folder) == ["a.csv", "b.jsonl", "sub/c.jsonl"]
+    assert listed(folder + "/", folder) == ["a.csv", "b.jsonl", "sub/c.jsonl"]
+
+
+def test_a_glob_gives_what_it_matches_without_hidden_ones(folder: str) -> None:
+    for name in ["b.jsonl", "a.jsonl", "c.csv", "sub/d.jsonl", "_old/e.jsonl", ".f.jsonl"]:
+        write_file(f"{folder}/{name}", b"x")
+    assert listed(f"{folder}/*.jsonl", folder) == ["a.jsonl", "b.jsonl"]
+    assert listed(f"{folder}/**/*.jsonl", folder) == ["a.jsonl", "b.jsonl", "sub/d.jsonl"]
+    assert listed(f"{folder}/[ac].*", folder) == ["a.jsonl", "c.csv"]
+
+
+@pytest.mark.parametrize("end", ["", "/a.jsonl", "/*.jsonl", "/?.jsonl"])
+def test_a_hidden_folder_that_the_user_names_is_read(folder: str, end: str) -> None:
+    write_file(f"{folder}/_raw/.v1/a.jsonl", b"x")
+    assert listed(f"{folder}/_raw/.v1{end}", folder) == ["_raw/.v1/a.jsonl"]
+
+
+@pytest.mark.parametrize("end", ["/gone", "/gone.jsonl", "/*.gone", "/hidden"])
+def test_an_input_without_files_is_refused(folder: str, end: str) -> None:
+    write_file(f"{folder}/hidden/_a.jsonl", b"x")
+    with user_error(folder + end):
+        list_input(folder + end)
+
+
+def test_an_unknown_scheme_is_refused_without_showing_credentials() -> None:
+    with user_error("nope://***@host/x") as _:
+        open_url("nope://user:secret@host/x")
+
+
+def test_the_version_tells_that_a_file_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"12345")
+    before = list_input(str(path))[1]
+    os.utime(path, (1, 1))
+    assert list_input(str(path))[1] != before

@@ -1,0 +1,249 @@
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.storage.input.formats import Row, SeekPoint, format_of, jsonl
+from pipeline.storage.input.formats.jsonl import parse_line
+from tests.storage import MEMORY, SUFFIXES, encoded, memory_url, user_error, write_file
+
+
+def scanned(content: bytes, suffix: str) -> list[tuple[int, Row]]:
+    path = write_file(f"{memory_url()}/file{suffix}", content)
+    return list(format_of(path).scan(MEMORY, path))
+
+
+def rows_of(content: bytes, suffix: str) -> list[Row]:
+    return [row for _, row in scanned(content, suffix)]
+
+
+def values_of(content: bytes, suffix: str) -> list[Any]:
+    """Values of good rows, error types of bad ones."""
+    return [row.values if row.dead is None else row.dead.error_type for row in rows_of(content, suffix)]
+
+
+@contextmanager
+def longest_line(size: int) -> Iterator[None]:
+    with mock.patch.object(jsonl, "MAX_LINE", size):
+        yield
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_gives_its_rows_in_order(suffix: str) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"text {n}, \u00e9\u4e2d"} for n in range(10)]
+    assert values_of(encoded(rows, suffix), suffix) == rows
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_suffixes_are_known_in_any_case(suffix: str) -> None:
+    assert format_of(f"/x/DATA{suffix.upper()}") is format_of(f"/x/data{suffix}")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_reading_from_any_seek_point_gives_the_rest_of_the_file(suffix: str) -> None:
+    path = write_file(f"{memory_url()}/f{suffix}", encoded([{"n": str(n)} for n in range(10)], suffix))
+    kind = format_of(path)
+    found = list(kind.scan(MEMORY, path))
+    starts = {offset: at for at, (offset, _) in reversed(list(enumerate(found)))}
+    for offset, at in starts.items():
+        assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == [row for _, row in found[at:]]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_large_files_can_be_entered_in_the_middle(suffix: str) -> None:
+    offsets = [offset for offset, _ in scanned(encoded([{"n": n} for n in range(10)], suffix), suffix)]
+    assert len(set(offsets)) > 1
+
+
+def test_a_file_of_an_unknown_kind_is_named() -> None:
+    with user_error("/x/notes.txt", ".jsonl"):
+        format_of("/x/notes.txt")
+
+
+BAD_LINES = {
+    b"": "EmptyLine",
+    b" \t ": "EmptyLine",
+    b'{"prompt": "\xff"}': "InvalidUtf8",
+    b'{"prompt": ': "InvalidJson",
+    b'{"prompt": "\\ud800"}': "InvalidJson",
+    b'{"prompt": NaN}': "InvalidJson",
+    b"[1, 2]": "NotAnObject",
+    b"null": "NotAnObject",
+    b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}": "TooDeep",
+    b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}": "InvalidJson",
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize(("line", "error"), BAD_LINES.items(), ids=lambda v: str(v)[:30])
+def test_a_bad_line_spoils_no_other(line: bytes, error: str, suffix: str) -> None:
+    content = b'{"a": 1}\n' + line + b'\n{"a": 2}\n'
+    content = gzip.compress(content) if suffix.endswith(".gz") else content
+    assert values_of(content, suffix) == [{"a": 1}, error, {"a": 2}]
+
+
+def test_deep_but_sane_nesting_is_accepted_however_many_brackets_there_are() -> None:
+    line = b'{"a": ' + b"[" * 20 + b"1" + b"]" * 20 + b', "b": "' + b"[" * 500 + b'"}'
+    assert parse_line(line).dead is None
+
+
+def test_a_bad_line_keeps_its_text_and_says_where_it_is_wrong() -> None:
+    row = parse_line(b'{"prompt": "\xff"}')
+    assert row.raw == '{"prompt": "\\xff"}'
+    assert row.dead is not None
+    assert (row.dead.stage, row.dead.message) == ("read", "byte 12 of the line is not UTF-8")
+
+
+def test_at_most_2000_characters_of_a_bad_line_are_kept() -> None:
+    assert len(parse_line(b"x" * 5000).raw or "") == 2000
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_a_line_that_is_too_long_is_skipped_whole(suffix: str, end: bytes) -> None:
+    long = b'{"a": "' + b"x" * 3_000_000 + b'"}'
+    content = b'{"a": 1}\n' + long + end + (b'{"a": 2}\n' if end else b"")
+    content = gzip.compress(content, 1) if suffix.endswith(".gz") else content
+    with longest_line(100):
+        assert values_of(content, suffix) == [{"a": 1}, "RecordTooLong", *([{"a": 2}] if end else [])]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+@pytest.mark.parametrize(("size", "expected"), [(16, {"a": 1}), (17, "RecordTooLong")])
+def test_the_longest_line_is_counted_without_its_end(end: bytes, size: int, expected: object) -> None:
+    line = b'{"a": 1}'.ljust(size)
+    with longest_line(16):
+        assert values_of(line + end, ".jsonl") == [expected]
+
+
+def test_a_long_line_is_not_taken_for_its_beginning() -> None:
+    with longest_line(16):
+        assert values_of(b'{"a": 1}'.ljust(16) + b"\r garbage\n", ".jsonl") == ["RecordTooLong"]
+
+
+@given(st.lists(st.sampled_from([b'{"a": 1}', b"\n", b"\r", b"\r\n", b"x" * 12, b" " * 9, b"{}"])).map(b"".join))
+def test_long_lines_in_any_place_keep_the_lines_apart(content: bytes) -> None:
+    # What a full parse of each line says, were there no limit on what is read at a time.
+    lines = content.split(b"\n")[: None if not content.endswith(b"\n") and content else -1]
+    with longest_line(16):
+        expected = [parse_line(line.removesuffix(b"\r")) for line in lines]
+        found = rows_of(content, ".jsonl")
+    kinds = [[row.values or (row.dead and row.dead.error_type) for row in rows] for rows in (found, expected)]
+    assert kinds[0] == kinds[1]
+
+
+json_lines = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from([b"{}", b'{"id": 1}', b"\n", b"\r\n", b"\r", b"\n\n", b"\xef\xbb\xbf", b"[", b"{"]),
+    )
+).map(b"".join)
+
+
+@given(json_lines, st.sampled_from([".jsonl", ".jsonl.gz"]))
+def test_random_bytes_give_one_row_a_line(content: bytes, suffix: str) -> None:
+    rows = rows_of(gzip.compress(content, 1) if suffix.endswith(".gz") else content, suffix)
+    assert len(rows) == content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    assert all((row.values is None) == (row.dead is not None) for row in rows)
+
+
+@given(json_lines, st.integers(3, 40))
+def test_random_lines_are_read_alike_from_every_seek_point(content: bytes, longest: int) -> None:
+    path = write_file(f"{memory_url()}/f.jsonl", content)
+    kind = format_of(path)
+    with longest_line(longest):
+        found = list(kind.scan(MEMORY, path))
+        for at, (offset, _) in enumerate(found):
+            assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == [row for _, row in found[at:]]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_bom_line_ends_and_a_missing_last_one_change_nothing(
+    suffix: str, bom: bytes, newline: bytes, last: bool
+) -> None:
+    lines = [b'{"a": "1"}', b'{"a": "2"}'] if suffix == ".jsonl" else [b"a", b"1", b"2"]
+    content = bom + newline.join(lines) + (newline if last else b"")
+    assert values_of(content, suffix) == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_csv_fields_may_hold_newlines_commas_and_quotes(suffix: str) -> None:
+    rows = [{"id": "007", "prompt": 'two\nlines, a "quote"\r\nand more'}, {"id": "8", "prompt": "plain"}]
+    assert values_of(encoded(rows, suffix), suffix) == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"1", "WrongFieldCount"),
+        (b"1,2,3", "WrongFieldCount"),
+        (b"", "EmptyLine"),
+        (b"1,\xff", "InvalidUtf8"),
+        (b"1," + b"x" * (17 * 2**20), "RecordTooLong"),
+    ],
+    ids=["too few", "too many", "empty", "not utf-8", "huge field"],
+)
+def test_a_bad_csv_line_spoils_no_other(line: bytes, error: str) -> None:
+    good = {"a": "1", "b": "2"}
+    assert values_of(b"a,b\n1,2\n" + line + b"\n1,2\n", ".csv") == [good, error, good]
+
+
+def test_a_bad_csv_line_keeps_its_text() -> None:
+    (row,) = rows_of(b"a,b\n1,\xff,3\n", ".csv")
+    assert row.raw == "1,\\xff,3"
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n", b"\xef\xbb\xbf"])
+def test_a_csv_without_lines_has_no_rows(content: bytes) -> None:
+    assert rows_of(content, ".csv") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a,b,a\n1,2,3\n", "twice"),
+        (b"\n1\n", "empty header"),
+        (b"id,prompt,cat\xe9gorie\n1,2,3\n", "UTF-8"),
+        (b"x" * (17 * 2**20) + b"\n1\n", "header"),
+    ],
+    ids=["twice", "empty", "latin-1", "huge"],
+)
+def test_a_csv_header_that_cannot_be_used_is_refused(content: bytes, problem: str) -> None:
+    with user_error("bad.csv", problem):
+        path = write_file(f"{memory_url()}/bad.csv", content)
+        list(format_of(path).scan(MEMORY, path))
+
+
+def test_a_file_that_is_not_parquet_is_refused() -> None:
+    path = write_file(f"{memory_url()}/bad.parquet", b"hello, this is no parquet file")
+    with user_error("bad.parquet"):
+        list(format_of(path).scan(MEMORY, path))
+    with user_error("bad.parquet"):
+        format_of(path).schema(MEMORY, path)
+
+
+BAD_VALUES = {
+    "text": pa.array([b"a", b"\xff", b"c"]).cast(pa.string(), safe=False),
+    "nested text": pa.array([[b"a"], [b"\xff"], [b"c"]]).cast(pa.list_(pa.string()), safe=False),
+    "date": pa.array([1, 2**31 - 1, 3], pa.int32()).cast(pa.date32()),
+    "time": pa.array([1, 2**53, 3]).cast(pa.timestamp("ms")),
+}
+
+
+@pytest.mark.parametrize("column", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_a_parquet_value_that_cannot_be_read_spoils_no_other_row(column: pa.Array) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "x": column}), buffer)
+    found = values_of(buffer.getvalue(), ".parquet")
+    assert [row if isinstance(row, str) else row["id"] for row in found] == ["1", "InvalidValue", "3"]
