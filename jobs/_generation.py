@@ -49,7 +49,7 @@ def _say_input(plan: InputPlan, view: View) -> None:
 
 
 def _summary(result: JobResult, output: str) -> list[str]:
-    total = result.tally
+    total = result.counts
     seconds = result.seconds
     rate = result.generated_tokens / max(seconds, 1e-9)
     mixtures = most_frequent(total.mixtures, 10)
@@ -65,7 +65,7 @@ def _summary(result: JobResult, output: str) -> list[str]:
 
 
 def _values(result: JobResult, output: str) -> dict[str, Any]:
-    total = result.tally
+    total = result.counts
     return {
         "records": result.records,
         "committed": total.data,

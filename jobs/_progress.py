@@ -169,12 +169,12 @@ def figures_of(now: Snapshot) -> list[tuple[str, str]]:
     """Names and values of what a view shows beside the counts."""
     rates = [("records/s", now.records_per_second), ("tokens/s", now.tokens_per_second)]
     shown = [(name, "-" if value is None else f"{value:,.1f}") for name, value in rates]
-    return [*shown, ("dead", f"{now.tally.dead:,}"), ("fallback", f"{now.fallback_share:.1%}")]
+    return [*shown, ("dead", f"{now.counts.dead:,}"), ("fallback", f"{now.fallback_share:.1%}")]
 
 
 def top_mixtures(now: Snapshot) -> list[tuple[str, int]]:
     """The most frequent mixtures so far."""
-    return most_frequent(now.tally.mixtures, _TOP)
+    return most_frequent(now.counts.mixtures, _TOP)
 
 
 def line_of(now: Snapshot) -> str:
@@ -196,9 +196,9 @@ def values_of(now: Snapshot) -> dict[str, Any]:
         "windows": now.windows,
         "done": now.done,
         "records": now.records,
-        "dead": now.tally.dead,
+        "dead": now.counts.dead,
         "fallback_share": round(now.fallback_share, 4),
-        "generated_tokens": now.tally.completion_tokens,
+        "generated_tokens": now.counts.completion_tokens,
         "records_per_second": _rounded(now.records_per_second),
         "tokens_per_second": _rounded(now.tokens_per_second),
         "seconds": round(now.seconds, 1),

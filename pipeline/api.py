@@ -91,7 +91,7 @@ def _run(source: str, output: str, config: list[str]) -> Any:
     write_derived(output, settings, result, print)
     if result.over_budget or result.incomplete:
         raise UserError(
-            f"generate: {result.tally.dead} dead letters and {result.incomplete} records without an answer of"
+            f"generate: {result.counts.dead} dead letters and {result.incomplete} records without an answer of"
             f" {result.records}; see read_dead, then call again to finish"
         )
     return read_run(output)

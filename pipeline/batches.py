@@ -17,7 +17,7 @@ from .routing import Explanation, explain
 from .stages.commit import output_names
 from .stages.generate import GenerateRecords
 from .stages.route import RouteRecords
-from .storage.input.formats import Row
+from .storage.input.formats import InputRow
 from .storage.input.formats.openai_batch import as_record
 from .storage.input.read import staged_table
 
@@ -74,7 +74,7 @@ class Route:
         return _beside(table, routed, joined(_ROUTES, _ERROR), made)
 
     def _routed(self, table: pa.Table) -> pa.Table:
-        columns, rows = self.settings.columns, [Row(values) for values in table.to_pylist()]
+        columns, rows = self.settings.columns, [InputRow(values) for values in table.to_pylist()]
         if columns.layout == "openai_batch":
             rows = [as_record(row) for row in rows]
         records: list[Record] = [columns.record(place, row) for place, row in enumerate(rows)]

@@ -132,7 +132,7 @@ def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, floa
     ended = time.time()
     ready = float(Path(f"{settings.output}.ready").read_text())
     stolen = (_stolen() - stolen) / (ended - start)
-    return _figures(ready - start, ended - ready, result.tally.completion_tokens, stolen)
+    return _figures(ready - start, ended - ready, result.counts.completion_tokens, stolen)
 
 
 def _ratios(speeds: list[float], others: list[float]) -> dict[str, Any]:

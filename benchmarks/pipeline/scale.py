@@ -96,8 +96,8 @@ def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any
     out = Path(settings.output)
     kinds = {kind: sorted((out / kind).glob("*.parquet")) for kind in ("data", "dead")}
     return {
-        "answered": result.tally.data,
-        "dead": result.tally.dead,
+        "answered": result.counts.data,
+        "dead": result.counts.dead,
         "incomplete": result.incomplete,
         "plan_seconds": planned - start,
         "run_seconds": ended - planned,

@@ -21,7 +21,7 @@ from benchmarks.scale.units import answers
 from pipeline.engine.serving.heap import keep_no_freed_memory
 from pipeline.evaluation.results import write_results
 from pipeline.storage.commit.compaction import merge_files
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from tests.s3.weed import BUCKET, Weed
@@ -52,14 +52,14 @@ def of_window(url: str) -> dict[str, Any]:
         rows = places[start : start + _SHARD]
         own = data.slice(0, len(rows))
         name = f"{shard_prefix(0)}a-{number:06d}"
-        log.commit(Shard(name, None, None, rows, np.empty(0, np.int64), tally(own, empty)), own, empty)
+        log.commit(Shard(name, None, None, rows, np.empty(0, np.int64), count_rows(own, empty)), own, empty)
     with MemoryWatch(0.02) as before:
         time.sleep(0.1)
     with MemoryWatch(0.02) as memory:
         begun = time.perf_counter()
         files = log.finish_window(0, _ROWS, partial(merge_files, log, 0, _FILE))
         seconds = time.perf_counter() - begun
-    assert files.tally.data == _ROWS
+    assert files.counts.data == _ROWS
     held = {"before": before.peaks["driver"], "most": memory.peaks["driver"]}
     return {"shards": number + 1, "seconds": seconds, "files": len(files.data), "driver_mib": held}
 

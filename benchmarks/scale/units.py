@@ -26,7 +26,7 @@ from pipeline.records import DATA, Mixture
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.shard_plan import ShardLimits, shard_of_rows
 from pipeline.stages.shuffle import pack
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard, encode
 from pipeline.storage.input.columns import Columns
@@ -115,7 +115,7 @@ def _commits() -> dict[str, Any]:
     empty = pa.table({})
     seconds = []
     for number in range(_COMMITS):
-        shard = Shard(f"w000000-a-{number:06d}", None, None, rows, np.empty(0, np.int64), tally(data, empty))
+        shard = Shard(f"w000000-a-{number:06d}", None, None, rows, np.empty(0, np.int64), count_rows(data, empty))
         start = time.perf_counter()
         log.commit(shard, data, empty)
         seconds.append(time.perf_counter() - start)

@@ -20,7 +20,7 @@ from pipeline.stages.commit import OutputShape
 from pipeline.stages.dataset import WindowRun
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
-from pipeline.storage.commit.counts import Tally, total
+from pipeline.storage.commit.counts import Counts, total
 from pipeline.storage.commit.lease import Lease
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.orphans import discard, sweep_unnamed
@@ -167,7 +167,7 @@ class GenerateJob:
         left = sorted(set(range(plan.windows)) - finished.keys())
         if not left:
             return 0
-        counted = total(files.tally for files in self.log.marked(finished.values()))
+        counted = total(files.counts for files in self.log.marked(finished.values()))
         self._incidents = Incidents.listening()
         runs = [self._window_run(prepared, pools, shape, window) for window in left]
         job = WindowJob(self.settings, self.log, self.say, switch.check, partial(input_problem, self.settings, plan))
@@ -213,7 +213,7 @@ class GenerateJob:
         more = joined(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.asked)
         return OutputShape(passed, settings.keep_prompt, prints["router"], prints["bank"], more)
 
-    def _result(self, plan: InputPlan, before: Tally, incomplete: int, seconds: float) -> JobResult:
+    def _result(self, plan: InputPlan, before: Counts, incomplete: int, seconds: float) -> JobResult:
         counted = self._committed(plan)
         budget = ErrorBudget(self.settings.error_budget, self.settings.error_max, plan.rows)
         return JobResult(
@@ -226,12 +226,12 @@ class GenerateJob:
             self._incidents.noted(),
         )
 
-    def _committed(self, plan: InputPlan) -> Tally:
+    def _committed(self, plan: InputPlan) -> Counts:
         """Counts of all that is committed, in finished windows and in others."""
         finished = self.log.finished()
         others = sorted(set(range(plan.windows)) - finished.keys())
-        of_finished = (files.tally for files in self.log.marked(finished.values()))
-        return total(chain(of_finished, map(self.log.tally, others)))
+        of_finished = (files.counts for files in self.log.marked(finished.values()))
+        return total(chain(of_finished, map(self.log.counts, others)))
 
     def _write_run(
         self, prepared: Prepared, shape: OutputShape, state: str, started: float, result: JobResult | None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class JobResult:
     """What a job came to. ``incomplete``: records without an answer or a dead letter."""
 
     records: int
-    tally: Tally
+    counts: Counts
     seconds: float
     generated_tokens: int  # by this command, without what an earlier one had committed
     incomplete: int
@@ -28,7 +28,7 @@ class JobResult:
     def told(self) -> dict[str, Any]:
         """Counts and incidents."""
         return {
-            "counts": {"records": self.records, "incomplete": self.incomplete, **asdict(self.tally)},
+            "counts": {"records": self.records, "incomplete": self.incomplete, **asdict(self.counts)},
             "incidents": [{"what": what, "times": times} for what, times in self.incidents],
         }
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.settings import JobSettings
 from pipeline.stages.dataset import WindowRun
 from pipeline.stages.generate import GenerateRecords
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.orphans import sweep_unnamed
 from pipeline.storage.commit.retry import RetryFilter, amend_window, rows_to_retry
 from pipeline.storage.output.dataset_card import CARD
@@ -108,7 +108,7 @@ class RetryJob(GenerateJob):
         plan, shape = prepared.plan, self.shape(prepared)
         self._incidents = Incidents.listening()
         job = WindowJob(self.settings, self.log, self.say, switch.check)
-        records, counted = sum(map(len, rows.values())), Tally()
+        records, counted = sum(map(len, rows.values())), Counts()
         no_budget = ErrorBudget(1.0, None, records)  # all of them may become dead letters again
         self.progress.begin(records, plan.windows, counted)
         for window, retried in rows.items():
@@ -132,7 +132,7 @@ class RetryJob(GenerateJob):
         self._check_lease()
         amend_window(self.log, run.window, marker, run.window * run.plan.window_rows, retried)
 
-    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray], before: Tally) -> RetryResult:
+    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray], before: Counts) -> RetryResult:
         """Counts; `run.json` gets those of the run as it is now, where a killed command left others too."""
         run = self.folder.read_json(RUN)
         assert run is not None  # it is finished

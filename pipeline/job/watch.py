@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Answered
 
@@ -26,11 +26,11 @@ class Watch:
         self,
         log: CommitLog,
         window: int,
-        before: Tally,
+        before: Counts,
         budget: ErrorBudget,
         over: Callable[[str], None],
         begun: Callable[[], None] = lambda: None,
-        counting: Callable[[Tally], None] = lambda counted: None,
+        counting: Callable[[Counts], None] = lambda counted: None,
         refused: Callable[[], list[str]] = list,
         still: Callable[[], None] = lambda: None,
     ) -> None:
@@ -73,7 +73,7 @@ class Watch:
                 self.over(self.budget.explain(self.counted))
                 return
 
-    def look(self) -> Tally:
+    def look(self) -> Counts:
         """Counts with the shards that were committed since the last look.
 
         Without those with rows that another one answers, of a writer that came late: they are not cut yet.
@@ -81,5 +81,5 @@ class Watch:
         for shard in self.log.shards(self.window, self._seen):
             self._seen.add(shard.name)
             if len(self._answered.add(shard)) == len(shard.rows):
-                self.counted += shard.tally
+                self.counted += shard.counts
         return self.counted

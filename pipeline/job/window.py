@@ -13,7 +13,7 @@ from pipeline.records import DEAD
 from pipeline.settings import JobSettings
 from pipeline.stages.dataset import WindowRun
 from pipeline.storage.commit.compaction import merge_files
-from pipeline.storage.commit.counts import Tally, tally
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.input.columns import record_text
@@ -49,7 +49,7 @@ class WindowJob:
     ) -> None:
         self.settings, self.log, self.say, self.between, self.problem = settings, log, say, between, problem
 
-    def run(self, run: WindowRun, ahead: RoutedAhead | None = None) -> tuple[int, Tally]:
+    def run(self, run: WindowRun, ahead: RoutedAhead | None = None) -> tuple[int, Counts]:
         """Do it; returns how many rows stay without an answer, and the counts of those that have one.
 
         ``ahead``: the window, routed already.
@@ -59,19 +59,19 @@ class WindowJob:
         missing = self.rounds(run, ahead)
         self._check()
         if len(missing) == size > 1:
-            return size, Tally()  # nothing at all went through: it is not the records
+            return size, Counts()  # nothing at all went through: it is not the records
         if 0 < len(missing) <= max(_ALONE, min(_ALONE_AT_MOST, int(self.settings.error_budget * size))):
             guilty = [row for row in missing.tolist() if self._fails_alone(run, row)]
             self._check()  # those of a file that changed meanwhile are not to blame
             self._set_aside(window, plan, guilty)
             missing = self.missing(run)
         if len(missing):
-            return len(missing), self.log.tally(window)
+            return len(missing), self.log.counts(window)
         join = partial(merge_files, self.log, window, self.settings.file_bytes)
         files = self.log.finish_window(window, size, join)
-        self.say(f"window {window + 1}/{plan.windows}: {files.tally.data} committed, {files.tally.dead} dead")
-        tell("window finished", run=self.settings.run, window=window, data=files.tally.data, dead=files.tally.dead)
-        return 0, files.tally
+        self.say(f"window {window + 1}/{plan.windows}: {files.counts.data} committed, {files.counts.dead} dead")
+        tell("window finished", run=self.settings.run, window=window, data=files.counts.data, dead=files.counts.dead)
+        return 0, files.counts
 
     def _check(self) -> None:
         """`StoppedError` where the window cannot be finished."""
@@ -160,5 +160,5 @@ class WindowJob:
         none = np.empty(0, np.int64)
         places = np.array([r.row for r in records], np.int64)
         name = f"{self.log.prefix(window)}{uuid.uuid4().hex[:8]}-000000"
-        shard = Shard(name, None, None, none, places, tally(pa.table({}), dead))
+        shard = Shard(name, None, None, none, places, count_rows(pa.table({}), dead))
         self.log.commit(shard, pa.table({}), dead)

@@ -9,7 +9,7 @@ from pipeline.cluster.capacity import shortages
 from pipeline.cluster.connect import living_nodes
 from pipeline.engine.serving.heap import give_back_freed_memory
 from pipeline.stages.dataset import WindowRun
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.telemetry.progress import Progress
 
 from .error_budget import ErrorBudget
@@ -34,7 +34,7 @@ class Windows:
         self._progress = progress or Progress()
         self._ahead: RoutedAhead | None = None
 
-    def run(self, counted: Tally) -> int:
+    def run(self, counted: Counts) -> int:
         """How many rows stay without an answer. ``counted``: of the finished windows; over the budget the job stops."""
         incomplete = 0
         for number, run in enumerate(self._runs):
@@ -46,8 +46,8 @@ class Windows:
             begun, counting = partial(self._begun, number), self._progress.committed
             still = partial(self._say_shortage, run)
             with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused, still):
-                missing, tally = self._job.run(run, ahead)
-            incomplete, counted = incomplete + missing, counted + tally
+                missing, counts = self._job.run(run, ahead)
+            incomplete, counted = incomplete + missing, counted + counts
             self._progress.committed(counted, "committed")
             if run is not self._runs[-1]:
                 gc.collect()  # Ray Data's executors are cycles, and hold what was of the window in Ray's store and here

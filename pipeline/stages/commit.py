@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from ray.data import Datasink
 
 from pipeline.records import DATA, DEAD, PASSED, PROVENANCE, Mixture, Record, joined
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.input.columns import record_text
@@ -112,8 +112,8 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         start = time.monotonic()
         with self.incidents.telling("commit"):
             shard = self._commit(pa.concat_tables(blocks), ctx.task_idx)
-        count_committed(self.run, shard.tally)
-        counts = {"records": shard.tally.data, "dead": shard.tally.dead, "tokens": shard.tally.completion_tokens}
+        count_committed(self.run, shard.counts)
+        counts = {"records": shard.counts.data, "dead": shard.counts.dead, "tokens": shard.counts.completion_tokens}
         seconds = round(time.monotonic() - start, 3)
         tell_here(
             "shard committed", run=self.run, window=self.place.window, shard=shard.name, **counts, seconds=seconds
@@ -127,4 +127,4 @@ class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
         name = f"{self.log.prefix(self.place.window)}{self.place.attempt}-{task:06d}"
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         with masking():
-            return self.log.commit(Shard(name, None, None, *rows, tally(data, dead)), data, dead)
+            return self.log.commit(Shard(name, None, None, *rows, count_rows(data, dead)), data, dead)

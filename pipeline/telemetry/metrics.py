@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 from ray.util.metrics import Counter, Gauge, Metric
 
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 
 if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
     from pipeline.engine.backend import Load
@@ -42,12 +42,12 @@ def count_routed(run: str, table: pa.Table) -> None:
     _count(run, "loraloom_fallback_records", pc.sum(routed["fallback"]).as_py() or 0)
 
 
-def count_committed(run: str, tally: Tally) -> None:
+def count_committed(run: str, counts: Counts) -> None:
     """Count a committed shard."""
-    _count(run, "loraloom_records", tally.data)
-    _count(run, "loraloom_dead_letters", tally.dead)
-    _count(run, "loraloom_prompt_tokens", tally.prompt_tokens)
-    _count(run, "loraloom_completion_tokens", tally.completion_tokens)
+    _count(run, "loraloom_records", counts.data)
+    _count(run, "loraloom_dead_letters", counts.dead)
+    _count(run, "loraloom_prompt_tokens", counts.prompt_tokens)
+    _count(run, "loraloom_completion_tokens", counts.completion_tokens)
 
 
 class EngineMetrics:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 
 _RECENT = 60.0  # seconds that rates are taken over, at least two looks
 _POINTS = 400  # of a timeline; beyond, every second one is dropped
@@ -14,7 +14,7 @@ _POINTS = 400  # of a timeline; beyond, every second one is dropped
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A job at one moment. ``window`` counts from 1; ``tally``: of all that is committed, also by earlier commands.
+    """A job at one moment. ``window`` counts from 1; ``counts``: of all that is committed, also by earlier commands.
 
     ``done_before``: records that were committed when this command began. Rates are those of the last minute: records
     and generated tokens a second, None before the first look at this command's shards.
@@ -25,7 +25,7 @@ class Snapshot:
     windows: int
     records: int
     done_before: int
-    tally: Tally
+    counts: Counts
     seconds: float
     records_per_second: float | None = None
     tokens_per_second: float | None = None
@@ -33,7 +33,7 @@ class Snapshot:
     @property
     def done(self) -> int:
         """Records that have an answer or a dead letter."""
-        return self.tally.data + self.tally.dead
+        return self.counts.data + self.counts.dead
 
     @property
     def eta(self) -> float | None:
@@ -45,7 +45,7 @@ class Snapshot:
     @property
     def fallback_share(self) -> float:
         """Of the answered records, those of the base model alone."""
-        return self.tally.fallback / max(1, self.tally.data)
+        return self.counts.fallback / max(1, self.counts.data)
 
 
 Listener = Callable[[Snapshot], None]
@@ -69,32 +69,32 @@ class Progress:
         self._listener = listener
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._now = Snapshot("starting", 0, 0, 0, 0, Tally(), 0.0)
-        self._recent: deque[tuple[float, Tally]] = deque()
+        self._now = Snapshot("starting", 0, 0, 0, 0, Counts(), 0.0)
+        self._recent: deque[tuple[float, Counts]] = deque()
         self.timeline: list[Point] = []
 
-    def begin(self, records: int, windows: int, before: Tally) -> None:
+    def begin(self, records: int, windows: int, before: Counts) -> None:
         """The job's size is known, and what earlier commands have committed."""
         self._began = time.monotonic()
         self._recent.append((self._began, before))
         self._note(before)
         done = before.data + before.dead
-        self._tell(records=records, windows=windows, tally=before, done_before=done)
+        self._tell(records=records, windows=windows, counts=before, done_before=done)
 
     def stage(self, name: str, window: int | None = None) -> None:
         """Another stage has begun; ``window`` counts from 0."""
         self._tell(stage=name, **({} if window is None else {"window": window + 1}))
 
-    def committed(self, tally: Tally, stage: str | None = None) -> None:
+    def committed(self, counts: Counts, stage: str | None = None) -> None:
         """So much is committed now, which may be what was before; ``stage``: another one has begun with that."""
         now = time.monotonic()
         with self._lock:
-            self._recent.append((now, tally))
+            self._recent.append((now, counts))
             while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT:
                 self._recent.popleft()
-            if tally != self._now.tally:
-                self._note(tally)
-        self._tell(tally=tally, **({} if stage is None else {"stage": stage}))
+            if counts != self._now.counts:
+                self._note(counts)
+        self._tell(counts=counts, **({} if stage is None else {"stage": stage}))
 
     def _tell(self, **changes: object) -> None:
         with self._lock:
@@ -104,9 +104,9 @@ class Progress:
             self._now = replace(self._now, **{**changes, **rates})  # type: ignore[arg-type]
             self._listener(self._now)
 
-    def _note(self, tally: Tally) -> None:
+    def _note(self, counts: Counts) -> None:
         """A point of the timeline. Between the last of an earlier command and the first of this one nothing is done."""
-        self.timeline.append(Point(round(time.time(), 1), tally.data, tally.dead, tally.completion_tokens))
+        self.timeline.append(Point(round(time.time(), 1), counts.data, counts.dead, counts.completion_tokens))
         if len(self.timeline) > _POINTS:
             self.timeline = [*self.timeline[:-1:2], self.timeline[-1]]
 

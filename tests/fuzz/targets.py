@@ -26,7 +26,7 @@ from pipeline.routing.model import RouterModel, RouterShape
 from pipeline.routing.router import Known
 from pipeline.stages.record_sampling import RecordSampling
 from pipeline.storage.input.columns import Columns, record_text, settings_text
-from pipeline.storage.input.formats import Row, SeekPoint
+from pipeline.storage.input.formats import InputRow, SeekPoint
 from pipeline.storage.input.formats.csv import Csv
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.formats.openai_batch import as_record
@@ -129,7 +129,7 @@ def _read_csv(content: bytes) -> None:
     _to_table(list(Csv().read(memory, "/fuzz/rows.csv", SeekPoint(0, 0))))
 
 
-def _to_table(rows: list[Row]) -> None:
+def _to_table(rows: list[InputRow]) -> None:
     records = [COLUMNS.record(number, row) for number, row in enumerate(rows)]
     for record in records:
         _check(record)

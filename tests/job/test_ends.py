@@ -21,7 +21,7 @@ from pipeline.job.window import WindowJob
 from pipeline.records import DEAD
 from pipeline.settings import JobSettings, ModelRef
 from pipeline.stages.dataset import WindowRun
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.retry import RetryFilter, amend_window
 from pipeline.storage.output.dataset_card import CARD
@@ -60,7 +60,7 @@ def answers(job: GenerateJob, rows: list[int]) -> pa.Table:
 def commit(job: GenerateJob, name: str, answered: list[int], dead: list[int]) -> None:
     tables = answers(job, answered), letters(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    job.log.commit(Shard(f"{job.log.prefix(0)}{name}", None, None, *places, tally(*tables)), *tables)
+    job.log.commit(Shard(f"{job.log.prefix(0)}{name}", None, None, *places, count_rows(*tables)), *tables)
 
 
 def begun(settings: JobSettings, state: str, dead: list[int]) -> GenerateJob:
@@ -69,7 +69,7 @@ def begun(settings: JobSettings, state: str, dead: list[int]) -> GenerateJob:
     prepared = job.prepare(new_run=True)
     job.log.run = "today"
     commit(job, "a-0", [row for row in range(ROWS) if row not in dead], dead)
-    counts = asdict(job.log.finish_window(0, ROWS).tally)
+    counts = asdict(job.log.finish_window(0, ROWS).counts)
     told = {
         "state": state,
         "run": "today",

@@ -93,7 +93,7 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     seen: list[Snapshot] = []
     assert retry(settings, listener=seen.append) == (7, 7, 1)
     assert [seen[0].stage, seen[-1].stage] == ["starting Ray", "committed"]
-    assert (seen[-1].records, seen[-1].done, seen[-1].tally.data) == (7, 7, 7)
+    assert (seen[-1].records, seen[-1].done, seen[-1].counts.data) == (7, 7, 7)
     assert letters(settings) == [("InvalidJson", 20)]
     assert outputs(settings) == outputs_without_ray(settings)
     told = json.loads((Path(settings.output) / "run.json").read_text())
@@ -104,7 +104,7 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     for kind in ("data", "dead"):
         assert sorted(map(str, (out / kind).iterdir())) == sorted(log.committed_files(kind))
     again = GenerateJob(settings, lambda line: None).run(lambda: pytest.fail("Ray was started"))
-    assert (again.tally.data, again.tally.dead) == (20, 1)
+    assert (again.counts.data, again.counts.dead) == (20, 1)
 
 
 def test_only_a_finished_run_is_retried(settings: JobSettings) -> None:
@@ -118,13 +118,13 @@ def test_an_actor_that_cannot_start_stops_the_job_with_its_reason(settings: JobS
     ):
         run(settings, faulty.RaisesAtStart)
     assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
-    assert run(settings).tally.data == 20
+    assert run(settings).counts.data == 20
 
 
 @pytest.mark.slow
 def test_one_actor_that_cannot_start_is_replaced(settings: JobSettings) -> None:
     result = run(settings, faulty.FailsAtFirst)
-    assert (result.ok, result.tally.data) == (True, 20)
+    assert (result.ok, result.counts.data) == (True, 20)
     assert any("the GPU is busy" in str(incident) for incident in result.incidents)
 
 
@@ -145,13 +145,13 @@ def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settin
 def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settings: JobSettings) -> None:
     with pytest.raises(StoppedError, match="the process of an actor died 3 times while it started"):
         run(settings, faulty.DiesAtStart)
-    assert run(settings).tally.data == 20
+    assert run(settings).counts.data == 20
 
 
 @pytest.mark.slow
 def test_a_record_that_kills_its_routing_actor_is_found_and_set_aside(settings: JobSettings) -> None:
     result = run(replace(settings, error_budget=0.2), router=faulty.DiesOfOne)
-    assert (result.ok, result.tally.data) == (True, 19)
+    assert (result.ok, result.counts.data) == (True, 19)
     assert letters(settings) == [("InvalidJson", 20), ("NoAnswer", 7)]
 
 
@@ -159,7 +159,7 @@ def test_a_record_that_kills_its_routing_actor_is_found_and_set_aside(settings: 
 def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) -> None:
     result = run(replace(settings, hang_seconds=2.0), faulty.HangsOnce)
     assert Path(f"{settings.output}.hung").exists()
-    assert (result.ok, result.tally.data) == (True, 20)
+    assert (result.ok, result.counts.data) == (True, 20)
     assert outputs(settings) == outputs_without_ray(settings)
 
 
@@ -183,7 +183,7 @@ def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(setting
     assert not job.log.has_markers()
     path.write_text(right)
     os.utime(path, (time, time))
-    assert run(settings).tally.data == 20
+    assert run(settings).counts.data == 20
     assert outputs(settings) == outputs_without_ray(settings)
 
 
@@ -246,6 +246,6 @@ def test_windows_after_the_first_are_routed_while_one_generates(
     monkeypatch.setattr(RoutedAhead, "take", noting)
     monkeypatch.setattr(watch_module, "SECONDS", 0.2)
     result = run(replace(settings, window_records=11, shard_records=3))
-    assert (result.ok, result.tally.data, result.incidents) == (True, 20, [])
+    assert (result.ok, result.counts.data, result.incidents) == (True, 20, [])
     assert taken == [(1, True)]
     assert outputs(settings) == outputs_without_ray(settings)

@@ -51,5 +51,5 @@ def test_a_full_disk_stops_the_job_and_nothing_is_lost_or_blamed(
     assert read_dead(settings.output).count_rows() == 0
     subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
     result = run(settings)
-    assert (result.ok, result.tally.data, result.tally.dead) == (True, 40, 0)
+    assert (result.ok, result.counts.data, result.counts.dead) == (True, 40, 0)
     assert sorted(read_run(settings.output).to_table()["id"].to_pylist()) == sorted(row["id"] for row in rows)

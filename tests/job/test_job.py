@@ -81,7 +81,7 @@ def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_sett
     write_lines(Path(job_settings.input) / "a.jsonl", [*lines[:6], *bad, *lines[6:]])
     result = run(job_settings)
     assert result.ok
-    assert (result.records, result.tally.data, result.tally.dead) == (19, 12, 7)
+    assert (result.records, result.counts.data, result.counts.dead) == (19, 12, 7)
     table = read_run(job_settings.output).to_table()
     assert table.schema.names == [*DATA.names, "number", "tags", *PROVENANCE.names]
     assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows)
@@ -102,7 +102,7 @@ def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_sett
         ("read", "NotAnObject"),
         ("route", "PromptTooLong"),
     ]
-    assert result.tally.errors == dict.fromkeys(dead["error_type"].to_pylist(), 1)
+    assert result.counts.errors == dict.fromkeys(dead["error_type"].to_pylist(), 1)
     records = dict(zip(dead["error_type"].to_pylist(), dead["record"].to_pylist(), strict=True))
     assert json.loads(records["DuplicateId"])["prompt"] == rows[2]["prompt"]
     assert records["InvalidJson"] == '{"id": "broken", '
@@ -138,7 +138,7 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     write_lines(path, [json.dumps(row).encode() for row in good_rows(6)])
     first = run(job_settings)
     again = GenerateJob(job_settings, say=lambda line: None).run(lambda: pytest.fail("Ray was started"))
-    assert (again.tally, again.generated_tokens) == (first.tally, 0)
+    assert (again.counts, again.generated_tokens) == (first.counts, 0)
     changed = replace(job_settings, sampling=Sampling(max_new_tokens=9))
     with pytest.raises(UserError, match=r"generation.max_new_tokens \(was 8, is 9\)"):
         GenerateJob(changed).prepare()
@@ -151,7 +151,7 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     fresh = GenerateJob(job_settings, say=lambda line: None)
     fresh.prepare(new_run=True)
     assert (Path(job_settings.output) / "run.json").read_bytes() == finished, "discarded before Ray has started"
-    assert fresh.run(lambda: Pools(threads=1)).tally.data == 7
+    assert fresh.run(lambda: Pools(threads=1)).counts.data == 7
     assert kept.read_bytes() == b"not of a run"
     # Killed while it discards, a job does not take what is left for an earlier run of its own.
     killed = GenerateJob(job_settings, say=lambda line: None)
@@ -207,7 +207,7 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
         "the rest is swept"
     )
     assert read_run(settings.output).count_rows() == 40
-    assert 0 < result.generated_tokens < result.tally.completion_tokens
+    assert 0 < result.generated_tokens < result.counts.completion_tokens
 
 
 def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: JobSettings) -> None:
@@ -218,7 +218,7 @@ def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: 
     with pytest.raises(StoppedError, match=r"4 dead letters, over errors.max=3: 4 InvalidJson"):
         run(settings)
     assert len(by_id(settings.output)) == 10
-    assert run(replace(settings, error_max=4)).tally.data == 24
+    assert run(replace(settings, error_max=4)).counts.data == 24
 
 
 @pytest.mark.slow

@@ -40,4 +40,4 @@ def test_a_store_that_lists_less_than_it_has_stops_the_job(tmp_path: Path) -> No
     write_shard(log, "a-0", [0, 1, 3])
     with mock.patch("pipeline.storage.commit.log.names", return_value=[]), pytest.raises(StoppedError), outages_stop():
         log.finish_window(WINDOW, 3)
-    assert log.finish_window(WINDOW, 3).tally.data == 2
+    assert log.finish_window(WINDOW, 3).counts.data == 2

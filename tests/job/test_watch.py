@@ -19,7 +19,7 @@ from pipeline.job.stop import StoppedError, StopSwitch
 from pipeline.job.watch import Watch
 from pipeline.job.windows import Windows
 from pipeline.records import DEAD
-from pipeline.storage.commit.counts import Tally, tally
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from tests.storage import memory_url
@@ -30,7 +30,7 @@ def commit_dead(log: CommitLog, number: int, rows: list[int], kind: str = "Empty
     dead = pa.Table.from_pylist(letters, schema=DEAD)
     none = np.empty(0, np.int64)
     name = f"{shard_prefix(0)}a-{number:06d}"
-    log.commit(Shard(name, None, None, none, np.array(rows), tally(pa.table({}), dead)), pa.table({}), dead)
+    log.commit(Shard(name, None, None, none, np.array(rows), count_rows(pa.table({}), dead)), pa.table({}), dead)
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,19 @@ def commit_dead(log: CommitLog, number: int, rows: list[int], kind: str = "Empty
 )
 def test_the_budget_is_the_smaller_of_share_and_number(rule: tuple[float, int | None, int], allowed: int) -> None:
     budget = ErrorBudget(*rule)
-    assert not budget.is_over(Tally(dead=allowed))
-    assert budget.is_over(Tally(dead=allowed + 1))
+    assert not budget.is_over(Counts(dead=allowed))
+    assert budget.is_over(Counts(dead=allowed + 1))
 
 
 def test_the_most_frequent_errors_are_named_first() -> None:
     budget = ErrorBudget(0.0, None, 10)
-    said = budget.explain(Tally(dead=9, errors={"A": 1, "B": 5, "C": 1, "D": 1, "E": 1, "F": 0}))
+    said = budget.explain(Counts(dead=9, errors={"A": 1, "B": 5, "C": 1, "D": 1, "E": 1, "F": 0}))
     assert said == "9 dead letters, over errors.budget=0 of 10 records: 5 B, 1 A, 1 C, 1 D, 1 E"
 
 
 def test_each_marker_is_counted_once() -> None:
     log = CommitLog(memory_url())
-    seen = Watch(log, 0, Tally(dead=1), ErrorBudget(1.0, None, 100), print)
+    seen = Watch(log, 0, Counts(dead=1), ErrorBudget(1.0, None, 100), print)
     commit_dead(log, 0, [0, 1])
     assert (seen.look().dead, seen.look().dead) == (3, 3)
     commit_dead(log, 1, [2])
@@ -68,18 +68,18 @@ def test_each_marker_is_counted_once() -> None:
 def test_rows_that_a_late_writer_answers_again_are_not_counted_twice() -> None:
     """Else two looks at a window that nobody has cut yet would spend the budget on letters that there are once."""
     log = CommitLog(memory_url())
-    seen = Watch(log, 0, Tally(), ErrorBudget(1.0, None, 100), print)
+    seen = Watch(log, 0, Counts(), ErrorBudget(1.0, None, 100), print)
     commit_dead(log, 0, [0, 1])
     commit_dead(log, 1, [1, 2])
-    assert (seen.look().dead, log.tally(0).dead) == (2, 2)
+    assert (seen.look().dead, log.counts(0).dead) == (2, 2)
     commit_dead(log, 2, [3])
-    assert (seen.look().dead, log.tally(0).dead) == (3, 3)
+    assert (seen.look().dead, log.counts(0).dead) == (3, 3)
 
 
 def test_a_spent_budget_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "SECONDS", 0.02)
     log, told = CommitLog(memory_url()), list[str]()
-    with Watch(log, 0, Tally(), ErrorBudget(1.0, 2, 100), told.append):
+    with Watch(log, 0, Counts(), ErrorBudget(1.0, 2, 100), told.append):
         commit_dead(log, 0, [0, 1])
         time.sleep(0.1)
         assert told == []
@@ -93,7 +93,7 @@ def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> Non
     log, told = CommitLog(memory_url()), list[int]()
     commit_dead(log, 0, [0, 1])
     budget = ErrorBudget(1.0, None, 100)
-    with Watch(log, 0, Tally(dead=5), budget, print, counting=lambda counted: told.append(counted.dead)):
+    with Watch(log, 0, Counts(dead=5), budget, print, counting=lambda counted: told.append(counted.dead)):
         while 7 not in told:
             time.sleep(0.01)
         commit_dead(log, 1, [2])
@@ -108,7 +108,7 @@ def test_what_a_window_waits_for_is_looked_for_when_nothing_is_committed(monkeyp
     monkeypatch.setattr(watch_module, "STILL", 0.3)
     log, looked = CommitLog(memory_url()), list[float]()
     budget = ErrorBudget(1.0, None, 100)
-    with Watch(log, 0, Tally(), budget, print, still=lambda: looked.append(time.monotonic())):
+    with Watch(log, 0, Counts(), budget, print, still=lambda: looked.append(time.monotonic())):
         while len(looked) < 2:
             time.sleep(0.01)
     assert looked[1] - looked[0] > 0.3
@@ -139,7 +139,7 @@ def test_a_store_that_fails_as_the_next_window_begins_does_not_end_the_watch(mon
         if len(begun) == 1:
             raise OSError("a listing failed")
 
-    with Watch(log, 0, Tally(), ErrorBudget(1.0, 2, 100), told.append, begin):
+    with Watch(log, 0, Counts(), ErrorBudget(1.0, 2, 100), told.append, begin):
         commit_dead(log, 0, [0, 1])
         while len(begun) < 2:
             time.sleep(0.01)
@@ -162,20 +162,20 @@ def test_the_next_window_is_routed_once_the_engines_of_this_one_commit(monkeypat
         def missing(self, run: Any) -> np.ndarray:
             return np.arange(3)
 
-        def run(self, run: Any, ahead: Any) -> tuple[int, Tally]:
+        def run(self, run: Any, ahead: Any) -> tuple[int, Counts]:
             if run.window == 0:
                 time.sleep(0.2)
                 assert routed == []
                 commit_dead(log, 0, [0])
                 while not routed:
                     time.sleep(0.01)
-            return 0, Tally()
+            return 0, Counts()
 
     monkeypatch.setattr(watch_module, "SECONDS", 0.02)
     monkeypatch.setattr(windows_module, "RoutedAhead", lambda run, missing, records: routed.append(run.window))
     runs = [SimpleNamespace(window=window, incidents=SimpleNamespace(refusals=list)) for window in range(2)]
     windows = Windows(cast(Any, Job()), cast(Any, runs), ErrorBudget(1.0, None, 100), StopSwitch())
-    assert windows.run(Tally()) == 0
+    assert windows.run(Counts()) == 0
     assert routed == [1]
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline.job import watch as watch_module
 from pipeline.job.error_budget import ErrorBudget
 from pipeline.job.watch import Watch
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.log import CommitLog
 from tests.storage import memory_url
 
@@ -26,7 +26,7 @@ def test_what_the_store_refused_is_told_once(monkeypatch: pytest.MonkeyPatch) ->
         told.append(reason)
         over.set()
 
-    with Watch(CommitLog(memory_url()), 0, Tally(), ErrorBudget(1.0, None, 100), stop, refused=refused):
+    with Watch(CommitLog(memory_url()), 0, Counts(), ErrorBudget(1.0, None, 100), stop, refused=refused):
         assert over.wait(20)
     assert told == [REFUSED]
     assert asked == [[], [], [], [REFUSED, "another"]]

@@ -15,7 +15,7 @@ from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluation import comparison
 from pipeline.records import DATA, DEAD
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.output.run import RunFolder, packed_schema
@@ -245,7 +245,7 @@ def make_run(url: Path, outputs: dict[str, str], **passed: list[str]) -> str:
     data, dead = pa.Table.from_pylist(rows, schema), DEAD.empty_table()
     nothing = np.array([], np.int64)
     CommitLog(str(url)).commit(
-        Shard("w000000-a-0", None, None, np.arange(len(rows)), nothing, tally(data, dead)), data, dead
+        Shard("w000000-a-0", None, None, np.arange(len(rows)), nothing, count_rows(data, dead)), data, dead
     )
     return str(url)
 

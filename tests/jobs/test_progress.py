@@ -8,10 +8,10 @@ from rich.console import Console
 
 from jobs import _progress
 from jobs._progress import JsonLines, Lines, LiveView, Quiet, clock, line_of, view_of
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.telemetry.progress import Snapshot
 
-TALLY = Tally(data=90, dead=10, completion_tokens=700, fallback=9, mixtures={"red:1.0": 60, "base": 9, "cold:1.0": 21})
+TALLY = Counts(data=90, dead=10, completion_tokens=700, fallback=9, mixtures={"red:1.0": 60, "base": 9, "cold:1.0": 21})
 NOW = Snapshot("generating", 2, 3, 400, 0, TALLY, 65.0, 2.0, 14.0)
 
 

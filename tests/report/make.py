@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, joined
-from pipeline.storage.commit.counts import Tally, tally
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from pipeline.storage.output.run import RUN, RunFolder, packed_schema
 
@@ -23,14 +23,14 @@ def make_run(
     """Write a finished run: mixtures of one to three adapters, lengths of some spread, dead letters of two kinds."""
     generator = np.random.default_rng(seed)
     folder = RunFolder(url)
-    total, dead = Tally(), generator.random(records) < dead_share
+    total, dead = Counts(), generator.random(records) < dead_share
     for number, start in enumerate(range(0, records, SHARD)):
         rows = np.arange(start, min(start + SHARD, records))
         data = _answers(generator, rows[~dead[rows]])
         letters = _letters(rows[dead[rows]])
         name = f"{shard_prefix(0)}made-{number:06d}"
-        shard = Shard(name, None, None, rows[~dead[rows]], rows[dead[rows]], tally(data, letters))
-        total += folder.log.commit(shard, data, letters).tally
+        shard = Shard(name, None, None, rows[~dead[rows]], rows[dead[rows]], count_rows(data, letters))
+        total += folder.log.commit(shard, data, letters).counts
     folder.log.finish_window(0, records)
     folder.write_json(RUN, _run(total, records, config or {}))
 
@@ -83,7 +83,7 @@ def _letters(rows: np.ndarray) -> pa.Table:
     return pa.Table.from_pylist(letters, schema=DEAD)
 
 
-def _run(total: Tally, records: int, config: dict[str, Any]) -> dict[str, Any]:
+def _run(total: Counts, records: int, config: dict[str, Any]) -> dict[str, Any]:
     seconds = 600
     steps = np.linspace(0, 1, 61) ** 1.1
     return {

@@ -19,7 +19,7 @@ import tenacity
 
 from pipeline.records import DATA, DEAD
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from pipeline.storage.store.objects import ATTEMPTS, create, names, put, read, remove
@@ -77,7 +77,7 @@ def commit(log: CommitLog, window: int, attempt: str, task: int, rows: list[int]
     data, dead = table_of(rows[:-1], DATA), table_of(rows[-1:], DEAD)
     places = np.array(rows)
     name = f"{shard_prefix(window)}{attempt}-{task:06d}"
-    log.commit(Shard(name, None, None, places[:-1], places[-1:], tally(data, dead)), data, dead)
+    log.commit(Shard(name, None, None, places[:-1], places[-1:], count_rows(data, dead)), data, dead)
 
 
 @pytest.mark.usefixtures("_no_pauses")
@@ -107,7 +107,7 @@ def test_writers_that_race_through_faults_commit_every_row_once(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda shard: commit(log, *shard), [*shards, *shards, *again]))
     files = log.finish_window(0, 30)
-    assert (files.tally.data + files.tally.dead) == 30
+    assert (files.counts.data + files.counts.dead) == 30
     ids = [
         identity
         for name in (*files.data, *files.dead)

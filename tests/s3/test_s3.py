@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.records import DATA
 from pipeline.storage import read_run
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.input.columns import Columns
@@ -59,14 +59,14 @@ def test_only_files_with_a_marker_are_seen(folder: str) -> None:
     rows = [3, 1, 2]
     data = data_of(rows)
     none = np.empty(0, np.int64)
-    shard = Shard("w000000-a-000000", None, None, np.array(rows), none, tally(data, pa.table({})))
+    shard = Shard("w000000-a-000000", None, None, np.array(rows), none, count_rows(data, pa.table({})))
     put(log.fs, f"{log.root}/data/w000000-dead-000000.parquet", b"half an obj")
     assert log.committed_files("data") == []
     log.commit(shard, data, pa.table({}))
     [committed] = log.committed_files("data")
     assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
-    assert log.finish_window(0, 3).tally.data == 3
-    assert CommitLog(folder).finished_windows()[0].tally.mixtures == {"a:1.0": 3}
+    assert log.finish_window(0, 3).counts.data == 3
+    assert CommitLog(folder).finished_windows()[0].counts.mixtures == {"a:1.0": 3}
 
 
 def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
@@ -85,7 +85,7 @@ def test_files_committed_since_a_listing_are_among_the_committed_ones(folder: st
     data, empty = data_of(rows), pa.table({})
     put(reader.fs, f"{folder}/data/of-another-tool", b"")
     assert reader.fs.ls(f"{folder}/data")
-    writer.commit(Shard("w000000-a-000000", None, None, np.array(rows), none, tally(data, empty)), data, empty)
+    writer.commit(Shard("w000000-a-000000", None, None, np.array(rows), none, count_rows(data, empty)), data, empty)
     assert [reader.fs.size(path) > 0 for path in reader.committed_files("data")] == [True]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.records import Record
 from pipeline.stages.commit import OutputShape
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.input.columns import Columns
@@ -90,7 +90,7 @@ def test_an_id_is_kept_as_it_is_and_names_no_file(identity: str, tmp_path: Path)
     dead = pa.table({"id": [record.id], "stage": ["s"], "error_type": ["e"], "message": ["m"], "record": ["x"]})
     rows = shape.schema.empty_table()["route_score"].to_numpy().astype("int64")
     log = CommitLog(str(tmp_path / "out"))
-    log.commit(Shard("w000000-a-000000", None, None, rows, rows, Tally()), shape.schema.empty_table(), dead)
+    log.commit(Shard("w000000-a-000000", None, None, rows, rows, Counts()), shape.schema.empty_table(), dead)
     written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(name.split("/")[1] for name in written) == ["_commits", "dead"]
     assert all(name.split("/")[2].startswith("w000000-a-000000") for name in written)

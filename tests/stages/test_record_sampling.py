@@ -114,7 +114,7 @@ def test_a_job_over_all_formats_with_choices_overrides_and_a_schema(job_settings
     ]
     pq.write_table(pa.Table.from_pylist(parquet), tmp_path / "in" / "c.parquet")
     result = GenerateJob(job_settings, say=lambda line: None).run(lambda: Pools(threads=1))
-    assert (result.tally.data, result.tally.dead, result.tally.errors) == (12, 2, {"BadSampling": 2})
+    assert (result.counts.data, result.counts.dead, result.counts.errors) == (12, 2, {"BadSampling": 2})
     found = {row["id"]: row for row in read_run(job_settings.output).to_table().to_pylist()}
     for source in ("jsonl", "csv", "parquet"):
         value = json.loads(found[f"{source} schema"]["output"])

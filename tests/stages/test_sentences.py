@@ -206,7 +206,7 @@ def test_wrong_settings_are_refused(settings: JobSettings, tmp_path: Path, wrong
 def test_a_job_by_sentence(settings: JobSettings) -> None:
     write_input(settings)
     result = GenerateJob(settings, say=lambda line: None).run(lambda: Pools(threads=1))
-    assert (result.ok, result.tally.data) == (True, len(TASKS))
+    assert (result.ok, result.counts.data) == (True, len(TASKS))
     table = read_run(settings.output).to_table()
     assert table.schema.names == [*DATA.names, "sentence_mixtures", "input_sentence_mixtures", *PROVENANCE.names]
     rows = sorted(table.to_pylist(), key=lambda row: row["input_sentence_mixtures"])

@@ -23,7 +23,7 @@ def merge_files(log: CommitLog, window: int, target: int, files: WindowFiles) ->
     if not target:
         return files
     data, dead = (_joined(log, window, target, kind, getattr(files, kind)) for kind in KINDS)
-    return WindowFiles(data, dead, files.tally)
+    return WindowFiles(data, dead, files.counts)
 
 
 def _joined(log: CommitLog, window: int, target: int, kind: str, paths: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ _MIXTURES = 1_000
 
 
 @dataclass(frozen=True)
-class Tally:
+class Counts:
     """Counts of committed rows.
 
     ``mixtures``: rows of each of the most frequent mixtures, a thousand at most; ``rare``: rows of all others. A large
@@ -30,20 +30,20 @@ class Tally:
     finish_reasons: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "Counts") -> "Counts":
         return total([self, other])
 
-    def without_dead(self, errors: Mapping[str, int]) -> "Tally":
+    def without_dead(self, errors: Mapping[str, int]) -> "Counts":
         """Less some dead letters, given by their error types."""
         left = Counter(self.errors)
         left.subtract(errors)
         return replace(self, dead=self.dead - sum(errors.values()), errors=dict(+left))
 
 
-def total(tallies: Iterable[Tally]) -> Tally:
+def total(all_counts: Iterable[Counts]) -> Counts:
     """All of them together."""
-    counts: dict[str, Any] = {f.name: 0 if f.type is int else Counter() for f in fields(Tally)}
-    for one in tallies:
+    counts: dict[str, Any] = {f.name: 0 if f.type is int else Counter() for f in fields(Counts)}
+    for one in all_counts:
         for name, value in vars(one).items():
             if isinstance(value, dict):
                 counts[name].update(value)
@@ -53,10 +53,10 @@ def total(tallies: Iterable[Tally]) -> Tally:
             _keep_most_frequent(counts)
     _keep_most_frequent(counts)
     counts = {name: dict(value) if isinstance(value, Counter) else value for name, value in counts.items()}
-    return Tally(**counts)
+    return Counts(**counts)
 
 
-def tally(data: pa.Table, dead: pa.Table) -> Tally:
+def count_rows(data: pa.Table, dead: pa.Table) -> Counts:
     """Counts over the rows of two output tables."""
     if data.num_rows == 0:
         counted: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def tally(data: pa.Table, dead: pa.Table) -> Tally:
             "finish_reasons": dict(Counter(data["finish_reason"].to_pylist())),
         }
     errors = dict(Counter(dead["error_type"].to_pylist())) if dead.num_rows else {}
-    return total([Tally(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)])
+    return total([Counts(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)])
 
 
 def most_frequent(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:

@@ -37,7 +37,7 @@ from pipeline.storage.store.bulk import remove_each
 from pipeline.storage.store.objects import StoreError, create, names, read, refusals
 from pipeline.storage.store.redact import masked
 
-from .counts import Tally, tally, total
+from .counts import Counts, count_rows, total
 from .markers import (
     Rows,
     Shard,
@@ -125,11 +125,11 @@ class CommitLog(OutputFiles):
         """Whether any marker is there."""
         return any(name.endswith(".json") for name in names(self.fs, self.path("_commits")))
 
-    def tally(self, window: int) -> Tally:
+    def counts(self, window: int) -> Counts:
         """Counts of an unfinished window so far. Shards with rows that are answered before are left out, until they
         are cut.
         """
-        return total(s.tally for s, rows in without_overlap(self.shards(window)) if len(rows) == len(s.rows))
+        return total(s.counts for s, rows in without_overlap(self.shards(window)) if len(rows) == len(s.rows))
 
     def finished(self) -> dict[int, str]:
         """Names of the newest window markers, by window: of a listing alone."""
@@ -165,7 +165,7 @@ class CommitLog(OutputFiles):
         """
         name = window_marker(window, self.run)
         files = files_of(self.cut_shards(window))
-        if files.tally.data + files.tally.dead == rows:
+        if files.counts.data + files.counts.dead == rows:
             files = join(files)
             there = self._of_window(window)
             self._create(name, files)  # else another driver did
@@ -297,7 +297,7 @@ class CommitLog(OutputFiles):
             dead=self.write_table("dead", name, tables["dead"]),
             data_rows=shard.data_rows[np.isin(shard.data_rows, keep)],
             dead_rows=shard.dead_rows[np.isin(shard.dead_rows, keep)],
-            tally=tally(tables["data"], tables["dead"]),
+            counts=count_rows(tables["data"], tables["dead"]),
         )
 
     def _kept_rows(self, shard: Shard, kind: str, keep: Rows) -> pa.Table:
@@ -315,4 +315,4 @@ class CommitLog(OutputFiles):
 
 def _window_files(content: bytes) -> WindowFiles:
     values = orjson.loads(content)
-    return WindowFiles(values["data"], values["dead"], Tally(**values["tally"]))
+    return WindowFiles(values["data"], values["dead"], Counts(**values["counts"]))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import orjson
 
-from .counts import Tally, total
+from .counts import Counts, total
 
 _WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3,}))?\.json")
 
@@ -27,7 +27,7 @@ class Shard:
     dead: str | None
     data_rows: Rows
     dead_rows: Rows
-    tally: Tally
+    counts: Counts
 
     @property
     def rows(self) -> Rows:
@@ -41,7 +41,7 @@ class WindowFiles:
 
     data: list[str]
     dead: list[str]
-    tally: Tally
+    counts: Counts
 
 
 def files_of(shards: Iterable[Shard]) -> WindowFiles:
@@ -49,13 +49,13 @@ def files_of(shards: Iterable[Shard]) -> WindowFiles:
     data: list[str] = []
     dead: list[str] = []
 
-    def tallies() -> Iterator[Tally]:
+    def all_counts() -> Iterator[Counts]:
         for shard in shards:
             data.extend([shard.data] if shard.data else [])
             dead.extend([shard.dead] if shard.dead else [])
-            yield shard.tally
+            yield shard.counts
 
-    return WindowFiles(data, dead, total(tallies()))
+    return WindowFiles(data, dead, total(all_counts()))
 
 
 class Answered:
@@ -128,7 +128,7 @@ def encode(shard: Shard) -> bytes:
             "dead": shard.dead,
             "data_rows": _packed(shard.data_rows),
             "dead_rows": _packed(shard.dead_rows),
-            "tally": asdict(shard.tally),
+            "counts": asdict(shard.counts),
         }
     )
 
@@ -142,7 +142,7 @@ def decode(name: str, content: bytes) -> Shard:
         values["dead"],
         _unpacked(values["data_rows"]),
         _unpacked(values["dead_rows"]),
-        Tally(**values["tally"]),
+        Counts(**values["counts"]),
     )
 
 

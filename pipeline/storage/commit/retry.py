@@ -52,8 +52,8 @@ def amend_window(log: CommitLog, window: int, marker: str, first_row: int, retri
     if sum(errors.values()) != len(answered):
         raise StoreError(f"window {window}: its dead letters changed while they were tried again")
     new = files_of(shards)
-    tally = files.tally.without_dead(errors) + new.tally
-    return log.replace_window(window, marker, WindowFiles(files.data + new.data, kept + new.dead, tally))
+    counts = files.counts.without_dead(errors) + new.counts
+    return log.replace_window(window, marker, WindowFiles(files.data + new.data, kept + new.dead, counts))
 
 
 def _without(log: CommitLog, paths: Sequence[str], rows: Rows, name: str) -> tuple[list[str], Counter[str]]:

@@ -8,7 +8,7 @@ import orjson
 
 from pipeline.records import DeadLetter, Prompt, Record
 
-from .formats import Layout, Row
+from .formats import InputRow, Layout
 from .limits import MAX_DEPTH, is_deeper
 
 
@@ -31,7 +31,7 @@ class Columns:
         """The passed-through columns of a row."""
         return {k: v for k, v in values.items() if k not in (self.id, self.prompt, self.messages)}
 
-    def record(self, number: int, row: Row) -> Record:
+    def record(self, number: int, row: InputRow) -> Record:
         """The record of a parsed row, or its dead letter. ``number``: the row's place in the window."""
         if row.values is None:
             return Record(number, content_hash(row.raw), raw=row.raw, dead=row.dead)
@@ -42,12 +42,12 @@ class Columns:
         raw = row_text(values) if dead else None
         return Record(number, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
 
-    def identity(self, row: Row) -> str:
+    def identity(self, row: InputRow) -> str:
         """The id as the input gives it, else a hash of the whole row."""
         given = self.given_id(row)
         return given if given is not None else content_hash(row.values if row.values is not None else row.raw)
 
-    def given_id(self, row: Row) -> str | None:
+    def given_id(self, row: InputRow) -> str | None:
         """The id as the input gives it: text as it is, whole numbers as text; None where there is none."""
         value = (row.values or {}).get(self.id)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.records import DATA, DEAD
 from pipeline.storage.commit import log as commit_module
 from pipeline.storage.commit import output_files as outputs_module
-from pipeline.storage.commit.counts import Tally, tally
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.store import bulk as many_module
@@ -77,7 +77,7 @@ def write_shard(log: CommitLog, name: str, rows: list[int], window: int = WINDOW
     answered, dead = [r for r in rows if not is_dead(r)], [r for r in rows if is_dead(r)]
     tables = data_table(answered, name), dead_table(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    shard = Shard(f"{log.prefix(window)}{name}", None, None, *places, tally(*tables))
+    shard = Shard(f"{log.prefix(window)}{name}", None, None, *places, count_rows(*tables))
     return log.commit(shard, *tables)
 
 
@@ -93,5 +93,5 @@ def visible_rows(log: CommitLog) -> list[int]:
     return sorted(rows["data"] + rows["dead"])
 
 
-def tally_of(rows: list[int]) -> Tally:
-    return tally(data_table([r for r in rows if not is_dead(r)]), dead_table([r for r in rows if is_dead(r)]))
+def tally_of(rows: list[int]) -> Counts:
+    return count_rows(data_table([r for r in rows if not is_dead(r)]), dead_table([r for r in rows if is_dead(r)]))

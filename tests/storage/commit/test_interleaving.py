@@ -78,7 +78,7 @@ class Interleaved(Interleaving):
         if self.finished:  # once and for all
             event(f"finished with {self.working()} at work")
             assert visible_rows(self.log) == list(range(ROWS))
-            assert self.log.finished_windows()[WINDOW].tally == tally_of(list(range(ROWS)))
+            assert self.log.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
 
     @staticmethod
     def _finish(log: CommitLog, name: str, join: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from pipeline.records import DEAD
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.orphans import sweep_unnamed
@@ -39,7 +39,7 @@ def write(log: CommitLog, name: str, answered: list[int], dead: list[int]) -> No
     """A shard of rows that are answered, and of rows that are dead (again)."""
     tables = data_table(answered), letters(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    log.commit(Shard(f"{log.prefix(WINDOW)}{name}", None, None, *places, tally(*tables)), *tables)
+    log.commit(Shard(f"{log.prefix(WINDOW)}{name}", None, None, *places, count_rows(*tables)), *tables)
 
 
 def seen(log: CommitLog, kind: str) -> list[int]:
@@ -98,7 +98,7 @@ class Retried(Interleaving):
         assert sorted(data + dead) == list(range(ROWS))
         assert self.answered <= set(data), "an answer that was there is lost"
         self.answered = set(data)
-        counted = self.log.newest(WINDOW)[1].tally
+        counted = self.log.newest(WINDOW)[1].counts
         assert (counted.data, counted.dead) == (len(data), len(dead))
 
     def _retry(self, number: int, dead: list[int], odd: bool) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage.commit import log as commit_module
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import WindowFiles, shard_prefix, window_of
 from pipeline.storage.commit.orphans import sweep_unnamed
@@ -55,7 +55,7 @@ def test_a_shard_without_rows_of_a_kind_has_no_file_of_it(log: CommitLog) -> Non
 def test_a_marker_keeps_names_rows_and_counts(log: CommitLog) -> None:
     written = write_shard(log, "a-0", [5, 3, 4, 1, 999_998])
     (read,) = log.shards(WINDOW)
-    assert (read.name, read.data, read.dead, read.tally) == (written.name, written.data, written.dead, written.tally)
+    assert (read.name, read.data, read.dead, read.counts) == (written.name, written.data, written.dead, written.counts)
     assert read.rows.tolist() == [5, 4, 1, 999_998, 3]
     assert window_of(read.name) == WINDOW
 
@@ -127,7 +127,7 @@ def test_a_window_marker_counts_what_its_files_hold(log: CommitLog) -> None:
     write_shard(log, "a-0", [0, 1, 3, 5])
     write_shard(log, "b-0", [5, 6, 7, 3])
     files = log.finish_window(WINDOW, 6)
-    assert files.tally == tally_of([0, 1, 3, 5, 6, 7])
+    assert files.counts == tally_of([0, 1, 3, 5, 6, 7])
     assert log.finished_windows() == {WINDOW: files}
 
 
@@ -178,7 +178,7 @@ def test_a_log_can_be_sent_to_another_process(log: CommitLog) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 30), unique=True), max_size=5))
 def test_tallies_add_up(parts: list[list[int]]) -> None:
-    added = reduce(lambda a, b: a + b, map(tally_of, parts), Tally())
+    added = reduce(lambda a, b: a + b, map(tally_of, parts), Counts())
     rows = [row for part in parts for row in part]
     answered = [r for r in rows if not is_dead(r)]
     assert (added.data, added.dead) == (len(answered), len(rows) - len(answered))
@@ -225,11 +225,11 @@ def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(log:
     def create_and_sleep(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
         created = create(fs, path, content)
         if not marked:
-            marked.append(WindowFiles([], [], Tally()))
+            marked.append(WindowFiles([], [], Counts()))
             name, before = other.newest(WINDOW)
             amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
             assert amended is not None
-            marked.append(other.replace_window(WINDOW, name, WindowFiles([*before.data, amended], [], Tally(data=4))))
+            marked.append(other.replace_window(WINDOW, name, WindowFiles([*before.data, amended], [], Counts(data=4))))
         return created
 
     with mock.patch.object(commit_module, "create", create_and_sleep):

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.markers import Shard, without_overlap
 
 _ROWS = st.lists(st.integers(0, 3000), unique=True, max_size=12)
@@ -10,7 +10,7 @@ _ROWS = st.lists(st.integers(0, 3000), unique=True, max_size=12)
 
 def shard_of(name: str, rows: list[int]) -> Shard:
     middle = len(rows) // 2
-    return Shard(name, None, None, np.array(rows[:middle], np.int64), np.array(rows[middle:], np.int64), Tally())
+    return Shard(name, None, None, np.array(rows[:middle], np.int64), np.array(rows[middle:], np.int64), Counts())
 
 
 @given(st.lists(_ROWS, max_size=8))

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from pipeline.storage.commit import orphans as sweep_module
-from pipeline.storage.commit.counts import Tally
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.lease import Lease
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import WindowFiles
@@ -112,5 +112,5 @@ def test_what_came_late_is_swept_behind_a_fence() -> None:
     assert late is not None
     sweep_unnamed(log, fence=True)
     with pytest.raises(StoreError, match="meanwhile"):
-        slept.replace_window(WINDOW, before, WindowFiles([late], [], Tally(data=1)))
+        slept.replace_window(WINDOW, before, WindowFiles([late], [], Counts(data=1)))
     assert visible_rows(log) == [0, 1, 2]

@@ -91,7 +91,7 @@ class WindowMachine(RuleBasedStateMachine):
     def a_finished_window_has_every_row_once_and_counts_it(self) -> None:
         if self.finished:
             assert visible_rows(self.log) == list(range(ROWS))
-            assert self.log.finished_windows()[WINDOW].tally == tally_of(list(range(ROWS)))
+            assert self.log.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
 
     def _write(self, name: str, rows: list[int], crash: int | None) -> None:
         self.tasks[name] = rows

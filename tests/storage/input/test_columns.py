@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import Record
 from pipeline.storage.input.columns import Columns, content_hash, record_text, row_text
-from pipeline.storage.input.formats import Row
+from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.read import staged_table
 
@@ -25,7 +25,7 @@ objects = st.dictionaries(texts, json_values, max_size=5)
 
 
 def record(values: dict[str, Any], **columns: str) -> Record:
-    return Columns(**columns).record(7, Row(values))
+    return Columns(**columns).record(7, InputRow(values))
 
 
 def error(values: dict[str, Any], **columns: str) -> tuple[str, str]:

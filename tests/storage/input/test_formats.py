@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.input.formats import Row, SeekPoint, format_of, jsonl
+from pipeline.storage.input.formats import InputRow, SeekPoint, format_of, jsonl
 from pipeline.storage.input.formats.jsonl import parse_line
 from tests.storage import MEMORY, SUFFIXES, encoded, memory_url, user_error, write_file
 
 
-def scanned(content: bytes, suffix: str) -> list[tuple[int, Row]]:
+def scanned(content: bytes, suffix: str) -> list[tuple[int, InputRow]]:
     path = write_file(f"{memory_url()}/file{suffix}", content)
     return list(format_of(path).scan(MEMORY, path))
 
 
-def rows_of(content: bytes, suffix: str) -> list[Row]:
+def rows_of(content: bytes, suffix: str) -> list[InputRow]:
     return [row for _, row in scanned(content, suffix)]
 
 

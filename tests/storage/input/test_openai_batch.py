@@ -9,7 +9,7 @@ import pytest
 from pipeline.engine import Sampling, overridden
 from pipeline.records import Record
 from pipeline.storage.input.columns import Columns
-from pipeline.storage.input.formats import Row, format_of
+from pipeline.storage.input.formats import InputRow, format_of
 from pipeline.storage.input.formats.openai_batch import as_record
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
@@ -30,7 +30,7 @@ def request(**body: Any) -> dict[str, Any]:
 
 
 def record(values: dict[str, Any]) -> Record:
-    return COLUMNS.record(0, as_record(Row(values)))
+    return COLUMNS.record(0, as_record(InputRow(values)))
 
 
 def sampling(**body: Any) -> Sampling:

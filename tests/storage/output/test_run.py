@@ -7,7 +7,7 @@ import pytest
 from pipeline.records import DATA, DEAD
 from pipeline.report.figures import Run
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit.counts import tally
+from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.log import CommitLog
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.input.columns import Columns
@@ -36,7 +36,7 @@ def commit(log: CommitLog, name: str, ids: list[str]) -> None:
     rows = [{"id": identity, "source": identity, **made} for identity in ids]
     data = pa.Table.from_pylist(rows, schema)
     dead = DEAD.empty_table()
-    log.commit(Shard(name, None, None, np.arange(len(ids)), np.array([], np.int64), tally(data, dead)), data, dead)
+    log.commit(Shard(name, None, None, np.arange(len(ids)), np.array([], np.int64), count_rows(data, dead)), data, dead)
 
 
 def ids_of(url: str) -> list[str]:

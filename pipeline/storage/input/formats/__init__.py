@@ -5,7 +5,7 @@ from pipeline.storage.input.files import named
 from pipeline.storage.store.redact import masked
 
 from .arrow import Arrow
-from .base import Format, Layout, Row, SeekPoint
+from .base import Format, InputRow, Layout, SeekPoint
 from .csv import Csv
 from .jsonl import Jsonl
 from .openai_batch import OpenAiBatch
@@ -36,4 +36,4 @@ def format_of(path: str, layout: Layout = "columns") -> Format:
     raise UserError(f"input: {masked(path)} is none of {', '.join(FORMATS)}")
 
 
-__all__ = ["FORMATS", "Format", "Layout", "Row", "SeekPoint", "format_of"]
+__all__ = ["FORMATS", "Format", "InputRow", "Layout", "SeekPoint", "format_of"]

@@ -11,7 +11,7 @@ from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE, text_size
 from pipeline.storage.store.redact import masked, one_line
 
 from .arrow_size import unpacked_size
-from .base import Row, SeekPoint, unreadable
+from .base import InputRow, SeekPoint, unreadable
 from .parquet import check_names, is_deeper_than_allowed, rows_of
 
 _CONTINUED = 0xFFFFFFFF
@@ -21,11 +21,11 @@ _MOST_BYTES = 2**30  # of a record batch: `datasets` writes thousands of rows, a
 class Arrow:
     """The streaming format of Arrow IPC; offsets are those of the record batches in the file."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """See `Format.scan`."""
         yield from _rows(fs, path, 0)
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """See `Format.read`."""
         for _, row in _rows(fs, path, start.offset):
             yield row
@@ -37,7 +37,7 @@ class Arrow:
         return schema.remove_metadata()
 
 
-def _rows(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, Row]]:
+def _rows(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, InputRow]]:
     with fs.open(path, "rb") as opened:
         f = pa.PythonFile(opened, mode="r")
         schema, first = _schema(f, path)

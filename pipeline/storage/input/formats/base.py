@@ -13,7 +13,7 @@ Layout = Literal["columns", "openai_batch"]
 
 
 @dataclass(frozen=True)
-class Row:
+class InputRow:
     """One parsed row: its values, or why there are none or none of use, and the text as far as it can be shown."""
 
     values: dict[str, Any] | None
@@ -32,17 +32,17 @@ class SeekPoint:
 class Format(Protocol):
     """A file format. Bad rows are returned as such; only a file that cannot be read at all raises `UserError`."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """Every row of the file, each with the offset from which it can be read again (see `SeekPoint`)."""
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """The rows from ``start`` to the end of the file."""
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
         """Column types where the file states them; None where they are found by looking at the values."""
 
 
-def unreadable(error_type: str, message: str, raw: bytes | str) -> Row:
+def unreadable(error_type: str, message: str, raw: bytes | str) -> InputRow:
     """A row that could not be parsed; at most 2,000 characters of it are kept."""
     text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw
-    return Row(None, DeadLetter("read", error_type, message), text[:2000])
+    return InputRow(None, DeadLetter("read", error_type, message), text[:2000])

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE, open_text
 from pipeline.storage.store.redact import masked
 
-from .base import Row, SeekPoint, unreadable
+from .base import InputRow, SeekPoint, unreadable
 
 csv.field_size_limit(MAX_LINE)
 
@@ -20,12 +20,12 @@ csv.field_size_limit(MAX_LINE)
 class Csv:
     """Comma-separated values, quoted as in RFC 4180. Fields may hold newlines, so files are read from their start."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """See `Format.scan`."""
         for row in _rows(fs, path):
             yield 0, row
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """See `Format.read`."""
         yield from islice(_rows(fs, path), start.row, None)
 
@@ -34,7 +34,7 @@ class Csv:
         return None
 
 
-def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
+def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
     with open_text(fs, path) as binary:
         lines = _Lines(io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=""))
         # Strict: else a quote that is left open makes one record of all that follows, and nobody hears of it.
@@ -99,7 +99,7 @@ def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
     return header
 
 
-def _row(header: list[str], fields: list[str]) -> Row:
+def _row(header: list[str], fields: list[str]) -> InputRow:
     line = ",".join(fields)
     if not fields:
         return unreadable("EmptyLine", "the line is empty", "")
@@ -109,7 +109,7 @@ def _row(header: list[str], fields: list[str]) -> Row:
         line.encode()
     except UnicodeEncodeError:
         return unreadable("InvalidUtf8", "the line is not UTF-8", _shown(line))
-    return Row(dict(zip(header, fields, strict=True)))
+    return InputRow(dict(zip(header, fields, strict=True)))
 
 
 def _shown(line: str) -> str:

@@ -10,18 +10,18 @@ import pyarrow as pa
 from pipeline.storage.input.files import named
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper, open_text
 
-from .base import Row, SeekPoint, unreadable
+from .base import InputRow, SeekPoint, unreadable
 
 
 class Jsonl:
     """Newline-delimited JSON. Plain files can be entered at any line, gzipped ones are read from their start."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """See `Format.scan`."""
         for offset, line in _lines(fs, path, 0):
             yield (0 if _gzipped(path) else offset), parse_line(line)
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """See `Format.read`."""
         for _, line in _lines(fs, path, start.offset):
             yield parse_line(line)
@@ -31,7 +31,7 @@ class Jsonl:
         return None
 
 
-def parse_line(line: bytes) -> Row:
+def parse_line(line: bytes) -> InputRow:
     """Parse one line (without its end) into a row."""
     if len(line) > MAX_LINE:
         return unreadable("RecordTooLong", f"the line is longer than {MAX_LINE} bytes", line[:2000])
@@ -51,7 +51,7 @@ def parse_line(line: bytes) -> Row:
         return unreadable("TooDeep", f"the values are nested deeper than {MAX_DEPTH} levels", text)
     if len(values) > MAX_COLUMNS:
         return unreadable("TooManyColumns", f"the object has {len(values)} keys, at most {MAX_COLUMNS} are taken", text)
-    return Row(values)
+    return InputRow(values)
 
 
 def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.records import DeadLetter
 
-from .base import Row, SeekPoint
+from .base import InputRow, SeekPoint
 from .jsonl import Jsonl
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -30,12 +30,12 @@ class OpenAiBatch:
     def __init__(self) -> None:
         self._lines = Jsonl()
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """See `Format.scan`."""
         for offset, row in self._lines.scan(fs, path):
             yield offset, as_record(row)
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """See `Format.read`."""
         return map(as_record, self._lines.read(fs, path, start))
 
@@ -44,7 +44,7 @@ class OpenAiBatch:
         return None
 
 
-def as_record(row: Row) -> Row:
+def as_record(row: InputRow) -> InputRow:
     """A request as a row of the columns `custom_id`, `prompt` or `messages`, `sampling` and what is passed through."""
     if row.values is None:
         return row
@@ -60,11 +60,11 @@ def as_record(row: Row) -> Row:
         settings = _settings({key: value for key, value in body.items() if key != prompt}, url == CHAT)
     except ValueError as error:
         return _refused(values, str(error))
-    return Row(values | {SAMPLING: orjson.dumps(settings).decode() if settings else None})
+    return InputRow(values | {SAMPLING: orjson.dumps(settings).decode() if settings else None})
 
 
-def _refused(values: dict[str, Any], message: str) -> Row:
-    return Row(values, DeadLetter("read", "BadRequest", message))
+def _refused(values: dict[str, Any], message: str) -> InputRow:
+    return InputRow(values, DeadLetter("read", "BadRequest", message))
 
 
 def _plain(messages: Any) -> Any:

@@ -11,14 +11,14 @@ from pipeline.errors import UserError
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, text_size
 from pipeline.storage.store.redact import masked, one_line
 
-from .base import Row, SeekPoint, unreadable
+from .base import InputRow, SeekPoint, unreadable
 from .parquet_size import batch_rows, check_rows
 
 
 class Parquet:
     """Apache Parquet through pyarrow; offsets are row groups."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, Row]]:
+    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
         """See `Format.scan`."""
         with fs.open(path, "rb") as f:
             parquet = _opened(f, path)
@@ -28,7 +28,7 @@ class Parquet:
                 for row in _group_rows(parquet, group, f, path):
                     yield group, row
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[Row]:
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
         """See `Format.read`."""
         with fs.open(path, "rb") as f:
             parquet = _opened(f, path)
@@ -63,7 +63,7 @@ def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
     return schema
 
 
-def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[Row]:
+def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[InputRow]:
     # First, since Arrow checks the columns' metadata then; to look at damaged ones ourselves would end the process.
     next(parquet.iter_batches(1, row_groups=[group]), None)
     rows = batch_rows(parquet.metadata.row_group(group), f, masked(path))
@@ -74,10 +74,10 @@ def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Itera
             yield unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "") if too_long else row
 
 
-def rows_of(batch: pa.RecordBatch) -> list[Row]:
+def rows_of(batch: pa.RecordBatch) -> list[InputRow]:
     """The rows of a batch; one whose values Python cannot hold is unreadable."""
     try:
-        return [Row(values) for values in batch.to_pylist()]
+        return [InputRow(values) for values in batch.to_pylist()]
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
         if batch.num_rows == 1:
             return [unreadable("InvalidValue", one_line(error), "")]
