@@ -22,9 +22,9 @@ from conf.schema_training import TrainRouterConfig
 from jobs.train_adapters import rows_by_task
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
-from pipeline.routing import Router, RouterSettings, RoutingPolicy, add_class, train_router
+from pipeline.routing import Router, RouterSettings, RoutingPolicy, add_class, load_router, train_router
 from pipeline.routing.calibration import expected_calibration_error
-from pipeline.routing.model import flatten
+from pipeline.routing.network import flatten_prompts
 from pipeline.routing.router import tokenizer_fingerprint
 
 DATA = Path("demo/data")
@@ -44,7 +44,7 @@ def main() -> None:
     tokenizer = load_tokenizer(resolve_model(config.model.path))
     encode = PromptFormat(tokenizer, config.model.prompt_format).encode
     vocabulary = tokenizer.get_vocab()
-    router = Router.load(args.router)
+    router = load_router(args.router)
     router.check_prompts(tokenizer_fingerprint(vocabulary), config.model.prompt_format)
     texts = {name: _texts(DATA / f"suite-{name}.parquet") for name in ("train", "test")}
     tokens = {name: {task: encode(prompts) for task, prompts in part.items()} for name, part in texts.items()}
@@ -82,7 +82,7 @@ def _quality(router: Router, prompts: dict[str, Prompts]) -> dict[str, Any]:
     scaled = router.probabilities(embedded)
     right = scaled.argmax(1) == targets
     plain = (scaled.log() * router.temperature).softmax(1)
-    accepted = {str(a): float(router.judge(embedded, a)[1].double().mean()) for a in (0.95, 0.99)}
+    accepted = {str(a): float(router.check_domain(embedded, a)[1].double().mean()) for a in (0.95, 0.99)}
     return {
         "prompts": len(targets),
         "top_1": float(right.double().mean()),
@@ -107,7 +107,7 @@ def _left_out(seed: int, tokens: dict[str, dict[str, Prompts]], config: TrainRou
     outside = router.embed([p for task in unseen for p in tokens["test"][task]])
     gate = {
         str(a): {
-            name: float(router.judge(e, a)[1].double().mean()) for name, e in (("seen", inside), ("unseen", outside))
+            name: float(router.check_domain(e, a)[1].double().mean()) for name, e in (("seen", inside), ("unseen", outside))
         }
         for a in (0.9, 0.95, 0.98, 0.99)
     }
@@ -129,7 +129,7 @@ def _added(
     new = extended.embed(tokens["test"][task])
     return {
         "top_1": float((extended.probabilities(new).argmax(1) == len(router.labels)).double().mean()),
-        "accepted": float(extended.judge(new, 0.99)[1].double().mean()),
+        "accepted": float(extended.check_domain(new, 0.99)[1].double().mean()),
         "others_before": float((router.probabilities(inside).argmax(1) == targets).double().mean()),
         "others_after": float((extended.probabilities(inside).argmax(1) == targets).double().mean()),
     }
@@ -141,7 +141,7 @@ def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], 
     Tokenising takes all cores; torch gets as many threads as a route actor of a job does: one.
     """
     tokens = encode(texts)
-    flat = flatten(tokens)
+    flat = flatten_prompts(tokens)
     network = router.model
     calls: dict[str, Callable[[], Any]] = {
         "tokenise": lambda: encode(texts),

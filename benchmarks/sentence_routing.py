@@ -23,10 +23,18 @@ from conf.schema_training import TrainRouterConfig
 from pipeline.engine import Request
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
-from pipeline.models.prompt import PlacedTokens
+from pipeline.models.prompt import TokensWithOffsets
 from pipeline.records import Mixture, Spans
-from pipeline.routing import Router, RoutingPolicy, SentenceRoute, SentenceRouter, SentenceSettings, route_sentences
-from pipeline.routing.sentences import Sentences, divide, of_prompt
+from pipeline.routing import (
+    Router,
+    RoutingPolicy,
+    SentenceRoute,
+    SentenceRouter,
+    SentenceSettings,
+    load_router,
+    route_sentences,
+)
+from pipeline.routing.sentences import Sentences, prompt_sentences, split_sentences
 
 DATA = Path("demo/data")
 POLICY = RoutingPolicy()
@@ -54,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_settings("train_router", [], TrainRouterConfig)
     form = PromptFormat(load_tokenizer(resolve_model(config.model.path)), config.model.prompt_format)
-    router = Router.load(args.router)
+    router = load_router(args.router)
     names = {"suite": "suite-test", "composite2": "composite2-test", "composite3": "composite3-test"}
     prompts = {name: [_prompt(row, form) for row in _rows(file)] for name, file in names.items()}
     figures: dict[str, Any] = {
@@ -78,7 +86,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 def _prompt(row: dict[str, Any], form: PromptFormat) -> Prompt:
     tasks, answers = row.get("tasks") or [row["task"]], row.get("answers") or [row["answer"]]
-    [placed] = form.encode_placed([row["prompt"]])
+    [placed] = form.encode_with_offsets([row["prompt"]])
     first = placed.text.index(row["prompt"])
     parts, at = [], 0
     for number in range(2, len(tasks) + 1):  # each question after the first begins so
@@ -88,9 +96,9 @@ def _prompt(row: dict[str, Any], form: PromptFormat) -> Prompt:
     return Prompt(placed.tokens, _sentences(placed, form), of_token, answers[-1])
 
 
-def _sentences(placed: PlacedTokens, form: PromptFormat) -> Sentences:
+def _sentences(placed: TokensWithOffsets, form: PromptFormat) -> Sentences:
     head, tail = map(len, form.frame(False))
-    return of_prompt(placed.text, placed.ends, head, tail, SETTINGS)
+    return prompt_sentences(placed.text, placed.ends, head, tail, SETTINGS)
 
 
 def _routed(router: Router, prompts: list[Prompt]) -> list[SentenceRoute]:
@@ -151,7 +159,7 @@ def _answers(router: Router, form: PromptFormat, prompts: list[Prompt]) -> dict[
 
 def _answer_sentences(answer: str, form: PromptFormat) -> tuple[list[int], Iterable[int]]:
     encoded = form.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-    divided = divide(answer, [end for _, end in encoded.offset_mapping], SETTINGS)
+    divided = split_sentences(answer, [end for _, end in encoded.offset_mapping], SETTINGS)
     return encoded.input_ids, [s.start for s in divided[1:]]
 
 
@@ -177,7 +185,7 @@ def _cost(router: Router, form: PromptFormat, prompts: list[Prompt], repeats: in
 
 
 def _encode_and_divide(texts: list[str], form: PromptFormat) -> None:
-    for placed in form.encode_placed(texts):
+    for placed in form.encode_with_offsets(texts):
         _sentences(placed, form)
 
 

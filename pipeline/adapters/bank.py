@@ -1,4 +1,4 @@
-"""A folder of PEFT adapters, read whole and checked against the base model."""
+"""A folder of PEFT adapters, read and checked against the base model."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ from .config import CONFIG_FILE, AdapterConfig, is_adapter_name, read_adapter_co
 from .weights import ModuleWeights, read_weights
 
 BaseShapes = dict[str, tuple[int, int]]
-"""Module name -> (in features, out features) of the base model's layers that LoRA can sit on.
+"""Module name -> (in features, out features) of the base model's layers that LoRA can adapt.
 
-Of an embedding: (vocabulary, dimension).
+For an embedding: (vocabulary, dimension).
 """
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: its config and, by module of the base model, its weights."""
+    """One adapter: its config, and its weights by module of the base model."""
 
     name: str
     config: AdapterConfig
@@ -31,7 +31,7 @@ class Adapter:
 
 
 class AdapterBank:
-    """Adapters by name. Reading a bank needs no base model; `check_base` compares the two."""
+    """Adapters by name; reading a bank needs no base model, `check_base` compares it with one."""
 
     def __init__(self, adapters: dict[str, Adapter], folder: Path) -> None:
         self.adapters = adapters
@@ -39,40 +39,36 @@ class AdapterBank:
 
     @staticmethod
     def load(folder: str | Path, only: Iterable[str] | None = None) -> "AdapterBank":
-        """Read every adapter of a folder (one PEFT folder each), or those named in ``only``.
+        """Read the adapters of a folder (one PEFT folder each): all of them, or the names in ``only``.
 
-        Raises `UserError` for the first adapter that is missing, damaged or not exactly computable.
+        Raises `UserError` for the first adapter that is missing, damaged, or not supported exactly.
         """
         root = Path(folder)
-        if not root.is_dir():
-            raise UserError(f"bank: no folder {root} (bank.path)")
-        found = sorted(p.name for p in root.iterdir() if p.name[0] != "." and p.is_dir() and (p / CONFIG_FILE).exists())
+        found = adapter_names(root)
         wanted = list(only) if only is not None else found
         missing = sorted(set(wanted) - set(found))
         if missing:
-            raise UserError(f"bank: {root} has no adapter {', '.join(map(_named, missing))} (bank.adapters)")
+            raise UserError(f"bank: {root} has no adapter {', '.join(map(_printable, missing))} (bank.adapters)")
         for name in wanted:
             if not is_adapter_name(name):
                 raise UserError(f"bank: {shown(name)} cannot be the name of an adapter; rename its folder ({root})")
-        if not wanted:
-            raise UserError(f"bank: no adapter in {root}: it has no sub-folder with an adapter_config.json (bank.path)")
-        # One after the other: mapping tensors is work of the interpreter, and eight threads took four times as long.
+        # One after another: mapping tensors holds the interpreter lock, and eight threads took four times as long.
         adapters = [_read(root / name) for name in wanted]
         return AdapterBank({adapter.name: adapter for adapter in adapters}, root)
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the adapters, sorted."""
+        """Return the names of the adapters, sorted."""
         return sorted(self.adapters)
 
     @cached_property
     def modules(self) -> list[str]:
-        """Names of all modules that some adapter changes, sorted."""
+        """Return the names of all modules that an adapter changes, sorted."""
         return sorted({module for adapter in self.adapters.values() for module in adapter.modules})
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names, configs and weights: two banks with the same one give the same output."""
+        """Hash names, configs and weights: two banks with the same fingerprint give the same output."""
         digest = hashlib.sha256()
         for name in self.names:
             adapter = self.adapters[name]
@@ -87,16 +83,16 @@ class AdapterBank:
         return digest.hexdigest()[:16]
 
     def check_base(self, shapes: BaseShapes, model: str) -> None:
-        """Compare every adapter with the base model's layers; `UserError` names the first that does not fit."""
+        """Compare every adapter with the base model's layers; raise `UserError` for the first that does not fit."""
         for name in self.names:
             for module, weights in self.adapters[name].modules.items():
-                has = (weights.A.shape[1], weights.B.shape[0])
+                shape = (weights.A.shape[1], weights.B.shape[0])
                 if ".experts." in f".{module}.":
-                    problem = f"changes {module}, and experts of a mixture of experts see other tokens than the model"
+                    problem = f"changes {module}, and experts of a mixture of experts are not supported"
                 elif module not in shapes:
                     problem = f"changes {module}, which the model {model} does not have"
-                elif has != shapes[module]:
-                    problem = f"was trained for {module} of {has[0]} to {has[1]}, the model {model} has " + (
+                elif shape != shapes[module]:
+                    problem = f"was trained for {module} of {shape[0]} to {shape[1]}, the model {model} has " + (
                         f"{shapes[module][0]} to {shapes[module][1]}"
                     )
                 else:
@@ -104,13 +100,23 @@ class AdapterBank:
                 raise UserError(f"bank: adapter {name!r} {problem}: another base model? ({self.folder / name})")
 
     def check_values(self) -> None:
-        """`UserError` for the first adapter with a NaN or infinite weight."""
+        """Raise `UserError` for the first adapter with a NaN or infinite weight."""
         for name in self.names:
             for module, weights in self.adapters[name].modules.items():
                 if not all(torch.isfinite(tensor).all() for tensor in weights.tensors.values()):
                     raise UserError(
                         f"bank: adapter {name!r}: NaN or infinite values in {module} ({self.folder / name})"
                     )
+
+
+def adapter_names(bank: Path) -> list[str]:
+    """Return the sub-folders of a bank that hold an adapter, sorted; `UserError` if there are none."""
+    if not bank.is_dir():
+        raise UserError(f"bank: no folder {bank} (bank.path)")
+    found = sorted(p.name for p in bank.iterdir() if p.name[0] != "." and p.is_dir() and (p / CONFIG_FILE).exists())
+    if not found:
+        raise UserError(f"bank: no adapter in {bank}: it has no sub-folder with an adapter_config.json (bank.path)")
+    return found
 
 
 def _read(folder: Path) -> Adapter:
@@ -122,5 +128,5 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _named(name: str) -> str:
+def _printable(name: str) -> str:
     return name if is_adapter_name(name) and len(name) <= 100 else shown(name)

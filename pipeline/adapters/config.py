@@ -1,4 +1,4 @@
-"""`adapter_config.json` of PEFT: what is used of it, and what is refused by name."""
+"""Read PEFT's `adapter_config.json`, and refuse by name the options that are not supported exactly."""
 
 import math
 import re
@@ -14,45 +14,39 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError
 from pipeline.untrusted import one_line, read_json, shown
 
-# Keys that inference uses, and keys that leave the maths of the saved tensors as it is. Any other key, today's or a
-# later PEFT's, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
+# Keys that inference uses, and keys that do not change the maths of the saved tensors. Any other key, of this or of a
+# later PEFT, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
 _USED = {
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
     *("peft_type", "init_lora_weights"),
 }
 _HARMLESS = {
-    *(
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "fan_in_fan_out",
-        "lora_dropout",
-    ),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "lora_dropout"),
     *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config"),
 }
 _UNSET: tuple[Any, ...] = (None, False, "none", [], {})
-# Initialisations that change the base weights: the adapter then fits no unchanged base model.
+# Other initialisations change the base weights: the adapter then does not fit the unchanged base model.
 _NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal")
 
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 MAX_RANK = 2**15
-_MOST_PATTERNS, _LONGEST_PATTERN = 10_000, 1000
-_MOST_MATCHES = 2**20  # patterns times modules: seconds, not hours, for a config made to take long
+_MAX_PATTERNS, _MAX_PATTERN = 10_000, 1000  # patterns of a config, characters of a pattern
+_MAX_MATCHES = 2**20  # patterns times modules: matching a hostile config takes seconds, not hours
 _FLOAT_MAX = 3.4e38  # of fp32
 
 
 def is_adapter_name(name: object) -> bool:
-    """Whether a name can be that of an adapter, whose folder in the bank has it: text, no path, not hidden."""
+    """Whether a name can be an adapter's, and so its folder's in the bank: text, no path, not hidden."""
     return isinstance(name, str) and name.isprintable() and re.fullmatch(r"[^/\\.][^/\\]*", name) is not None
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Rank and scale of each module of one adapter (PEFT's `LoraConfig`, as far as inference needs it).
+    """Rank and scale of each module of one adapter: the part of PEFT's `LoraConfig` that inference needs.
 
     ``dora``: weight-decomposed (arXiv 2402.09353). ``bias``: lora_B has a bias, scaled as B A x is.
     """
@@ -66,23 +60,23 @@ class AdapterConfig:
     bias: bool = False
 
     def check_patterns(self, modules: int) -> None:
-        """`ValueError` where comparing all patterns with so many modules would take too long."""
+        """Raise `ValueError` if matching all patterns with ``modules`` modules would take too long."""
         patterns = len(self.rank_pattern) + len(self.alpha_pattern)
-        if patterns * modules > _MOST_MATCHES:
-            raise ValueError(f"{patterns} patterns for {modules} modules, more than {_MOST_MATCHES} in all")
+        if patterns * modules > _MAX_MATCHES:
+            raise ValueError(f"{patterns} patterns for {modules} modules, more than {_MAX_MATCHES} in all")
 
     def rank(self, module: str) -> int:
-        """Rank at a module; `rank_pattern` overrules `r`."""
+        """Return the rank of a module; `rank_pattern` overrides `r`."""
         return int(_by_pattern(self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
+        """Return alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
         alpha, rank = float(_by_pattern(self.alpha_pattern, module, self.alpha)), self.rank(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """Read and check the config in an adapter's folder; `UserError` for what cannot be done exactly."""
+    """Read the config in an adapter's folder; raise `UserError` for options that are not supported exactly."""
     name = folder.name
     try:
         values = read_json(folder / CONFIG_FILE)
@@ -92,7 +86,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"bank: adapter {name!r}: adapter_config.json is not a JSON object ({folder})")
-    _refuse_other_maths(values, name, folder)
+    _refuse_unsupported(values, name, folder)
     try:
         return AdapterConfig(
             r=_rank(values, "r"),
@@ -130,14 +124,14 @@ def _flag(values: dict[str, Any], key: str) -> bool:
 
 def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], str], Any]) -> dict[str, Any]:
     given = values.get(key) or {}
-    if not isinstance(given, dict) or len(given) > _MOST_PATTERNS:
-        raise ValueError(f"{shown(key)} is {shown(given)}, not an object of at most {_MOST_PATTERNS} patterns")
+    if not isinstance(given, dict) or len(given) > _MAX_PATTERNS:
+        raise ValueError(f"{shown(key)} is {shown(given)}, not an object of at most {_MAX_PATTERNS} patterns")
     for pattern in given:
         _check_pattern(pattern)
     return {pattern: read(given, pattern) for pattern in given}
 
 
-def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None:
+def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None:
     others = sorted(set(values) - _USED - _HARMLESS)
     refused = [f"{_key(key)}={shown(values[key])}" for key in others if values[key] not in _UNSET]
     if values.get("use_dora") and values.get("lora_bias"):
@@ -149,7 +143,7 @@ def _refuse_other_maths(values: dict[str, Any], name: str, folder: Path) -> None
     if refused:
         raise UserError(
             f"bank: adapter {name!r} uses {', '.join(refused[:20])}, which the fused operator does not compute exactly;"
-            f" retrain or convert it as LoRA without that ({folder})"
+            f" retrain or convert it without these options ({folder})"
         )
 
 
@@ -158,27 +152,27 @@ def _key(key: str) -> str:
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: a key is a regular expression that matches the whole name or its end after a dot."""
+    """Apply PEFT's rule: a key is a regular expression that matches the whole name or its end after a dot."""
     return next((value for key, value in pattern.items() if _matches(key, module)), default)
 
 
 @lru_cache(2**16)
 def _matches(key: str, module: str) -> bool:
-    # Python's own engine can take for ever over a pattern that was made for that; RE2's time is linear.
+    # Python's own engine can run forever on a hostile pattern; RE2's time is linear.
     if _is_plain(key):
         return re.match(rf"(.*\.)?({key})$", module) is not None
     return bool(pc.match_substring_regex(pa.scalar(module), rf"^(.*\.)?({key})$").as_py())
 
 
 def _is_plain(key: str) -> bool:
-    """Nothing that repeats or branches: Python's engine, much faster for a single name, is linear too."""
+    """Whether nothing repeats or branches: then Python's engine is linear too, and faster for a single name."""
     return re.fullmatch(r"[\w.^$-]*", key) is not None
 
 
 def _check_pattern(key: str) -> None:
-    """`ValueError` for what either engine does not take; PEFT's own meaning is Python's."""
-    if len(key) > _LONGEST_PATTERN:
-        raise ValueError(f"the pattern {shown(key)} is longer than {_LONGEST_PATTERN} characters")
+    """Raise `ValueError` for a pattern that either engine refuses; PEFT itself uses Python's."""
+    if len(key) > _MAX_PATTERN:
+        raise ValueError(f"the pattern {shown(key)} is longer than {_MAX_PATTERN} characters")
     try:
         re.compile(rf"(.*\.)?({key})$")
         _matches(key, "")

@@ -1,4 +1,4 @@
-"""The tensors of one adapter, by module, checked."""
+"""Read and check the tensors of one adapter, by module."""
 
 import re
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from pipeline.errors import UserError
 from pipeline.untrusted import check_tensor_file, one_line, shown
 
 from .config import WEIGHTS_FILE, AdapterConfig
-from .mapped import MappedFile
+from .mapped_file import MappedFile
 
-# PEFT's names. Those of embeddings have no `.weight`; `base_layer` is its copy of an adapted embedding's own weight.
+# PEFT's names. Embeddings have no `.weight`; `base_layer` is PEFT's copy of an adapted embedding's own weight.
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
     r"|lora_embedding_B|lora_magnitude_vector|base_layer\.weight|base_layer\.bias)"
@@ -26,17 +26,17 @@ _PARTS = {
     **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
 }
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_LONGEST_KEY = 500
-_MOST_DIMENSIONS, _LARGEST = 8, 2**31  # of a tensor: what has no values may claim any size
+_MAX_KEY = 500  # characters
+_MAX_DIMENSIONS, _MAX_SIZE = 8, 2**31  # of a tensor: one without values may claim any size
 
 
 @dataclass(frozen=True)
 class ModuleWeights:
-    """What one adapter does to one module: ``y += scale * (B A x + bias)``, or that under DoRA.
+    """The change of one module by one adapter: ``y += scale * (B A x + bias)``, or its DoRA form.
 
     ``A`` [r x in], ``B`` [out x r], ``bias`` [out] (`lora_bias`), ``magnitude`` [out] (DoRA, arXiv 2402.09353).
     ``embedding``: the module looks rows up, so ``in`` counts the vocabulary. ``base``: copies of the layer's own
-    ``weight`` and ``bias`` that PEFT saved with it (of embeddings and heads); they must equal the base model's.
+    ``weight`` and ``bias`` that PEFT saved with an embedding or head; they must equal the base model's.
     """
 
     A: torch.Tensor
@@ -49,20 +49,20 @@ class ModuleWeights:
 
     @property
     def rank(self) -> int:
-        """Rank r."""
+        """Return the rank r."""
         return self.A.shape[0]
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that there are, by name; without ``base``, which is not the adapter's."""
+        """Return the tensors of the adapter that are set, by name; ``base`` is the model's and left out."""
         named = {"A": self.A, "B": self.B, "bias": self.bias, "magnitude": self.magnitude}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights]:
-    """Tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or values.
+    """Read the tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or dtypes.
 
-    Tensors are mapped into memory, not read: their pages come from the disk with the first use.
+    Tensors are mapped into memory, not read: their pages are loaded at the first use.
     """
     path = folder / WEIGHTS_FILE
     if not path.exists():
@@ -71,20 +71,20 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
         raise UserError(f"bank: adapter {folder.name!r} has {what}; save it as adapter_model.safetensors ({folder})")
     modules: dict[str, dict[str, torch.Tensor]] = {}
     embeddings = set()
-    unset = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
+    unexpected = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
     try:
         check_tensor_file(path)
         with safe_open(str(path), framework="pt") as tensors:
             mapped = MappedFile(path)
             for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
-                if match is None or match["part"] in unset or not key.isprintable() or len(key) > _LONGEST_KEY:
+                if match is None or match["part"] in unexpected or not key.isprintable() or len(key) > _MAX_KEY:
                     raise _bad(folder, f"unknown tensor {shown(key)}")
                 parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
                 if part in parts:
-                    raise _bad(folder, f"unknown tensor {shown(key)} beside the one that is there")
+                    raise _bad(folder, f"tensor {shown(key)} repeats one of another name")
                 shape = mapped.entries[key]["shape"]
-                if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST:
+                if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > _MAX_SIZE:
                     raise _bad(folder, f"tensor {shown(key)} has the shape {shown(shape)}")
                 tensor = mapped.tensor(key)
                 parts[part] = tensors.get_tensor(key) if tensor is None else tensor
@@ -92,7 +92,7 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
                     embeddings.add(match["module"])
         config.check_patterns(len(modules))
     except (OSError, ValueError, SafetensorError) as error:
-        raise _bad(folder, f"{path.name} is not a safetensors file of LoRA: {one_line(error)}") from None
+        raise _bad(folder, f"{path.name} is not a safetensors file of LoRA weights: {one_line(error)}") from None
     adapted = {module: parts for module, parts in modules.items() if not set(parts) <= {"base.weight", "base.bias"}}
     if not adapted:
         raise _bad(folder, "no LoRA tensors")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipeline.engine import Request
 from pipeline.models import PromptFormat
 from pipeline.routing import Router, RoutingPolicy, SentenceRouter, SentenceSettings, route_sentences
-from pipeline.routing.sentences import of_prompt
+from pipeline.routing.sentences import prompt_sentences
 
 from .configurations import Asked, Configuration
 
@@ -19,8 +19,8 @@ def sentence_configuration(
 
     def requests(asked: Sequence[Asked]) -> list[Request]:
         head, tail = map(len, prompts.frame(False))
-        placed = prompts.encode_placed([one.question.prompt for one in asked])
-        divided = [of_prompt(one.text, one.ends, head, tail, settings) for one in placed]
+        placed = prompts.encode_with_offsets([one.question.prompt for one in asked])
+        divided = [prompt_sentences(one.text, one.ends, head, tail, settings) for one in placed]
         tokens = [one.tokens for one in placed]
         routes = route_sentences(router, policy, tokens, divided, settings.context_sentences)
         return [

@@ -1,21 +1,24 @@
-"""The mini-MLP router: which adapters answer a prompt, and with which weights (DLP-LoRA, arXiv 2410.01497)."""
+"""Routers: which adapters answer a prompt, and with which weights (DLP-LoRA, arXiv 2410.01497)."""
 
 from .explain import Explanation, explain
-from .extend import Extension, add_class
-from .model import RouterModel
+from .extension import Extension, add_class
+from .loading import ROUTER_KINDS, load_router, load_router_for
+from .mlp_router import MlpRouter
 from .policy import RoutingPolicy, WeightRule
 from .rerouting import SentenceRouter
-from .router import Route, Router
+from .router import Classification, Route, Router, tokenizer_fingerprint
+from .sentence_routes import SentenceRoute, route_sentences, router_inputs
 from .sentences import SentenceSettings
-from .spans import SentenceRoute, route_sentences, shown_of
 from .training import RouterSettings, train_router
 
 __all__ = [
+    "ROUTER_KINDS",
+    "Classification",
     "Explanation",
     "Extension",
+    "MlpRouter",
     "Route",
     "Router",
-    "RouterModel",
     "RouterSettings",
     "RoutingPolicy",
     "SentenceRoute",
@@ -24,7 +27,10 @@ __all__ = [
     "WeightRule",
     "add_class",
     "explain",
+    "load_router",
+    "load_router_for",
     "route_sentences",
-    "shown_of",
+    "router_inputs",
+    "tokenizer_fingerprint",
     "train_router",
 ]

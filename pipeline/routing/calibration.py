@@ -1,15 +1,17 @@
-"""Calibration of the router's probabilities: one temperature, and the error that it leaves."""
+"""Calibration of a router on held-out prompts: a temperature for its probabilities, thresholds for its gate."""
 
 import math
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
+ACCEPTANCES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # shares of in-domain prompts with a threshold of their own
+_NEIGHBOUR = 3  # its similarity is the gate score; one near neighbour alone may be chance
 _BINS = 15
 
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """The temperature that makes ``logits / T`` likeliest for the ``targets`` (Guo et al. 2017, arXiv 1706.04599).
+    """Find the temperature T at which ``logits / T`` are likeliest for the ``targets`` (Guo et al., arXiv 1706.04599).
 
     Searched by golden section over log T in [-3, 3]: the loss has one minimum in 1/T.
     """
@@ -31,7 +33,22 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
 def expected_calibration_error(probabilities: torch.Tensor, targets: torch.Tensor) -> float:
     """Mean distance of confidence and accuracy over 15 bins of equal width (ECE; Naeini et al. 2015)."""
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == targets).double()
-    places = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64).index_add(0, places, confidence - right)
+    correct = (predicted == targets).double()
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64).index_add(0, bins, confidence - correct)
     return float(gaps.abs().sum() / len(targets))
+
+
+def gate_score(embedded: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """Cosine [n] between mean embeddings [n x E] and their third nearest reference (unit vectors [m x E]).
+
+    Distance to the k-th nearest training example (Sun et al. 2022, arXiv 2204.06507), here between mean token
+    embeddings: layers nearer to the classes map unseen tasks onto seen ones and let more of them through.
+    """
+    similarity = normalize(embedded, dim=1) @ references.T
+    return similarity.topk(min(_NEIGHBOUR, len(references)), dim=1).values[:, -1]
+
+
+def gate_thresholds(scores: torch.Tensor) -> dict[str, float]:
+    """Return, for each share in `ACCEPTANCES`, the score that this share of held-out in-domain prompts reaches."""
+    return {str(share): float(scores.double().quantile(1 - share)) for share in ACCEPTANCES}

@@ -1,4 +1,4 @@
-"""Why a prompt got its mixture: the router's most likely classes, the in-domain score and the gate's threshold."""
+"""Explain a prompt's mixture: the router's most likely classes, the in-domain score and the gate's threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .router import Router
 
 @dataclass(frozen=True)
 class Explanation:
-    """What led to a route. ``classes``: adapters and their calibrated probabilities, the most likely first.
+    """The reasons for a route. ``classes``: adapters and their calibrated probabilities, the most likely first.
 
     ``accepted``: the score reaches the gate's threshold, or the prompt is clearly one of an added class.
     """
@@ -25,55 +25,58 @@ class Explanation:
     mixture: Mixture
 
     def lines(self, policy: RoutingPolicy) -> list[str]:
-        """For people: the classes, the gate, and how one became the other."""
+        """Describe the classes, the gate and the mixture, one line each."""
         classes = ", ".join(f"{name} {probability:.3f}" for name, probability in self.classes)
         sign = ">=" if self.score >= self.threshold else "<"
         gate = f"score {self.score:.3f} {sign} {self.threshold:.3f} (routing.acceptance={policy.acceptance:g})"
         return [
             f"classes    {classes}",
-            f"gate       {gate}: {self._verdict(policy)}",
-            f"mixture    {self._why(policy)}",
+            f"gate       {gate}: {self._gate_result(policy)}",
+            f"mixture    {self._mixture_reason(policy)}",
         ]
 
-    def _verdict(self, policy: RoutingPolicy) -> str:
+    def _gate_result(self, policy: RoutingPolicy) -> str:
         if not policy.gate:
-            return "not asked (routing.gate=false)"
+            return "off (routing.gate=false)"
         if self.accepted:
-            return "in domain" if self.score >= self.threshold else "in domain, near to an adapter that was added later"
+            return (
+                "in domain" if self.score >= self.threshold else "in domain, close to an adapter that was added later"
+            )
         return "out of domain"
 
-    def _why(self, policy: RoutingPolicy) -> str:
+    def _mixture_reason(self, policy: RoutingPolicy) -> str:
         if policy.gate and not self.accepted:
             return "base  (fallback: the base model alone)"
         if policy.max_adapters == 0:
             return "base  (routing.max_adapters=0)"
-        kept = f"the fewest classes that reach routing.top_p={policy.top_p:g}, at most {policy.max_adapters}"
-        return f"{self.mixture.key}  ({kept}; weights in 1/{policy.weight_steps})"
+        chosen = f"the fewest classes that reach routing.top_p={policy.top_p:g}, at most {policy.max_adapters}"
+        return f"{self.mixture.key}  ({chosen}; weights in 1/{policy.weight_steps})"
 
 
 @torch.inference_mode()
 def explain(
-    router: Router, prompts: Sequence[Sequence[int]], policy: RoutingPolicy, most: int = 5
+    router: Router, prompts: Sequence[Sequence[int]], policy: RoutingPolicy, max_classes: int = 5
 ) -> list[Explanation]:
-    """One explanation for each prompt (token ids, at least one each), with the mixture that `Router.route` gives."""
+    """Explain each prompt (token ids, at least one each), with the mixture that `Router.route` gives it."""
     if not prompts:
         return []
-    embedded = router.embed(prompts)
-    probabilities = router.probabilities(embedded)
-    scores, accepted = router.judge(embedded, policy.acceptance)
-    top = probabilities.sort(dim=1, descending=True, stable=True)
+    found = router.classify(prompts, policy.acceptance)
+    top = found.probabilities.sort(dim=1, descending=True, stable=True)
     threshold = router.threshold(policy.acceptance)
-    routes = router.route(prompts, policy)
     return [
         Explanation(
-            tuple(zip((router.labels[c] for c in places), values, strict=True)), score, threshold, inside, r.mixture
+            classes=tuple(zip((router.labels[c] for c in classes), probabilities, strict=True)),
+            score=score,
+            threshold=threshold,
+            accepted=accepted,
+            mixture=route.mixture,
         )
-        for places, values, score, inside, r in zip(
-            top.indices[:, :most].tolist(),
-            top.values[:, :most].tolist(),
-            scores.float().tolist(),
-            accepted.tolist(),
-            routes,
+        for classes, probabilities, score, accepted, route in zip(
+            top.indices[:, :max_classes].tolist(),
+            top.values[:, :max_classes].tolist(),
+            found.scores.float().tolist(),
+            found.accepted.tolist(),
+            router.route(prompts, policy),
             strict=True,
         )
     ]

@@ -1,4 +1,4 @@
-"""Routing of an answer sentence by sentence while it is generated."""
+"""Route an answer sentence by sentence while it is generated."""
 
 import unicodedata
 from collections import defaultdict
@@ -15,27 +15,27 @@ from .policy import RoutingPolicy
 from .router import Router
 from .sentences import SentenceSettings, ends_with_start
 
-_PART = "\ufffd"  # what a part of a character decodes to
+_PART = "\ufffd"  # the text of a token that holds a part of a character
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer; those of transformers have it."""
+    """The methods that are used of a tokenizer; those of transformers have them."""
 
     def get_vocab(self) -> dict[str, int]:
-        """Token ids."""
+        """Return the token ids by token."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Text of some token ids."""
+        """Return the text of some token ids."""
         ...
 
 
-class Asked(Protocol):
-    """What is needed of a request: its prompt, and the first token of the paragraph that asks."""
+class PromptRequest(Protocol):
+    """The parts that are used of a request: its prompt, and the first token of the paragraph with the question."""
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -44,15 +44,15 @@ class Asked(Protocol):
 
     @property
     def context(self) -> int:
-        """First token of the prompt that the router is shown."""
+        """Index of the first token of the prompt that the router reads."""
         ...
 
 
 class SentenceRouter:
     """Gives each sentence of an answer its own mixture, at its first token (DLP-LoRA, arXiv 2410.01497).
 
-    It is a `pipeline.engine.Reroute`: a function of the record's own tokens alone. The router is shown the prompt's
-    last paragraph and all of the answer so far: an answer alone is unlike the prompts that it was trained on.
+    It is a `pipeline.engine.Reroute`: a function of the record's own tokens alone. The router reads the prompt's last
+    paragraph and all of the answer so far: an answer alone is unlike the prompts that it was trained on.
     """
 
     def __init__(self, router: Router, policy: RoutingPolicy, settings: SentenceSettings, tokenizer: Tokenizer) -> None:
@@ -61,12 +61,12 @@ class SentenceRouter:
         self.settings = settings
         self.tokenizer = tokenizer
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
-        self._empty, self._ends = _token_kinds(tokenizer, settings.language)
+        self._wordless, self._ends = _token_kinds(tokenizer, settings.language)
 
     def __call__(
-        self, request: Asked, new_tokens: Sequence[int], sentences: Sequence[tuple[int, Mixture]]
+        self, request: PromptRequest, new_tokens: Sequence[int], sentences: Sequence[tuple[int, Mixture]]
     ) -> Mixture | None:
-        """The mixture of the sentence that the last new token starts; None where it starts none."""
+        """Return the mixture of the sentence that the last new token starts; None if it starts none."""
         start, mixture = sentences[-1]
         if not self._may_start(new_tokens, start) or not self._starts(new_tokens[start:]):
             return None
@@ -76,16 +76,16 @@ class SentenceRouter:
         return mixture if route.fallback else route.mixture
 
     def _may_start(self, tokens: Sequence[int], start: int) -> bool:
-        """Whether the last token has words, and before it stands the end of a sentence: false for nearly all tokens."""
-        place = len(tokens) - 2
-        if place + 1 - start < self.settings.min_sentence_tokens or tokens[-1] in self._empty:
+        """Whether the last token has a letter or digit and follows the end of a sentence (rare)."""
+        index = len(tokens) - 2
+        if index + 1 - start < self.settings.min_sentence_tokens or tokens[-1] in self._wordless:
             return False
-        while place > start and tokens[place] in self._empty and tokens[place] not in self._ends:
-            place -= 1  # closing quotes and brackets
-        return any(tuple(tokens[place + 1 - len(end) : place + 1]) == end for end in self._ends.get(tokens[place], ()))
+        while index > start and tokens[index] in self._wordless and tokens[index] not in self._ends:
+            index -= 1  # closing quotes and brackets
+        return any(tuple(tokens[index + 1 - len(end) : index + 1]) == end for end in self._ends.get(tokens[index], ()))
 
     def _starts(self, tokens: Sequence[int]) -> bool:
-        """Whether the splitter, too, starts a sentence at the last token: no abbreviation, no decimal point."""
+        """Whether the splitter agrees that a sentence starts at the last token: no abbreviation, no decimal point."""
         return ends_with_start(self._text(tokens), self._text(tokens[-1:]), self.settings.language)
 
     def _text(self, tokens: Sequence[int]) -> str:
@@ -93,32 +93,32 @@ class SentenceRouter:
 
 
 def _token_kinds(tokenizer: Tokenizer, language: str) -> tuple[set[int], dict[int, list[tuple[int, ...]]]]:
-    """Tokens without a letter or digit; and token sequences that may end a sentence, by their last token."""
+    """Find the tokens without a letter or digit, and the token sequences that may end a sentence, by last token."""
     terminators = _terminators(language) | {"\n"}
-    empty: set[int] = set()
+    wordless: set[int] = set()
     ends: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for token in sorted(tokenizer.get_vocab().values()):
         text = tokenizer.decode([token], skip_special_tokens=True)
         if _PART not in text and not any(map(str.isalnum, text)):
-            empty.add(token)
+            wordless.add(token)
         if not terminators.isdisjoint(_tail(text)):
             ends[token].append((token,))
-    for terminator in sorted(terminators):  # those that the tokenizer writes as several tokens
+    for terminator in sorted(terminators):  # terminators that the tokenizer writes as several tokens
         before = tokenizer.encode("a", add_special_tokens=False)
         tokens = tokenizer.encode("a" + terminator, add_special_tokens=False)[len(before) :]
         if len(tokens) > 1:
             ends[tokens[-1]].append(tuple(tokens))
-    return empty, dict(ends)
+    return wordless, dict(ends)
 
 
 def _tail(text: str) -> str:
-    """What follows the last letter or digit."""
+    """The characters after the last letter or digit, in reverse order."""
     return "".join(takewhile(lambda character: not character.isalnum(), reversed(text)))
 
 
 @cache
 def _terminators(language: str) -> frozenset[str]:
-    """The characters that the splitter takes for the end of a sentence, found by asking it."""
+    """The characters that end a sentence for the splitter, found by trying each of them."""
     planes = map(chr, range(0x20000))  # no script has punctuation beyond
     marks = [c for c in planes if unicodedata.category(c).startswith("P")]
     return frozenset(c for c in marks if len(get_sentence_boundaries(language, f"Aa bb{c} Cc dd")) > 1)

@@ -1,4 +1,4 @@
-"""Training of the router on labelled prompts, in a minute or two on two cores."""
+"""Train the MLP router on labelled prompts, in a minute or two on two cores."""
 
 import random
 import time
@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from .added import CentroidHead, centroid
-from .calibration import expected_calibration_error, fit_temperature
-from .gate import gate_score, thresholds
-from .model import RouterModel, RouterShape, flatten
-from .router import Known, Router
+from .calibration import expected_calibration_error, fit_temperature, gate_score, gate_thresholds
+from .centroids import CentroidHead, centroid
+from .mlp_router import KnownPrompts, MlpRouter
+from .network import RouterNetwork, RouterShape, flatten_prompts
 
 Prompt = Sequence[int]
 
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """What decides the result of a training, besides data.
+    """Settings that decide the result of a training, besides the data.
 
     ``held_out``: share of the prompts that temperature, gate and metrics are measured on. ``crop_share``: share of the
-    training prompts that are cropped to a random stretch, so that parts of a prompt are known too. ``references``:
-    training prompts of each class that the gate compares with.
+    training prompts that are cropped to a random stretch, so that the router also knows parts of prompts.
+    ``references``: training prompts of each class that the gate compares with.
     """
 
     epochs: int = 4
@@ -43,8 +42,8 @@ def train_router(
     settings: RouterSettings,
     card: dict[str, Any],
     progress: Callable[[str], None],
-) -> Router:
-    """Train a router on prompts (token ids) and their adapters' names with cross-entropy.
+) -> MlpRouter:
+    """Train a router with cross-entropy on prompts (token ids) and their adapters' names.
 
     Temperature, gate and metrics come from held-out prompts. ``card`` goes into ``router.json``.
     """
@@ -52,22 +51,22 @@ def train_router(
     names = sorted(set(labels))
     targets = torch.tensor([names.index(label) for label in labels])
     train, held = _split(len(prompts), settings)
-    model = RouterModel(RouterShape(vocab_size, len(names)))
+    model = RouterNetwork(RouterShape(vocab_size, len(names)))
     start = time.monotonic()
     _fit(model, [prompts[i] for i in train], targets[train], settings, progress)
-    model = model.half().float()  # as it is saved: what follows must be measured on the same weights
+    model = model.half().float()  # as saved: everything below must be measured on the same weights
     embedded = _embed(model, [prompts[i] for i in train])
     held_out = _embed(model, [prompts[i] for i in held])
-    places = [_some(targets[train], c, settings) for c in range(len(names))]
-    shown = torch.cat(places)
-    known = Known(normalize(embedded[shown], dim=1), targets[train][shown], held_out, targets[held])
+    by_class = [_references(targets[train], c, settings) for c in range(len(names))]
+    chosen = torch.cat(by_class)
+    known = KnownPrompts(normalize(embedded[chosen], dim=1), targets[train][chosen], held_out, targets[held])
     with torch.inference_mode():
         logits = model.classify(held_out)
     card |= {
         "labels": names,
         "shape": model.shape.to_json(),
         "temperature": fit_temperature(logits, known.held_out_targets),
-        "gate_thresholds": thresholds(gate_score(held_out.double(), known.references.double())),
+        "gate_thresholds": gate_thresholds(gate_score(held_out.double(), known.references.double())),
         "settings": asdict(settings),
         "metrics": {
             "train_prompts": len(train),
@@ -77,9 +76,9 @@ def train_router(
             "parameters": sum(p.numel() for p in model.parameters()),
         },
     }
-    # A class may have no training prompt when it has few: then its held-out ones stand for it.
-    centroids = [centroid(embedded[p] if len(p) else held_out[targets[held] == c]) for c, p in enumerate(places)]
-    return Router(model, known, CentroidHead.of(torch.stack(centroids)), card)
+    # A class with few prompts may have no training prompt: then its held-out ones give the centroid.
+    centroids = [centroid(embedded[i] if len(i) else held_out[targets[held] == c]) for c, i in enumerate(by_class)]
+    return MlpRouter(model, known, CentroidHead.of(torch.stack(centroids)), card)
 
 
 def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
@@ -89,13 +88,13 @@ def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
     return order[held:], order[:held]
 
 
-def _some(targets: torch.Tensor, chosen: int, settings: RouterSettings) -> torch.Tensor:
-    """Places of some prompts of one class; their order is random already."""
-    return (targets == chosen).nonzero().flatten()[: settings.references]
+def _references(targets: torch.Tensor, label: int, settings: RouterSettings) -> torch.Tensor:
+    """Indices of the first prompts of one class; their order is random already."""
+    return (targets == label).nonzero().flatten()[: settings.references]
 
 
 def _metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Held-out accuracy and calibration; the temperature is fitted on one half and its error measured on the other."""
+    """Held-out accuracy and calibration error; the temperature is fitted on one half and measured on the other."""
     half = max(1, len(logits) // 2)
     other = slice(half, None) if len(logits) > half else slice(None)
     scaled = logits[other] / fit_temperature(logits[:half], targets[:half])
@@ -107,7 +106,7 @@ def _metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
 
 
 def _fit(
-    model: RouterModel,
+    model: RouterNetwork,
     prompts: list[Prompt],
     targets: torch.Tensor,
     settings: RouterSettings,
@@ -123,7 +122,7 @@ def _fit(
         total = 0.0
         for start in range(0, len(order), settings.batch_size):
             batch = order[start : start + settings.batch_size]
-            logits = model(*flatten([_cropped(prompts[i], settings.crop_share, rng) for i in batch]))
+            logits = model(*flatten_prompts([_cropped(prompts[i], settings.crop_share, rng) for i in batch]))
             loss = cross_entropy(logits, targets[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -142,5 +141,5 @@ def _cropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
 
 
 @torch.inference_mode()
-def _embed(model: RouterModel, prompts: Sequence[Prompt]) -> torch.Tensor:
-    return torch.cat([model.embed(*flatten(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)])
+def _embed(model: RouterNetwork, prompts: Sequence[Prompt]) -> torch.Tensor:
+    return torch.cat([model.embed(*flatten_prompts(prompts[i : i + 1024])) for i in range(0, len(prompts), 1024)])

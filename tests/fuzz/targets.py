@@ -20,10 +20,10 @@ from pipeline.adapters import AdapterBank
 from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.records import Record
-from pipeline.routing import Router, RoutingPolicy
-from pipeline.routing.added import CentroidHead
-from pipeline.routing.model import RouterModel, RouterShape
-from pipeline.routing.router import Known
+from pipeline.routing import RoutingPolicy, load_router
+from pipeline.routing.centroids import CentroidHead
+from pipeline.routing.mlp_router import KnownPrompts, MlpRouter
+from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.stages.record_sampling import RecordSampling
 from pipeline.storage.input.columns import Columns, record_text, settings_text
 from pipeline.storage.input.formats import InputRow, SeekPoint
@@ -259,8 +259,8 @@ class _RouterFolder:
         path.write_bytes(content)
         try:
             # Anyone can compute the fingerprint that fits; a mutation that does not would be all that is ever seen.
-            with mock.patch.object(Router, "_hash", lambda router: router.card.get("fingerprint")):
-                router = Router.load(self.folder)
+            with mock.patch.object(MlpRouter, "_hash", lambda router: router.card.get("fingerprint")):
+                router = load_router(self.folder)
             router.check_bank(["art", "legal", "med"], "bank")
             router.check_prompts("tok1", "chat")
             router.route([[1, 2, 3]], RoutingPolicy())
@@ -269,7 +269,7 @@ class _RouterFolder:
             path.write_bytes(good)
 
 
-def _small_router() -> Router:
+def _small_router() -> MlpRouter:
     """An untrained one of a few kilobytes."""
     shape = RouterShape(60, 3, embedding=4, hidden=4, features=4)
     unit, places = torch.eye(4)[:3].half(), torch.arange(3)
@@ -281,8 +281,8 @@ def _small_router() -> Router:
         "tokenizer_fingerprint": "tok1",
         "prompt_format": "chat",
     }
-    known = Known(unit, places, unit.clone(), places.clone())
-    return Router(RouterModel(shape), known, CentroidHead.of(unit.clone()), card)
+    known = KnownPrompts(unit, places, unit.clone(), places.clone())
+    return MlpRouter(RouterNetwork(shape), known, CentroidHead.of(unit.clone()), card)
 
 
 def outcome(target: Target, content: bytes) -> str:

@@ -14,7 +14,7 @@ from jobs import add_adapter, evaluate, route, train_adapters, train_router
 from pipeline.adapters import AdapterBank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_tokenizer
-from pipeline.routing import Router, RoutingPolicy
+from pipeline.routing import RoutingPolicy, load_router
 from tests import tiny
 
 
@@ -63,7 +63,7 @@ def test_a_router_is_trained_and_routes(
     words = model_words(tiny_model)
     command = ["--data", str(labelled), "--output", str(router), *words]
     assert train_router.main([*command, "training.epochs=20", "training.batch_size=8"]) == 0
-    assert Router.load(router).card["metrics"]["held_out_accuracy"] == 1.0
+    assert load_router(router).card["metrics"]["held_out_accuracy"] == 1.0
     source = tmp_path / "in.jsonl"
     prompts = [("a", "red1 red2 red3"), ("b", "cold1 cold5 cold3"), ("c", "cold2 cold4 cold1")]
     source.write_text("".join(json.dumps({"id": i, "prompt": p}) + "\n" for i, p in prompts) + "{bad\n")
@@ -92,10 +92,10 @@ def test_an_adapter_is_added_without_retraining(
     )
     command = ["--bank", str(bank), "--router", str(router), "--adapter", str(tiny_bank / "glad")]
     command += ["--examples", str(tmp_path / "examples.jsonl"), *model_words(tiny_model)]
-    before = Router.load(router)
+    before = load_router(router)
     assert add_adapter.main(command) == 0
     assert "glad: added from 12 examples" in capsys.readouterr().out
-    after = Router.load(router)
+    after = load_router(router)
     assert after.labels == [*before.labels, "glad"]
     assert after.fingerprint != before.fingerprint
     assert AdapterBank.load(bank).names == sorted(tiny.ADAPTERS)

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from pipeline.routing import Router, RouterSettings, train_router
+from pipeline.routing import MlpRouter, RouterSettings, train_router
 
 VOCABULARY = 60
 LABELS = ("art", "legal", "med")
@@ -25,7 +25,7 @@ def _prompt(label: int, generator: random.Random) -> list[int]:
     return prompt
 
 
-def make_router(seed: int = 0, count: int = 400, **settings: float) -> Router:
+def make_router(seed: int = 0, count: int = 400, **settings: float) -> MlpRouter:
     """A router trained for the synthetic task."""
     torch.set_num_threads(1)  # several times faster than two for so small a network
     prompts, labels = make_prompts(count, seed=1)

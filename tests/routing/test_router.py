@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from pipeline.records import Mixture
-from pipeline.routing import Router, RoutingPolicy
+from pipeline.routing import MlpRouter, RoutingPolicy, load_router
 from tests.routing import LABELS, make_prompts, make_router
 from tests.storage import user_error
 
@@ -30,8 +30,10 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def router(saved: Path) -> Router:
-    return Router.load(saved)
+def router(saved: Path) -> MlpRouter:
+    loaded = load_router(saved)
+    assert isinstance(loaded, MlpRouter)
+    return loaded
 
 
 def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -51,22 +53,22 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(tensors, folder / "router.safetensors")
 
 
-def with_threshold(router: Router, threshold: float) -> Router:
+def with_threshold(router: MlpRouter, threshold: float) -> MlpRouter:
     card = router.card | {"gate_thresholds": {"0.99": threshold}}
-    return Router(router.model, router.known, router.head, card)
+    return MlpRouter(router.model, router.known, router.head, card)
 
 
 def test_a_saved_router_routes_as_it_did_before(tmp_path: Path) -> None:
     router = make_router(epochs=1)
     before = router.route(PROMPTS, RoutingPolicy())
     router.save(tmp_path / "new" / "router")
-    loaded = Router.load(str(tmp_path / "new" / "router"))
+    loaded = load_router(str(tmp_path / "new" / "router"))
     assert loaded.route(PROMPTS, RoutingPolicy()) == before
     assert (loaded.labels, loaded.fingerprint) == (list(LABELS), router.fingerprint)
     assert loaded.threshold(0.95) == router.threshold(0.95)
 
 
-def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> None:
+def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: MlpRouter) -> None:
     policy = RoutingPolicy(top_p=0.9)
     together = router.route(PROMPTS, policy)
     alone = [router.route([prompt], policy)[0] for prompt in PROMPTS]
@@ -76,7 +78,7 @@ def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: Router) -> Non
         assert [r.score for r in routes] == [r.score for r in together]
 
 
-def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> None:
+def test_a_prompt_below_the_threshold_gets_the_base_model(router: MlpRouter) -> None:
     scores = sorted(route.score for route in router.route(PROMPTS, RoutingPolicy()))
     strict = with_threshold(router, scores[60])
     routes = strict.route(PROMPTS, RoutingPolicy())
@@ -85,36 +87,36 @@ def test_a_prompt_below_the_threshold_gets_the_base_model(router: Router) -> Non
     assert {r.mixture == Mixture() for r in routes if not r.fallback} == {False}
 
 
-def test_without_the_gate_nothing_falls_back(router: Router) -> None:
+def test_without_the_gate_nothing_falls_back(router: MlpRouter) -> None:
     strict = with_threshold(router, 2.0)
     assert not any(route.fallback for route in strict.route(PROMPTS, RoutingPolicy(gate=False)))
     assert all(route.fallback for route in strict.route(PROMPTS, RoutingPolicy()))
 
 
-def test_an_acceptance_without_a_threshold_is_refused(router: Router) -> None:
+def test_an_acceptance_without_a_threshold_is_refused(router: MlpRouter) -> None:
     with user_error("routing.acceptance=0.42", "0.99"):
         router.route(PROMPTS, RoutingPolicy(acceptance=0.42))
 
 
-def test_no_prompts_are_no_routes(router: Router) -> None:
+def test_no_prompts_are_no_routes(router: MlpRouter) -> None:
     assert router.route([], RoutingPolicy()) == []
 
 
-def test_mixtures_name_labels_only(router: Router) -> None:
+def test_mixtures_name_labels_only(router: MlpRouter) -> None:
     names = {name for route in router.route(PROMPTS, RoutingPolicy(top_p=1.0)) for name in route.mixture.adapters}
     assert names <= set(LABELS)
 
 
-def test_a_bank_with_all_labels_will_do(router: Router) -> None:
+def test_a_bank_with_all_labels_will_do(router: MlpRouter) -> None:
     router.check_bank([*LABELS, "more"], "demo/bank")
 
 
-def test_a_bank_without_some_labels_is_refused(router: Router) -> None:
+def test_a_bank_without_some_labels_is_refused(router: MlpRouter) -> None:
     with user_error("demo/bank", "art, med"):
         router.check_bank(["legal"], "demo/bank")
 
 
-def test_prompts_of_another_tokenizer_or_format_are_refused(router: Router) -> None:
+def test_prompts_of_another_tokenizer_or_format_are_refused(router: MlpRouter) -> None:
     router.check_prompts("tok1", "chat")
     with user_error("tokenizer_fingerprint=tok1", "tok2"):
         router.check_prompts("tok2", "chat")
@@ -129,20 +131,20 @@ def test_a_missing_or_broken_file_is_refused(folder: Path, name: str, content: b
     if content is not None:
         (folder / name).write_bytes(content)
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_a_pickle_in_place_of_the_weights_is_refused(folder: Path) -> None:
     torch.save(tensors_of(folder), folder / "router.safetensors")
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_a_file_cut_short_is_refused(folder: Path) -> None:
     path = folder / "router.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 CARD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -164,7 +166,7 @@ CARD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change_card(folder, change)
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
@@ -181,14 +183,14 @@ WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 def test_changed_weights_are_refused(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     change_weights(folder, change)
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_the_weights_of_another_router_are_refused(folder: Path, tmp_path: Path) -> None:
     make_router(seed=9, epochs=1).save(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "router.safetensors", folder)
     with user_error("do not belong together", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -197,4 +199,4 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         router.model.head.bias[0] = float("nan")
     router.save(tmp_path)
     with user_error("NaN", str(tmp_path)):
-        Router.load(tmp_path)
+        load_router(tmp_path)

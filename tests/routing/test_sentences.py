@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing import SentenceSettings
-from pipeline.routing.sentences import Sentences, cut_left, cut_right, divide, of_prompt
+from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences, split_sentences
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -38,7 +38,7 @@ def in_words(text: str) -> list[tuple[str, int]]:
 def texts_of(text: str, minimum: int = 1, language: str = "en") -> list[str]:
     """The sentences of a text whose tokens are its words."""
     words = in_words(text)
-    sentences = divide(text, [end for _, end in words], SentenceSettings(language, 1, minimum))
+    sentences = split_sentences(text, [end for _, end in words], SentenceSettings(language, 1, minimum))
     ends = [*(s.start for s in sentences[1:]), len(words)]
     return ["".join(w for w, _ in words[s.start : end]) for s, end in zip(sentences, ends, strict=True)]
 
@@ -65,7 +65,7 @@ def test_sentences_cover_every_token_once_in_order(
     text: str, settings: SentenceSettings, added_before: int, added_after: int
 ) -> None:
     ends = [0] * added_before + [end for _, end in BYTES.encode(text).offsets] + [0] * added_after
-    assert_covers_once(divide(text, ends, settings), len(ends), settings.min_sentence_tokens)
+    assert_covers_once(split_sentences(text, ends, settings), len(ends), settings.min_sentence_tokens)
 
 
 @settings(max_examples=200, deadline=None)
@@ -74,7 +74,7 @@ def test_sentences_of_a_cut_prompt_cover_what_is_left(
     text: str, settings: SentenceSettings, data: st.DataObject
 ) -> None:
     ends = [end for _, end in BYTES.encode(text).offsets]
-    sentences, minimum = divide(text, ends, settings), settings.min_sentence_tokens
+    sentences, minimum = split_sentences(text, ends, settings), settings.min_sentence_tokens
     left = data.draw(st.integers(1, len(ends)))
     head = data.draw(st.integers(0, left - 1))
     removed = len(ends) - left
@@ -82,7 +82,7 @@ def test_sentences_of_a_cut_prompt_cover_what_is_left(
     assert_covers_once(cut, left, minimum)
     assert {s.start + removed for s in cut[1:]} <= {s.start for s in sentences}
     assert_covers_once(cut_right(sentences, left, minimum), left, minimum)
-    inside = of_prompt(text, ends, head, removed, settings)
+    inside = prompt_sentences(text, ends, head, removed, settings)
     assert_covers_once(inside, len(ends), minimum)
     assert all(head < s.start < left for s in inside[1:])
 
@@ -127,7 +127,7 @@ def test_a_heading_goes_with_the_next_paragraph() -> None:
 
 def test_sentences_know_their_paragraph() -> None:
     text = "Here is one. Here is two. \n\n Here is three. Here is four."
-    sentences = divide(text, [end for _, end in in_words(text)], SentenceSettings(min_sentence_tokens=2))
+    sentences = split_sentences(text, [end for _, end in in_words(text)], SentenceSettings(min_sentence_tokens=2))
     assert [(s.start, s.paragraph) for s in sentences] == [(0, 0), (3, 0), (7, 7), (10, 7)]
     assert [(s.start, s.paragraph) for s in cut_left(sentences, 4, 0, 2)] == [(0, 0), (3, 3), (6, 3)]
     assert [(s.start, s.paragraph) for s in cut_right(sentences, 9, 2)] == [(0, 0), (3, 0), (7, 7)]
@@ -136,7 +136,7 @@ def test_sentences_know_their_paragraph() -> None:
 def test_placed_tokens_are_those_of_the_plain_encoding(tiny_model: Path) -> None:
     prompts = ["red1 red2. Cold3", [{"role": "user", "content": "héllo 你好"}], ""]
     form = PromptFormat(load_tokenizer(str(tiny_model)), "raw")
-    placed = form.encode_placed(prompts)
+    placed = form.encode_with_offsets(prompts)
     assert [p.tokens for p in placed] == form.encode(prompts)
     assert all(len(p.ends) == len(p.tokens) for p in placed)
     assert placed[1].text.startswith("<|user|>héllo")

@@ -3,22 +3,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.routing import Router, RouterModel, RouterSettings, RoutingPolicy, train_router
-from pipeline.routing.model import RouterShape
+from pipeline.routing import MlpRouter, RouterSettings, RoutingPolicy, train_router
+from pipeline.routing.network import RouterNetwork, RouterShape
 from tests.routing import CARD, LABELS, VOCABULARY, make_prompts, make_router
 
 
 @pytest.fixture(scope="module")
-def router() -> Router:
+def router() -> MlpRouter:
     return make_router()
 
 
-def saved(router: Router, folder: Path) -> str:
+def saved(router: MlpRouter, folder: Path) -> str:
     router.save(folder)
     return router.fingerprint
 
 
-def test_a_separable_task_is_learned(router: Router) -> None:
+def test_a_separable_task_is_learned(router: MlpRouter) -> None:
     prompts, labels = make_prompts(300, seed=2)
     routes = router.route(prompts, RoutingPolicy(gate=False))
     right = [label in route.mixture.adapters for label, route in zip(labels, routes, strict=True)]
@@ -26,7 +26,7 @@ def test_a_separable_task_is_learned(router: Router) -> None:
     assert router.card["metrics"]["held_out_accuracy"] > 0.95
 
 
-def test_the_gate_accepts_the_task_but_not_tokens_it_never_saw(router: Router) -> None:
+def test_the_gate_accepts_the_task_but_not_tokens_it_never_saw(router: MlpRouter) -> None:
     prompts, _ = make_prompts(300, seed=2)
     accepted = [not route.fallback for route in router.route(prompts, RoutingPolicy())]
     assert sum(accepted) / len(accepted) > 0.9
@@ -35,7 +35,7 @@ def test_the_gate_accepts_the_task_but_not_tokens_it_never_saw(router: Router) -
     assert sum(route.fallback for route in routes) > len(routes) / 2
 
 
-def test_the_card_says_what_was_trained(router: Router) -> None:
+def test_the_card_says_what_was_trained(router: MlpRouter) -> None:
     card = router.card
     assert (card["labels"], card["prompt_format"]) == (list(LABELS), "chat")
     assert (card["metrics"]["train_prompts"], card["metrics"]["held_out_prompts"]) == (360, 40)
@@ -71,7 +71,7 @@ def test_progress_is_told_after_each_epoch() -> None:
 
 
 def test_the_network_has_the_size_of_the_paper() -> None:
-    model = RouterModel(RouterShape(49_152, 26))
+    model = RouterNetwork(RouterShape(49_152, 26))
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert len(linear) == 4
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(5e6, rel=0.1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from pipeline.routing import Router, RoutingPolicy
+from pipeline.routing import RoutingPolicy, load_router, load_router_for
 from pipeline.routing.router import tokenizer_fingerprint
 from tests.routing import VOCABULARY, make_router
 from tests.security.limits import check_length
@@ -36,14 +36,14 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_the_copy_itself_is_good(folder: Path) -> None:
-    Router.load(folder)
+    load_router(folder)
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
 def test_weights_that_are_not_what_they_say_are_refused(folder: Path, content: bytes) -> None:
     (folder / "router.safetensors").write_bytes(content)
     with user_error("router", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 CARDS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -76,24 +76,24 @@ def test_a_card_with_wrong_values_is_refused(folder: Path, change: Callable[[dic
     change(card)
     (folder / "router.json").write_text(json.dumps(card))
     unbuilt = mock.patch(
-        "pipeline.routing.router.RouterModel", side_effect=AssertionError("built before it was checked")
+        "pipeline.routing.mlp_router.RouterNetwork", side_effect=AssertionError("built before it was checked")
     )
     with unbuilt, user_error("router: cannot load", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_weights_that_would_fill_the_memory_are_not_read(folder: Path) -> None:
     with (folder / "router.safetensors").open("r+b") as f:
         f.truncate(2**30)
     with user_error("router: cannot load", "it has 1073741824 bytes, more than 536870912"):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_weights_whose_sums_are_no_numbers_give_no_route(folder: Path) -> None:
-    router = Router.load(folder)
+    router = load_router(folder)
     assert router.route([[1, 2]], RoutingPolicy())
     router._network.head.bias.data.fill_(float("inf"))
-    with user_error("router: its weights give probabilities that are no numbers"):
+    with user_error("router: its weights give NaN or infinite probabilities"):
         router.route([[1, 2]], RoutingPolicy())
 
 
@@ -101,11 +101,11 @@ def test_weights_whose_sums_are_no_numbers_give_no_route(folder: Path) -> None:
 def test_a_card_that_cannot_be_parsed_is_refused(folder: Path, content: bytes) -> None:
     (folder / "router.json").write_bytes(content)
     with user_error("router: cannot load", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_a_card_that_would_fill_the_memory_is_not_read(folder: Path) -> None:
-    check_length(folder / "router.json", lambda: Router.load(folder), "router: cannot load")
+    check_length(folder / "router.json", lambda: load_router(folder), "router: cannot load")
 
 
 TENSORS: dict[str, Callable[[Tensors], object]] = {
@@ -129,7 +129,7 @@ def test_tensors_that_do_not_fit_each_other_are_refused(folder: Path, change: Ca
     change(tensors)
     save_file(tensors, folder / "router.safetensors")
     with user_error("router: cannot load", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 @pytest.mark.parametrize("name", ["router.json", "router.safetensors"])
@@ -137,20 +137,20 @@ def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with user_error("regular file", str(folder)):
-        Router.load(folder)
+        load_router(folder)
 
 
 def test_a_router_of_a_smaller_vocabulary_is_refused(folder: Path) -> None:
     vocabulary = {str(n): n for n in range(VOCABULARY + 1)}
-    router = Router.load(folder)
+    router = load_router(folder)
     router.card["tokenizer_fingerprint"] = tokenizer_fingerprint(vocabulary)
     router.save(folder)
     with user_error(str(folder), "fewer tokens"):
-        Router.load_for(folder, router.labels, "bank", vocabulary, "chat")
+        load_router_for(folder, router.labels, "bank", vocabulary, "chat")
 
 
 def test_labels_that_are_no_names_are_shown_on_one_line(folder: Path) -> None:
-    router = Router.load(folder)
+    router = load_router(folder)
     router.labels = ["a\nb\x1b[2J", "x" * 10**6]
     with user_error("'a\\nb\\x1b[2J'"):
         router.check_bank(["art"], "bank")

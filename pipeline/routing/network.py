@@ -1,4 +1,4 @@
-"""The network of the router: a bag of the base model's own token ids, and four linear layers."""
+"""The network of the MLP router: a bag of the base model's own token ids, and four linear layers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,22 +18,22 @@ class RouterShape:
     features: int = 128
 
     def to_json(self) -> dict[str, int]:
-        """As a JSON object."""
+        """Return the sizes as a JSON object."""
         return asdict(self)
 
 
-class RouterModel(nn.Module):
+class RouterNetwork(nn.Module):
     """Prompt token ids -> mean token embedding [n x E] -> class logits [n x classes].
 
-    The mean of the token embeddings goes through four linear layers (the paper's count). Ids of the base model's
-    tokenizer serve, so that a prompt is tokenised once for router and engine.
+    The mean of the token embeddings goes through four linear layers, as in the paper. It reads the base model's token
+    ids, so that a prompt is tokenised once for router and engine.
     """
 
     def __init__(self, shape: RouterShape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
-        # Small, so that tokens never trained on say little: with torch's unit variance they look like evidence.
+        # Small, so that tokens never trained on weigh little: with torch's unit variance they look like evidence.
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.body = nn.Sequential(
             nn.Linear(shape.embedding, shape.hidden),
@@ -60,8 +60,8 @@ class RouterModel(nn.Module):
         return self.classify(self.embed(ids, offsets))
 
 
-def flatten(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat ids and offsets of some prompts, as `RouterModel` takes them."""
+def flatten_prompts(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the flat ids and offsets of some prompts, as `RouterNetwork` takes them."""
     lengths = torch.tensor([0, *map(len, prompts)])
     ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.long)
     return ids, lengths.cumsum(0)[:-1]

@@ -17,7 +17,7 @@ from pipeline.models import (
 )
 from pipeline.models.fingerprint import model_fingerprint
 from pipeline.models.prompt import Mode
-from pipeline.routing import Router
+from pipeline.routing import Router, load_router_for
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_setup(settings: SetupSettings) -> Setup:
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     prompts = PromptFormat(tokenizer, settings.prompt_format)
     bank = load_bank(settings.bank, settings.adapters, config, settings.model, settings.trust_remote_code)
-    router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), settings.prompt_format)
+    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), settings.prompt_format)
     device = pick_device(settings.device)
     model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code, settings.quantization)
     identity = {

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from pipeline.routing.added import CentroidHead, centroid
+from pipeline.routing.centroids import CentroidHead, centroid
 
 
 def directions(count: int, size: int, seed: int) -> torch.Tensor:

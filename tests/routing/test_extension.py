@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.routing import Router, RoutingPolicy, add_class
+from pipeline.routing import MlpRouter, RoutingPolicy, add_class, load_router
 from tests.routing import make_prompts, make_router
 from tests.storage import user_error
 
 
 @pytest.fixture(scope="module")
-def router() -> Router:
+def router() -> MlpRouter:
     return make_router()
 
 
@@ -25,7 +25,7 @@ def strangers(count: int, seed: int) -> list[list[int]]:
     ]
 
 
-def test_an_added_class_is_found_and_the_others_stay(router: Router) -> None:
+def test_an_added_class_is_found_and_the_others_stay(router: MlpRouter) -> None:
     new, found = add_class(router, "news", strangers(12, 1), false_claim=0.005)
     policy = RoutingPolicy()
     routes = new.route(strangers(200, 2), policy)
@@ -39,7 +39,7 @@ def test_an_added_class_is_found_and_the_others_stay(router: Router) -> None:
     assert found.accuracy_after >= found.accuracy_before - 0.01
 
 
-def test_the_measures_of_a_class_without_a_face_are_low(router: Router) -> None:
+def test_the_measures_of_a_class_without_a_face_are_low(router: MlpRouter) -> None:
     """Examples that are spread over all the classes cannot be told from them, and take nothing."""
     prompts, _ = make_prompts(16, seed=11)
     _, found = add_class(router, "all", prompts, false_claim=0.0)
@@ -47,12 +47,12 @@ def test_the_measures_of_a_class_without_a_face_are_low(router: Router) -> None:
     assert found.taken == 0
 
 
-def test_two_classes_are_added_one_after_the_other(router: Router, tmp_path: Path) -> None:
+def test_two_classes_are_added_one_after_the_other(router: MlpRouter, tmp_path: Path) -> None:
     others = [[token + 10 for token in prompt] for prompt in strangers(12, 4)]
     first, _ = add_class(router, "news", strangers(12, 1), 0.005)
     second, _ = add_class(first, "sport", others, 0.005)
     second.save(tmp_path)
-    loaded = Router.load(tmp_path)
+    loaded = load_router(tmp_path)
     assert loaded.labels == [*router.labels, "news", "sport"]
     assert [entry["label"] for entry in loaded.card["added"]] == ["news", "sport"]
     routes = loaded.route(strangers(100, 5), RoutingPolicy(gate=False))
@@ -61,14 +61,14 @@ def test_two_classes_are_added_one_after_the_other(router: Router, tmp_path: Pat
     assert torch.equal(loaded.known.reference_targets.unique(), torch.arange(5))
 
 
-def test_the_new_router_has_a_fingerprint_of_its_own(router: Router, tmp_path: Path) -> None:
+def test_the_new_router_has_a_fingerprint_of_its_own(router: MlpRouter, tmp_path: Path) -> None:
     router.save(tmp_path / "old")
     new, _ = add_class(router, "news", strangers(12, 1), 0.005)
     new.save(tmp_path / "new")
-    assert Router.load(tmp_path / "new").fingerprint != Router.load(tmp_path / "old").fingerprint
+    assert load_router(tmp_path / "new").fingerprint != load_router(tmp_path / "old").fingerprint
 
 
-def test_too_few_examples_and_known_names_are_refused(router: Router) -> None:
+def test_too_few_examples_and_known_names_are_refused(router: MlpRouter) -> None:
     with user_error("7 example prompt(s)", "'news'", "at least 8"):
         add_class(router, "news", strangers(7, 1), 0.005)
     with user_error("'art' already"):

@@ -1,4 +1,4 @@
-"""Whether a saved router is one: its card and tensors, looked at before anything is built from them."""
+"""Check the files of a saved MLP router before anything is built from them."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import torch
 
 from pipeline.untrusted import shown
 
-from .model import RouterModel, RouterShape
+from .network import RouterNetwork, RouterShape
 
-_LARGEST = 2**31  # of any size in the card; the tensors must have it too
-_COLDEST, _HOTTEST = 1e-3, 1e3  # beyond, probabilities are those of one class or of all alike, or no numbers
+_MAX_SIZE = 2**31  # of any dimension in the card; the tensors must have it too
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-3, 1e3  # beyond, one class is certain, or all are alike, or NaN
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_saved(card: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """`ValueError` for the first thing that is not as `Router.save` writes it; nothing large is allocated."""
-    if not isinstance(card, dict) or not isinstance(card.get("shape"), dict):
-        raise ValueError("the card is not an object with a shape")
+def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError` for the first value that `MlpRouter.save` would not write; allocate nothing large."""
+    if not isinstance(card.get("shape"), dict):
+        raise ValueError("the card has no shape")
     _check_card(card)
     shape = card["shape"]
     for name, size in shape.items():
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < _LARGEST:
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < _MAX_SIZE:
             raise ValueError(f"the shape's {shown(name)} is {shown(size)}")
     _check_tensors(RouterShape(**shape), len(card["labels"]), tensors)
 
@@ -31,7 +31,7 @@ def _check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"the labels are {shown(labels)}, not names")
     if len(set(labels)) < len(labels):
         raise ValueError("a label comes twice")
-    if not _is_number(card.get("temperature")) or not _COLDEST <= card["temperature"] <= _HOTTEST:
+    if not _is_number(card.get("temperature")) or not _MIN_TEMPERATURE <= card["temperature"] <= _MAX_TEMPERATURE:
         raise ValueError(f"the temperature is {shown(card.get('temperature'))}")
     if not isinstance(thresholds, dict) or not all(
         _is_share(name) and _is_number(value) for name, value in thresholds.items()
@@ -47,7 +47,7 @@ def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Ten
         _rows(tensors, name) for name in ("known.references", "known.held_out", "classes.added")
     )
     with torch.device("meta"):
-        network = {f"model.{name}": tuple(t.shape) for name, t in RouterModel(shape).state_dict().items()}
+        network = {f"model.{name}": tuple(t.shape) for name, t in RouterNetwork(shape).state_dict().items()}
     wanted = network | {
         "known.references": (references, shape.embedding),
         "known.reference_targets": (references,),
@@ -72,7 +72,7 @@ def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Ten
         raise ValueError("known.references is empty")
     for name in ("known.reference_targets", "known.held_out_targets"):
         if not ((tensors[name] >= 0) & (tensors[name] < labels)).all():
-            raise ValueError(f"{name} holds numbers of no label")
+            raise ValueError(f"{name} holds an index of no label")
 
 
 def _rows(tensors: dict[str, torch.Tensor], name: str) -> int:
@@ -81,7 +81,7 @@ def _rows(tensors: dict[str, torch.Tensor], name: str) -> int:
 
 
 def _is_share(text: str) -> bool:
-    """Whether a name is the share that the gate lets through, as in `Router.threshold`."""
+    """Whether a key of the thresholds is a share from 0 to 1, as `MlpRouter.threshold` looks it up."""
     try:
         return 0 <= float(text) <= 1 and text == str(float(text))
     except ValueError:

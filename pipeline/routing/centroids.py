@@ -1,4 +1,4 @@
-"""Adapters added without retraining: classes that are known by a centroid of a few example prompts."""
+"""Classes added without retraining, each known by the centroid of a few example prompts."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ _SCALE = 0.02
 class CentroidHead:
     """Centroids of the trained classes [classes x E] and of the added ones [added x E], unit vectors.
 
-    An added class is as likely, against all trained ones together, as its centroid is nearer to the prompt than the
-    nearest centroid of a trained class, less a margin. The trained classes share the rest as before, so that among
-    them nothing changes. ``floors`` are the cosines to its centroid that an added class's prompts reach: they are less
-    alike than those that embeddings were trained on, and would not pass the gate.
+    The odds of an added class against all trained ones grow with its lead: how much nearer its centroid is to the
+    prompt than the nearest centroid of a trained class, less a margin. The trained classes share the rest in the same
+    proportions as before. ``floors`` are the cosines to its centroid that an added class's prompts reach: these prompts
+    are less alike than those that embeddings were trained on, and would not pass the gate.
     """
 
     trained: torch.Tensor
@@ -26,16 +26,16 @@ class CentroidHead:
 
     @staticmethod
     def of(trained: torch.Tensor) -> "CentroidHead":
-        """Trained classes alone."""
+        """Create the head of a router without added classes."""
         none = trained.new_empty(0, trained.shape[1])
         return CentroidHead(trained, none, none[:, 0], none[:, 0])
 
     def to(self, dtype: torch.dtype) -> "CentroidHead":
-        """The same in another dtype."""
+        """Convert all tensors to another dtype."""
         return CentroidHead(*(tensor.to(dtype) for tensor in vars(self).values()))
 
     def probabilities(self, embedded: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-        """Probabilities [n x (classes + added)] from mean embeddings and those of the trained classes."""
+        """Probabilities [n x (classes + added)] from mean embeddings [n x E] and ``trained`` ones [n x classes]."""
         if not len(self.added):
             return trained
         odds = (self._lead(embedded, self.added) - self.margins) / _SCALE
@@ -45,7 +45,7 @@ class CentroidHead:
     def with_class(self, examples: torch.Tensor, held_out: torch.Tensor, false_claim: float) -> "CentroidHead":
         """Add a class from mean embeddings [n x E] of its examples.
 
-        The margin is such that it takes the share ``false_claim`` of the trained classes' ``held_out`` prompts.
+        Its margin is set so that it takes the share ``false_claim`` of the trained classes' ``held_out`` prompts.
         """
         new = centroid(examples).unsqueeze(0)
         margin = self._lead(held_out, new).quantile(1 - false_claim).clamp(min=0)
@@ -57,14 +57,14 @@ class CentroidHead:
         )
 
     def accepts(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Whether each prompt [n] is one of an added class: nearest to its centroid, and as near as its examples."""
+        """Whether each prompt [n] is nearest to the centroid of an added class, and as near to it as its examples."""
         if not len(self.added):
             return torch.zeros(len(embedded), dtype=torch.bool)
         near = normalize(embedded, dim=1) @ self.added.T >= self.floors
         return (near & (self._lead(embedded, self.added) > self.margins)).any(1)
 
     def _lead(self, embedded: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-        """How much nearer each of ``centroids`` is than the nearest trained one [n x centroids], as cosine."""
+        """Cosine to each of ``centroids`` less the cosine to the nearest trained one [n x centroids]."""
         unit = normalize(embedded, dim=1)
         nearest: torch.Tensor = (unit @ self.trained.T).amax(1, keepdim=True)
         return unit @ centroids.T - nearest
