@@ -1,4 +1,4 @@
-"""Everything the stages need to know, in plain dataclasses that travel to the actors."""
+"""The settings of a job, as plain dataclasses that travel to the actors."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,32 +6,34 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from .engine import Sampling
-from .engine.settings import EngineSettings
+from .engine.registry import capabilities_of
+from .engine.settings import BackendSettings
 from .models import Quantization
-from .records import ASKED
+from .records import REQUESTED
 from .routing import RoutingPolicy, SentenceSettings
 from .storage.input.columns import Columns
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The base model as `local.on_this_node` takes it, and how prompts are put to it.
+    """The base model and the format of its prompts.
 
-    ``folder``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file.
+    ``path``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file;
+    `cluster.node_cache.cache_on_node` turns it into a folder or a hub id.
     """
 
-    folder: str
-    dtype: str = "auto"
-    prompt_format: Literal["raw", "chat"] = "raw"
-    trust_remote_code: bool = False
-    quantization: Quantization = "none"
+    path: str
+    dtype: str
+    prompt_format: Literal["raw", "chat"]
+    trust_remote_code: bool
+    quantization: Quantization
 
 
 @dataclass(frozen=True)
 class JobSettings:
-    """One generation job. What `prepare._guard` names decides the output; the rest only how fast it comes.
+    """One generation job. The guard of `job.preflight` names the settings that decide the output, not just its speed.
 
-    ``sentences``: prompts and answers are routed sentence by sentence; None: record by record.
+    ``adapters``: names of the bank's adapters to use, None for all. ``sentences``: None to route record by record.
     """
 
     input: str
@@ -39,38 +41,38 @@ class JobSettings:
     model: ModelRef
     bank: str
     router: str
-    adapters: tuple[str, ...] | None = None
-    columns: Columns = field(default_factory=Columns)
-    long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"] = "dead_letter"
-    keep_prompt: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
-    routing: RoutingPolicy = field(default_factory=RoutingPolicy)
-    sentences: SentenceSettings | None = None
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    error_budget: float = 0.01
-    error_max: int | None = None
-    window_records: int = 1_000_000
-    limit: int | None = None  # only the first so many records of the input
-    shard_records: int = 512
-    shard_adapters: int = 64  # of all mixtures of a shard together
-    shuffle_task_records: int = 16_384  # of a window that one task plans and cuts
-    file_bytes: int = 128 * 2**20  # of the files that a finished window's shards are joined into
-    hang_seconds: float = 1800.0  # without a new pass of the engine
+    adapters: tuple[str, ...] | None
+    columns: Columns
+    long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"]
+    keep_prompt: bool
+    sampling: Sampling
+    routing: RoutingPolicy
+    sentences: SentenceSettings | None
+    engine: BackendSettings
+    error_budget: float  # share of the records that may be dead letters
+    max_errors: int | None  # dead letters; None: only the share counts
+    window_records: int
+    limit: int | None  # records from the beginning of the input; None: all
+    shard_records: int
+    shard_adapters: int  # of all mixtures of a shard together
+    shuffle_task_records: int  # of a window that a single task shuffles
+    file_bytes: int  # of the files that a finished window's shards are merged into
+    hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
-    run: str = ""  # names the run in metrics and logs; `GenerateJob` gives it
+    run: str = ""  # id of the run in metrics and logs, set by `GenerateJob`
 
     @property
     def shard_mixtures(self) -> int:
-        """Distinct mixtures of a shard at most, as the engine takes them at the same time; 0: any number."""
-        return self.engine.vllm.max_loras if self.engine.vllm else 0
+        """Distinct mixtures of a shard at most, as many as the engine holds at a time; 0: no limit."""
+        return capabilities_of(self.engine).max_mixtures
 
     @property
-    def asked(self) -> pa.Schema:
-        """Those columns of `records.ASKED` that these settings, or those of a record, may ask for."""
-        own = self.columns.sampling is not None
-        wanted = {
-            "outputs": own or self.sampling.n > 1,
-            "logprobs": own or self.sampling.logprobs is not None,
-            "choice_log_likelihoods": own or self.columns.choices is not None or bool(self.sampling.choices),
+    def requested_columns(self) -> pa.Schema:
+        """The columns of `records.REQUESTED` that these settings, or the settings of a record, may request."""
+        per_record = self.columns.sampling is not None
+        is_requested = {
+            "outputs": per_record or self.sampling.n > 1,
+            "logprobs": per_record or self.sampling.logprobs is not None,
+            "choice_log_likelihoods": per_record or self.columns.choices is not None or bool(self.sampling.choices),
         }
-        return pa.schema([f for f in ASKED if wanted[f.name]])
+        return pa.schema([f for f in REQUESTED if is_requested[f.name]])

@@ -1,1 +1,1 @@
-"""The cluster under a job: connect to Ray, size the actor pools, cache files on nodes, submit jobs."""
+"""The Ray cluster below a job: connect, size the actor pools, cache files on nodes, launch commands."""

@@ -1,78 +1,141 @@
-"""How many generating actors a cluster gets, and how many threads each of them computes with.
+"""Fit the stages' actor pools to the nodes of the cluster, or name what the cluster lacks.
 
-Ray Data asks for its actors to be spread (`DataContext.scheduling_strategy`): Ray gives one to each node that has room,
-then a second one. What an actor asks for decides where there is room, not what it computes with: without a GPU it asks
-for a fraction of a CPU, so that the other stages find some, and then uses all that its node has for each actor.
+Ray Data spreads its actors (`DataContext.scheduling_strategy`): Ray starts one on each node that has resources for it,
+then a second one. The resources that an actor reserves decide where it fits, not what it computes with: without a GPU
+it reserves a fraction of a CPU, so that other stages fit beside it, and computes with its node's CPUs divided by the
+actors there.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
-from pipeline.cluster.resources import StageResources
+import ray
 
-from .capacity import SHUFFLE_CPUS, Node, cpus_of, gpu_places, places
-from .resources import Pools
+from pipeline.errors import UserError
+from pipeline.telemetry.logs import log_event
 
+from .resources import Node, Pools, StageResources, cpus_of
+
+_SHUFFLE_CPUS = 1.0  # of one task of Ray Data's own, between the pools
 _MORE = 0.01  # CPUs; Ray counts them to four digits
 
 
-def place(pools: Pools, nodes: Sequence[Node]) -> Pools:
-    """Fill in what depends on the ``nodes``: GPUs of a generating actor, how many actors there are, threads of each.
+def size_pools(pools: Pools, autoscaling: bool = False, log: Callable[[str], None] = print) -> Pools:
+    """Set the GPUs, number and threads of the generating actors from the cluster's nodes.
 
-    One actor a GPU, else one for each node that has room for it, and as many threads as each has CPUs of its node. On
-    nodes of different sizes these are the threads of the smallest node that may get one, as all actors have the same.
+    Raises `UserError` if a stage needs resources that no node has. With ``autoscaling``, such nodes may start later:
+    the first shortage is logged instead.
     """
-    share = pools.generate
-    if share.gpus is None:
-        share = replace(share, gpus=1 if any(node["Resources"].get("GPU") for node in nodes) else 0)
-    if not share.gpus and not pools.threads:
-        share = _not_on_small_nodes(share, pools, nodes)
-    least = share.actors or _as_many_as_fit(share, pools, nodes)
-    share = replace(share, actors=least, max_actors=max(least, share.max_actors))
-    return replace(pools, generate=share, threads=pools.threads or _threads(share, nodes))
+    nodes = alive_nodes()
+    sized = _sized(pools, nodes)
+    problem = next(shortages(sized, nodes), None)
+    if problem is not None:
+        if not autoscaling:
+            raise UserError(f"cluster: {problem}")
+        log(f"cluster: {problem}; waiting for nodes of the autoscaler")
+        log_event("waiting for nodes", level=logging.WARNING, problem=problem)
+    return sized
 
 
-def _as_many_as_fit(share: StageResources, pools: Pools, nodes: Sequence[Node]) -> int:
-    """GPUs are all used: where CPUs or memory are too few for that, `room.check_room` says so."""
-    fitting = [node for node in nodes if places(share, node)]
-    if share.gpus:
-        return max(1, sum(gpu_places(share.gpus, node) for node in fitting))
-    free = sum(map(cpus_of, nodes)) - _others(pools)
-    return max(1, min(len(fitting), int(free / share.cpus)))
+def alive_nodes() -> list[Node]:
+    """Return the nodes of the cluster that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _threads(share: StageResources, nodes: Sequence[Node]) -> int:
-    """CPUs of a node for each actor that comes to be on it; where none has room yet, those that an actor asks for."""
-    room = [(cpus_of(node), number) for node in nodes if (number := places(share, node))]
-    if not room:
-        return max(1, int(share.cpus))
-    actors = min(share.max_actors, sum(number for _, number in room))
-    rounds = next(r for r in count(1) if sum(min(number, r) for _, number in room) >= actors)
-    return max(1, min(int(cpus / min(number, rounds)) for cpus, number in room))
+def shortages(pools: Pools, nodes: Sequence[Node]) -> Iterator[str]:
+    """Yield a sentence for each stage that does not fit these nodes; Ray itself would wait for ever."""
+    for name in ("read", "route", "generate", "write"):
+        stage: StageResources = getattr(pools, name)
+        if not any(stage.max_actors_on(node) for node in nodes):
+            yield (
+                f"no node has what the {name} stage needs: {stage} (cluster.stages.{name});"
+                f" there are {len(nodes)} node(s) with {_largest(nodes)}"
+            )
+    needed = sum(stage.cpus * stage.min_actors for stage in (pools.route, pools.generate))
+    available = sum(map(cpus_of, nodes))
+    if needed + _SHUFFLE_CPUS > available:
+        yield (
+            f"{pools.route.min_actors} routing and {pools.generate.min_actors} generating actor(s) need {needed:g}"
+            f" CPUs and the shuffle {_SHUFFLE_CPUS:g} more, but the cluster has {available:g} (engine.actors,"
+            " cluster.stages; for a local Ray, cluster.cpus may exceed the CPUs of the machine)"
+        )
+    for name, verb, settings in (("route", "routing", ""), ("generate", "generating", "engine.actors, ")):
+        stage = getattr(pools, name)
+        limit = sum(stage.max_actors_on(node) for node in nodes)
+        if 0 < limit < stage.min_actors:
+            yield (
+                f"only {limit} of the {stage.min_actors} {verb} actors that must start fit the cluster; each needs"
+                f" {stage} ({settings}cluster.stages.{name})"
+            )
 
 
-def _not_on_small_nodes(share: StageResources, pools: Pools, nodes: Sequence[Node]) -> StageResources:
-    """Ask for more CPUs than small nodes have, where all actors together then get more threads.
+def _largest(nodes: Sequence[Node]) -> str:
+    largest = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
+    types = sorted(
+        {key.partition(":")[2] for node in nodes for key in node["Resources"] if key.startswith("accelerator_type")}
+    )
+    return f"at most {largest['CPU']:g} CPUs, {largest['GPU']:g} GPUs and {int(largest['memory'])} bytes each" + (
+        f", accelerators {', '.join(types)}" if types else ""
+    )
 
-    A head of two CPUs beside eight nodes of 16 would leave each of nine actors two threads. Small is at most half of
-    the next node: so an actor asks for little more than half of its own, which leaves room to the other stages.
+
+def _sized(pools: Pools, nodes: Sequence[Node]) -> Pools:
+    """Start one generating actor per GPU, else one per node that it fits, with the CPUs of the node as its threads.
+
+    All actors have the same number of threads: on nodes of different sizes, that of the smallest node in use.
     """
-    sizes = sorted(cpus_of(node) for node in nodes if places(share, node))
-    actors = max(share.actors, share.max_actors)
-    starts = [n for n, size in enumerate(sizes) if n == 0 or size >= 2 * sizes[n - 1]]
-    left_out = max(
-        (n for n in starts if len(sizes) - n >= actors),
-        key=lambda n: int(sizes[n]) * (actors or len(sizes) - n),
+    generate = pools.generate
+    if generate.gpus is None:
+        generate = replace(generate, gpus=1 if any(node["Resources"].get("GPU") for node in nodes) else 0)
+    if not generate.gpus and not pools.threads:
+        generate = _avoid_small_nodes(generate, pools, nodes)
+    minimum = generate.min_actors or _default_actors(generate, pools, nodes)
+    generate = replace(generate, min_actors=minimum, max_actors=max(minimum, generate.max_actors))
+    return replace(pools, generate=generate, threads=pools.threads or _threads(generate, nodes))
+
+
+def _default_actors(generate: StageResources, pools: Pools, nodes: Sequence[Node]) -> int:
+    """Use every GPU, even if CPUs or memory do not suffice: `shortages` names that instead of idle GPUs."""
+    fitting = [node for node in nodes if generate.max_actors_on(node)]
+    if generate.gpus:
+        return max(1, sum(map(generate.max_actors_by_gpus, fitting)))
+    free = sum(map(cpus_of, nodes)) - _cpus_of_other_stages(pools)
+    return max(1, min(len(fitting), int(free / generate.cpus)))
+
+
+def _threads(generate: StageResources, nodes: Sequence[Node]) -> int:
+    """Divide a node's CPUs by the actors that Ray starts there; if none fits yet, return the CPUs of one actor."""
+    limits = [(cpus_of(node), limit) for node in nodes if (limit := generate.max_actors_on(node))]
+    if not limits:
+        return max(1, int(generate.cpus))
+    actors = min(generate.max_actors, sum(limit for _, limit in limits))
+    rounds = next(r for r in count(1) if sum(min(limit, r) for _, limit in limits) >= actors)
+    return max(1, min(int(cpus / min(limit, rounds)) for cpus, limit in limits))
+
+
+def _avoid_small_nodes(generate: StageResources, pools: Pools, nodes: Sequence[Node]) -> StageResources:
+    """Reserve more CPUs than small nodes have, if all actors together then get more threads.
+
+    A head of two CPUs beside eight nodes of 16 would leave each of nine actors two threads. A node is small if it has
+    at most half the CPUs of the next larger one: an actor then reserves little more than half of its own node.
+    """
+    sizes = sorted(cpus_of(node) for node in nodes if generate.max_actors_on(node))
+    actors = max(generate.min_actors, generate.max_actors)
+    starts = [i for i, size in enumerate(sizes) if i == 0 or size >= 2 * sizes[i - 1]]
+    first = max(
+        (i for i in starts if len(sizes) - i >= actors),
+        key=lambda i: int(sizes[i]) * (actors or len(sizes) - i),
         default=0,
     )
-    if not left_out:
-        return share
-    asked = sizes[left_out - 1] + _MORE
-    free = max(cpus_of(node) - (asked if cpus_of(node) >= asked else 0) for node in nodes)
-    return replace(share, cpus=asked) if free >= _others(pools) else share
+    if not first:
+        return generate
+    cpus = sizes[first - 1] + _MORE
+    free = max(cpus_of(node) - (cpus if cpus_of(node) >= cpus else 0) for node in nodes)
+    return replace(generate, cpus=cpus) if free >= _cpus_of_other_stages(pools) else generate
 
 
-def _others(pools: Pools) -> float:
-    """CPUs that stand still where they are not found: of the routing actors and of a task of the shuffle."""
-    return pools.route.cpus * pools.route.actors + SHUFFLE_CPUS
+def _cpus_of_other_stages(pools: Pools) -> float:
+    """CPUs of the routing actors and of one shuffle task, without which the job stands still."""
+    return pools.route.cpus * pools.route.min_actors + _SHUFFLE_CPUS

@@ -1,1 +1,1 @@
-"""What a job would cost: a routed and answered sample, and the ranges that follow from it."""
+"""Estimate the cost of a job from a sample of its records that is routed and answered."""

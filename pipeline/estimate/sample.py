@@ -1,4 +1,4 @@
-"""A sample of a job's records, routed and partly answered in this process, without Ray: what an estimate is made of."""
+"""Route and answer a sample of a job's records in this process, without Ray."""
 
 import io
 import time
@@ -19,12 +19,12 @@ from pipeline.stages.route import RouteRecords
 from pipeline.storage.input.plan import Split
 from pipeline.storage.input.read import read_split, staged_tables
 
-_RECORDS, _PLACES = 512, 32  # records that are routed, from so many places that lie evenly over the input
+_RECORDS, _SPLITS = 512, 32  # routed records, and the splits that they come from, spread evenly over the input
 
 
 @dataclass(frozen=True)
-class Routed:
-    """Routed records of the sample. ``prompt_tokens`` [n]: of those that would be answered."""
+class RoutedSample:
+    """The routed records of the sample. ``prompt_tokens`` [n]: of the records that would be answered."""
 
     table: pa.Table
     prompt_tokens: np.ndarray
@@ -34,16 +34,15 @@ class Routed:
 
     @property
     def records(self) -> int:
-        """All of them, the dead ones too."""
+        """The number of records, with the dead letters."""
         return int(self.table.num_rows)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Answers of the sample. ``seconds`` [batches]: of one record, in each batch that was answered.
+class AnsweredSample:
+    """The answers of the sample. ``completion_tokens`` [n]; ``seconds`` [batches]: per record of each batch.
 
-    ``completion_tokens`` [n]; ``bytes_low``, ``bytes_high``: of a record in an output file, without and with what a
-    file has once.
+    ``bytes_low``, ``bytes_high``: per record of an output file, without and with the file's header and footer.
     """
 
     completion_tokens: np.ndarray
@@ -53,57 +52,57 @@ class Answered:
     device: str
 
 
-def route_sample(settings: JobSettings, prepared: Prepared) -> tuple[RouteRecords, Routed]:
-    """Route some records of the whole input, the same ones each time."""
+def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
+    """Route records from the whole input, the same ones each time."""
     route = RouteRecords(settings, prepared.context)
     tables = [route(table) for table in _tables(settings, prepared)]
     table = pa.concat_tables(tables)
-    alive = table.filter(table["dead_stage"].is_null())
+    alive = table.filter(table["dead"].is_null())
     tokens = np.array([len(ids) for ids in alive["tokens"].to_pylist()])
-    dead = Counter(table["dead_type"].drop_null().to_pylist())
+    dead = Counter(letter["error_type"] for letter in table["dead"].drop_null().to_pylist())
     fallback = int(alive["fallback"].to_numpy(zero_copy_only=False).sum())
-    return route, Routed(table, tokens, Counter(alive["mixture"].to_pylist()), dead, fallback)
+    return RoutedSample(table, tokens, Counter(alive["mixture"].to_pylist()), dead, fallback)
 
 
 def answer_sample(
-    settings: JobSettings, shape: OutputShape, routed: Routed, seconds: float, threads: int
-) -> Answered | None:
-    """Answer records of the sample for about so many seconds, at least one batch; None where there is none to answer.
+    settings: JobSettings, shape: OutputShape, routed: RoutedSample, seconds: float, threads: int
+) -> AnsweredSample | None:
+    """Answer batches of the sample until ``seconds`` have passed, at least one; None if every record is dead.
 
     ``shape``: of the output files.
     """
-    alive = routed.table.filter(routed.table["dead_stage"].is_null())
+    alive = routed.table.filter(routed.table["dead"].is_null())
     if not alive.num_rows:
         return None
-    alive = alive.take(pa.array(np.random.default_rng(0).permutation(alive.num_rows)))  # no batch of neighbours alone
+    alive = alive.take(pa.array(np.random.default_rng(0).permutation(alive.num_rows)))  # mixes neighbours
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generate = GenerateRecords(settings, device, threads)
-    answered, costs, until = [], [], time.monotonic() + seconds
+    answered, durations, deadline = [], [], time.monotonic() + seconds
     for start in range(0, alive.num_rows, settings.engine.batch_size):
         batch = alive.slice(start, settings.engine.batch_size)
-        began = time.monotonic()
+        start_time = time.monotonic()
         answered.append(generate(batch))
-        costs.append((time.monotonic() - began) / batch.num_rows)
-        if time.monotonic() >= until:
+        durations.append((time.monotonic() - start_time) / batch.num_rows)
+        if time.monotonic() >= deadline:
             break
     table = pa.concat_tables(answered)
-    table = table.filter(table["dead_stage"].is_null())
-    shown = f"{device}, {threads} threads" if device == "cpu" else torch.cuda.get_device_name()
+    table = table.filter(table["dead"].is_null())
+    name = f"{device}, {threads} threads" if device == "cpu" else torch.cuda.get_device_name()
     low, high = _bytes(shape, table)
-    return Answered(table["completion_tokens"].to_numpy(), np.array(costs), low, high, shown)
+    return AnsweredSample(table["completion_tokens"].to_numpy(), np.array(durations), low, high, name)
 
 
 def _tables(settings: JobSettings, prepared: Prepared) -> Iterator[pa.Table]:
     plan = prepared.plan
-    for window, split in _places(prepared):
+    for window, split in _sampled_splits(prepared):
         records = read_split(settings.input, split, settings.columns, plan.duplicates_of(window))
         yield pa.concat_tables(staged_tables(records, plan.passed, split.take))
 
 
-def _places(prepared: Prepared) -> list[tuple[int, Split]]:
+def _sampled_splits(prepared: Prepared) -> list[tuple[int, Split]]:
     plan = prepared.plan
     splits = [(window, split) for window in range(plan.windows) for split in plan.splits(window)]
-    chosen = np.unique(np.linspace(0, len(splits) - 1, _PLACES).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(splits) - 1, _SPLITS).round().astype(int))
     each = -(-_RECORDS // len(chosen))
     return [(splits[i][0], replace(splits[i][1], take=min(each, splits[i][1].take))) for i in chosen]
 
@@ -112,7 +111,7 @@ def _bytes(shape: OutputShape, table: pa.Table) -> tuple[float, float]:
     buffer = io.BytesIO()
     pq.write_table(shape.data(table), buffer, compression="zstd")
     file = pq.ParquetFile(buffer)
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     columns = sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))
     rows = max(1, table.num_rows)
     return columns / rows, buffer.getbuffer().nbytes / rows

@@ -1,4 +1,4 @@
-"""What the stages ask for, and whether a cluster has it."""
+"""What the stages need, and whether a cluster has it."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,10 +7,12 @@ import pytest
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from pipeline.cluster.capacity import check_room
+from pipeline.cluster import sizing
 from pipeline.cluster.resources import Pools, StageResources
+from pipeline.cluster.sizing import size_pools
 from pipeline.errors import UserError
 from pipeline.pools import pools_of
+from tests.stages import tiny_pools
 
 A100, T4 = {"accelerator_type:A100": 1.0}, {"accelerator_type:T4": 1.0}
 
@@ -19,40 +21,43 @@ def node(cpus: float = 8, gpus: float = 0, labels: dict[str, str] | None = None,
     return {"Resources": {"CPU": cpus, "GPU": gpus, "memory": 2.0**34, **more}, "Labels": labels or {}}
 
 
-def generating(**share: Any) -> Pools:
-    return Pools(generate=replace(StageResources(), **share))
+def generating(**resources: Any) -> Pools:
+    return tiny_pools(generate=replace(StageResources(0.25), **resources))
 
 
 @pytest.mark.parametrize(
     ("pools", "nodes", "said"),
     [
-        (generating(gpus=1), [node()], "no node has what the generate stage asks for, cpus 0.25, gpus 1"),
+        (generating(gpus=1), [node()], "no node has what the generate stage needs: cpus 0.25, gpus 1"),
         (generating(accelerator="H100"), [node(**A100)], "accelerator H100 (cluster.stages.generate)"),
         (generating(labels={"zone": "a"}), [node(labels={"zone": "b"}), node()], "labels {'zone': 'a'}"),
-        (generating(memory=2**40), [node()], "no node has what the generate stage asks for"),
-        (generating(cpus=4, actors=2, max_actors=2), [node(8)], "ask for 8.5 CPUs, and the shuffle needs 1"),
+        (generating(memory=2**40), [node()], "no node has what the generate stage needs"),
+        (generating(cpus=4, min_actors=2, max_actors=2), [node(8)], "need 8.5 CPUs and the shuffle 1 more"),
         (
-            generating(gpus=1, actors=3, max_actors=3),
+            generating(gpus=1, min_actors=3, max_actors=3),
             [node(gpus=2)],
-            "room for 2 of the 3 generating actors that must start, each of which asks for cpus 0.25, gpus 1 (engine",
+            "only 2 of the 3 generating actors that must start fit the cluster; each needs cpus 0.25, gpus 1 (engine",
         ),
         (
-            generating(gpus=1, accelerator="A100", actors=8, max_actors=8),
+            generating(gpus=1, accelerator="A100", min_actors=8, max_actors=8),
             [node(gpus=4, **A100), node(gpus=4, **T4)],
-            "room for 4 of the 8 generating actors",
+            "only 4 of the 8 generating actors",
         ),
-        (generating(gpus=0.6, actors=3, max_actors=3), [node(gpus=2)], "room for 2 of the 3 generating actors"),
-        (generating(memory=2**33, actors=3, max_actors=3), [node()], "room for 2 of the 3 generating actors"),
+        (generating(gpus=0.6, min_actors=3, max_actors=3), [node(gpus=2)], "only 2 of the 3 generating actors"),
+        (generating(memory=2**33, min_actors=3, max_actors=3), [node()], "only 2 of the 3 generating actors"),
         (
-            Pools(route=StageResources(labels={"zone": "a"}, cpus=2, actors=5, max_actors=5)),
+            tiny_pools(route=StageResources(labels={"zone": "a"}, cpus=2, min_actors=5, max_actors=5)),
             [node(labels={"zone": "a"}), node()],
-            "room for 4 of the 5 routing actors that must start",
+            "only 4 of the 5 routing actors that must start",
         ),
     ],
 )
-def test_what_no_node_has_is_refused_with_what_there_is(pools: Pools, nodes: list[dict[str, Any]], said: str) -> None:
+def test_what_no_node_has_is_refused_with_what_there_is(
+    pools: Pools, nodes: list[dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizing, "alive_nodes", lambda: nodes)
     with pytest.raises(UserError) as caught:
-        check_room(pools, nodes)
+        size_pools(pools)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -60,15 +65,16 @@ def test_what_no_node_has_is_refused_with_what_there_is(pools: Pools, nodes: lis
 @pytest.mark.parametrize(
     ("pools", "nodes"),
     [
-        (Pools(), [node(2)]),
-        (generating(gpus=0.5, actors=4, max_actors=4), [node(gpus=1), node(gpus=1)]),
+        (tiny_pools(), [node(2)]),
+        (generating(gpus=0.5, min_actors=4, max_actors=4), [node(gpus=1), node(gpus=1)]),
         (generating(accelerator="A100", gpus=1), [node(), node(gpus=1, **A100)]),
-        (generating(gpus=0.1, cpus=0.1, actors=10, max_actors=10), [node(gpus=1)]),
+        (generating(gpus=0.1, cpus=0.1, min_actors=10, max_actors=10), [node(gpus=1)]),
         (generating(labels={"zone": "in(a, b)", "spot": "!true"}), [node(labels={"zone": "b"})]),
     ],
 )
-def test_what_there_is_room_for_passes(pools: Pools, nodes: list[dict[str, Any]]) -> None:
-    check_room(pools, nodes)
+def test_what_fits_the_nodes_passes(pools: Pools, nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "alive_nodes", lambda: nodes)
+    size_pools(pools)
 
 
 def composed(*overrides: str) -> Pools:
@@ -81,14 +87,14 @@ def test_pools_come_from_the_config() -> None:
     )
     assert kuberay.generate == StageResources(4, 1, 16 * 2**30, "A100", {}, 1, 64)
     assert kuberay.route == StageResources(1, None, 0, None, {"a": "b"}, 1, 8)
-    assert kuberay.generate.asked == {
+    assert kuberay.generate.ray_options == {
         "num_cpus": 4,
         "num_gpus": 1,
         "memory": 16 * 2**30,
         "accelerator_type": "A100",
     }
     exact = composed("engine.actors=3").generate
-    assert (exact.actors, exact.max_actors) == (3, 3)
+    assert (exact.min_actors, exact.max_actors) == (3, 3)
 
 
 @pytest.mark.parametrize("word", ["cluster.stages.generate.tensor_parallel=2", "cluster.stages.generate.gpus=2"])
@@ -98,8 +104,8 @@ def test_one_model_on_several_gpus_is_refused(word: str) -> None:
 
 
 def test_fewer_actors_at_most_than_at_least_are_refused() -> None:
-    with pytest.raises(UserError, match="max_actors must not be less"):
-        composed("cluster.stages.generate.actors=3", "cluster.stages.generate.max_actors=2")
+    with pytest.raises(UserError, match="max_actors must not be less than min_actors"):
+        composed("cluster.stages.generate.min_actors=3", "cluster.stages.generate.max_actors=2")
 
 
 @pytest.mark.ray
@@ -108,7 +114,7 @@ def test_ray_data_takes_what_a_stage_asks_for() -> None:
     import ray
 
     [here] = ray.nodes()
-    share = StageResources(memory=2**20, labels={"ray.io/node-id": f"in({here['NodeID']}, other)"})
-    check_room(Pools(read=share), ray.nodes())
-    answered = ray.data.range(4).map_batches(lambda batch: batch, **share.asked)
+    stage = StageResources(0.25, memory=2**20, labels={"ray.io/node-id": f"in({here['NodeID']}, other)"})
+    size_pools(tiny_pools(read=stage))
+    answered = ray.data.range(4).map_batches(lambda batch: batch, **stage.ray_options)
     assert answered.count() == 4

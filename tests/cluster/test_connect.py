@@ -15,11 +15,14 @@ import pytest
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.cluster import connect as connect_module
-from pipeline.cluster.connect import LOCAL, size_pools
+from pipeline.cluster import sizing
+from pipeline.cluster.connect import LOCAL
 from pipeline.cluster.resources import Pools, StageResources
+from pipeline.cluster.sizing import size_pools
 from pipeline.errors import UserError
 from pipeline.pools import pools_of
 from tests.cluster.test_capacity import A100, T4, node
+from tests.stages import tiny_pools
 
 HEAD = {"Resources": {"memory": 2.0**32}, "Labels": {}}  # of `ray start --num-cpus=0`: Ray drops what there is none of
 
@@ -30,7 +33,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def have(*nodes: dict[str, Any]) -> None:
         dead = {**node(64, 8), "Alive": False}
-        monkeypatch.setattr(connect_module.ray, "nodes", lambda: [dead, *({**one, "Alive": True} for one in nodes)])
+        monkeypatch.setattr(sizing.ray, "nodes", lambda: [dead, *({**one, "Alive": True} for one in nodes)])
 
     return have
 
@@ -42,7 +45,7 @@ def asked(*words: str) -> Pools:
 def sized(*words: str, autoscaling: bool = False) -> tuple[int, int, int]:
     """Actors at least and at most, and threads of each."""
     pools = size_pools(asked(*words), autoscaling)
-    return pools.generate.actors, pools.generate.max_actors, pools.threads
+    return pools.generate.min_actors, pools.generate.max_actors, pools.threads
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_one_machine_without_gpus(there: Callable[..., None], words: list[str], 
 
 def test_a_pool_that_may_grow_has_the_threads_of_its_largest_size(there: Callable[..., None]) -> None:
     there(node(8))
-    assert sized("cluster.stages.generate.actors=1", "cluster.stages.generate.max_actors=4") == (1, 4, 2)
+    assert sized("cluster.stages.generate.min_actors=1", "cluster.stages.generate.max_actors=4") == (1, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_by_default_actors_leave_cpus_to_routing_and_the_shuffle(there: Callable
     there(*[node(4)] * 3)
     assert sized("cluster.stages.generate.cpus=4") == (2, 2, 4)
     there(node(4))
-    with pytest.raises(UserError, match=r"ask for 4\.5 CPUs, and the shuffle needs 1"):
+    with pytest.raises(UserError, match=r"need 4\.5 CPUs and the shuffle 1 more"):
         sized("cluster.stages.generate.cpus=4")
 
 
@@ -126,19 +129,17 @@ def test_a_cluster_that_grows_says_what_it_waits_for(
     logged: list[str] = []
     routers, generators = node(4), node(6, 1)
     there(HEAD, routers, generators)
-    monkeypatch.setattr(connect_module, "tell", lambda event, **values: logged.append(event))
+    monkeypatch.setattr(sizing, "log_event", lambda event, **values: logged.append(event))
     placed = size_pools(kuberay, True, said.append)
-    assert (placed.generate.actors, placed.generate.max_actors, placed.threads) == (1, 64, 4)
+    assert (placed.generate.min_actors, placed.generate.max_actors, placed.threads) == (1, 64, 4)
     [line] = said
-    assert line.startswith(
-        "cluster: no node has what the generate stage asks for, cpus 4.0, gpus 1.0, memory 68719476736"
-    )
+    assert line.startswith("cluster: no node has what the generate stage needs: cpus 4.0, gpus 1.0, memory 68719476736")
     assert line.endswith("; waiting for nodes of the autoscaler")
     assert logged == ["waiting for nodes"]
     fits = replace(kuberay, generate=replace(kuberay.generate, memory=2**33))
     assert size_pools(fits, True, said.append).threads == 6
     assert said == [line]
-    with pytest.raises(UserError, match="no node has what the generate stage asks for"):
+    with pytest.raises(UserError, match="no node has what the generate stage needs"):
         size_pools(kuberay)
 
 
@@ -192,16 +193,16 @@ def on_three_nodes() -> None:
             return str(ray.get_runtime_context().get_node_id())
 
     def nodes_of(pools: Pools) -> Counter[float]:
-        options = {**pools.generate.asked, "scheduling_strategy": DataContext.get_current().scheduling_strategy}
-        actors = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.actors)]
+        options = {**pools.generate.ray_options, "scheduling_strategy": DataContext.get_current().scheduling_strategy}
+        actors = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.min_actors)]
         return Counter(held[place] for place in ray.get([actor.place.remote() for actor in actors]))
 
     with three_nodes():
         held = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
-        by_default = size_pools(Pools(generate=StageResources(actors=0, max_actors=0), threads=0))
-        assert (by_default.generate.actors, by_default.threads) == (2, 4)
+        by_default = size_pools(tiny_pools(generate=StageResources(0.25, min_actors=0, max_actors=0), threads=0))
+        assert (by_default.generate.min_actors, by_default.threads) == (2, 4)
         assert nodes_of(by_default) == {4: 2}
-        three = size_pools(Pools(generate=StageResources(actors=3, max_actors=3), threads=0))
+        three = size_pools(tiny_pools(generate=StageResources(0.25, min_actors=3, max_actors=3), threads=0))
         assert three.threads == 2
         assert nodes_of(three) == {2: 1, 4: 2}
 

@@ -11,15 +11,16 @@ import pytest
 from benchmarks.scale.runs import Case, against
 from benchmarks.scale.sleeping import AssignsMixtures, Latency, Sleeps, tokens_of
 from pipeline.records import Mixture
-from pipeline.settings import JobSettings, ModelRef
+from pipeline.settings import JobSettings
 from tests.cluster.head import ROOT
+from tests.stages import default_job
 
 RESULTS = ROOT / "benchmarks" / "results" / "cluster-scale.json"
 
 
 def settings(**scale: Any) -> JobSettings:
     values = {"mixtures": 26, "hot": 0.0, "slow": 1.0, "adapters": 100} | scale
-    return JobSettings("in", "out", ModelRef("model"), "bank", "router", config={"scale": values})
+    return default_job("in", "out", config={"scale": values})
 
 
 def assigned(count: int, **scale: Any) -> Counter[str]:

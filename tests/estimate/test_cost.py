@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 
 from pipeline.estimate.cost import Cost, Range, estimate, wilson
-from pipeline.estimate.sample import Routed
+from pipeline.estimate.sample import RoutedSample
 
 COST = Cost(Range(10, 12), Range(0.5, 0.6), Range(100, 200), "a test")
 
 
-def routed(tokens: list[int], dead: Counter[str]) -> Routed:
-    return Routed(pa.table({"row": range(len(tokens) + dead.total())}), np.array(tokens), Counter(), dead, 0)
+def routed(tokens: list[int], dead: Counter[str]) -> RoutedSample:
+    return RoutedSample(pa.table({"row": range(len(tokens) + dead.total())}), np.array(tokens), Counter(), dead, 0)
 
 
 def test_a_sample_of_everything_is_exact() -> None:
@@ -21,7 +21,7 @@ def test_a_sample_of_everything_is_exact() -> None:
     assert found.records == Range(3, 3)
     assert found.prompt_tokens == Range(15, 15)
     assert found.completion_tokens == Range(30, 36)
-    assert found.most_tokens == 48
+    assert found.max_tokens == 48
     assert (found.device_hours.low * 3600, found.device_hours.high * 3600) == pytest.approx((1.5, 1.8))
     assert found.size == Range(300, 600)
 

@@ -1,25 +1,47 @@
-"""Settings of a job on the tiny model, for all tests of stages."""
+"""Settings of a job on the tiny model, for all tests of stages and jobs."""
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import Sampling
-from pipeline.routing import RoutingPolicy
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.cluster.resources import Pools, StageResources
+from pipeline.from_config import job_settings
 from pipeline.settings import JobSettings, ModelRef
+
+MODEL = ModelRef("model", "fp32", "raw", False, "none")
+
+
+def default_job(input_url: str, output_url: str, **changes: Any) -> JobSettings:
+    """The defaults of the config, with a model, a bank and a router that do not exist."""
+    return replace(_defaults(), input=input_url, output=output_url, **changes)
 
 
 def tiny_job(folder: Path, model: Path, bank: Path, router: Path, **changes: Any) -> JobSettings:
     """A job from ``in`` to ``out`` below a folder, all of whose records may be dead."""
     values: dict[str, Any] = {
-        "input": str(folder / "in"),
-        "output": str(folder / "out"),
-        "model": ModelRef(str(model), "fp32", "raw"),
+        "model": replace(MODEL, path=str(model)),
         "bank": str(bank),
         "router": str(router),
-        "sampling": Sampling(max_new_tokens=8),
+        "sampling": replace(_defaults().sampling, max_new_tokens=8),
         # The gate takes prompts between two classes for strange ones; here they must be blended.
-        "routing": RoutingPolicy(gate=False),
+        "routing": replace(_defaults().routing, gate=False),
         "error_budget": 1.0,
         "shard_records": 16,
     }
-    return JobSettings(**(values | changes))
+    return default_job(str(folder / "in"), str(folder / "out"), **(values | changes))
+
+
+def tiny_pools(**changes: Any) -> Pools:
+    """Pools for two CPUs: one actor for each stage, with one thread."""
+    small = StageResources(0.25)
+    pools = Pools(read=small, route=StageResources(0.5), generate=small, write=small, threads=1)
+    return replace(pools, **changes)
+
+
+@cache
+def _defaults() -> JobSettings:
+    settings = job_settings(load_settings("generate", [], GenerateConfig), "", "")
+    return replace(settings, model=MODEL, bank="bank", router="router", config={})

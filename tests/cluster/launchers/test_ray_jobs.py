@@ -1,4 +1,7 @@
-"""Following a job whose connection breaks; the rest of `jobs.submit` is tried on a real head in tests/cluster."""
+"""The launcher for Ray's job server where connections break or the head starts late.
+
+The rest is tested on a real head in tests/cluster/test_submit.py.
+"""
 
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -6,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import submit
+from pipeline.cluster.launchers import ray_jobs
+from pipeline.cluster.launchers.ray_jobs import RayJobs
 from pipeline.errors import UserError
 
 
@@ -30,17 +34,17 @@ class Server:
 
 
 @pytest.fixture
-def client_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], submit.JobsClient]:
-    def make(server: Server) -> submit.JobsClient:
+def client_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], RayJobs]:
+    def make(server: Server) -> RayJobs:
         monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: server)
-        monkeypatch.setattr(submit, "_AGAIN", 0.01)
-        return submit.JobsClient("http://head:8265")
+        monkeypatch.setattr(ray_jobs, "_RETRY_SECONDS", 0.01)
+        return RayJobs("http://head:8265")
 
     return make
 
 
 def test_a_log_is_said_once_however_often_the_connection_breaks(
-    client_of: Callable[[Server], submit.JobsClient],
+    client_of: Callable[[Server], RayJobs],
 ) -> None:
     said: list[str] = []
     client_of(Server(["one\ntwo\n", "three\n", "four\n"], [1, 0, 2, 2])).follow("job", said.append)
@@ -48,10 +52,10 @@ def test_a_log_is_said_once_however_often_the_connection_breaks(
 
 
 def test_a_server_that_stays_away_is_given_up(
-    client_of: Callable[[Server], submit.JobsClient], monkeypatch: pytest.MonkeyPatch
+    client_of: Callable[[Server], RayJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "_PATIENCE", 0.05)
-    with pytest.raises(UserError, match="no word of job from http://head:8265"):
+    monkeypatch.setattr(ray_jobs, "_MAX_AWAY_SECONDS", 0.05)
+    with pytest.raises(UserError, match="lost the connection to job at http://head:8265"):
         client_of(Server(["one\n"], [0] * 100)).follow("job", print)
 
 
@@ -75,11 +79,11 @@ class Head:
 
 
 def test_a_head_that_has_just_started_is_waited_for(
-    client_of: Callable[[Any], submit.JobsClient], monkeypatch: pytest.MonkeyPatch
+    client_of: Callable[[Any], RayJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = Head(late=3)
-    assert client_of(head).submit("true", "job", {}, {}) == "job"
+    assert client_of(head).submit("true", "job", {}, None) == "job"
     assert head.jobs == ["job"]
-    monkeypatch.setattr(submit, "_START", 0.05)
-    with pytest.raises(UserError, match=r"did not take the job: .*No available agent.* agent's port"):
-        client_of(Head(late=1000)).submit("true", "job", {}, {})
+    monkeypatch.setattr(ray_jobs, "_AGENT_START_SECONDS", 0.05)
+    with pytest.raises(UserError, match=r"refused the job: .*No available agent.* agent's port"):
+        client_of(Head(late=1000)).submit("true", "job", {}, None)
