@@ -97,7 +97,7 @@ def _prompt(row: dict[str, Any], form: PromptFormat) -> Prompt:
 
 
 def _sentences(placed: TokensWithOffsets, form: PromptFormat) -> Sentences:
-    head, tail = map(len, form.frame(False))
+    head, tail = map(len, form.template_tokens(False))
     return prompt_sentences(placed.text, placed.ends, head, tail, SETTINGS)
 
 

@@ -13,9 +13,9 @@ from pipeline.models import (
     load_config,
     load_model,
     load_tokenizer,
+    model_fingerprint,
     pick_device,
 )
-from pipeline.models.fingerprint import model_fingerprint
 from pipeline.models.prompt import Mode
 from pipeline.routing import Router, load_router_for
 

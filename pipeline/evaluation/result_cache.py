@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.storage.store.objects import names, put
-from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.redact import masked, masked_error
 from pipeline.storage.store.urls import open_url
 
 Key = tuple[str, str]
@@ -43,7 +43,7 @@ def work_folder(url: str, identity: Mapping[str, Any]) -> str:
     try:
         put(fs, f"{path}/identity.json", content + b"\n")
     except OSError as error:
-        raise UserError(f"evaluate: cannot write to {masked(folder)}: {one_line(error)} (--work)") from None
+        raise UserError(f"evaluate: cannot write to {masked(folder)}: {masked_error(error)} (--work)") from None
     return folder
 
 
@@ -90,5 +90,5 @@ class Store:
         try:
             rows = pq.read_table(io.BytesIO(self.fs.cat_file(path)), schema=self.schema).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"evaluate: cannot read {masked(path)}: {one_line(error)}; remove it (--work)") from None
+            raise UserError(f"evaluate: cannot read {masked(path)}: {masked_error(error)}; remove it (--work)") from None
         self.rows |= {(row["id"], row["mixture"]): row for row in rows}

@@ -18,7 +18,7 @@ def sentence_configuration(
     policy = replace(policy, gate=True)
 
     def requests(asked: Sequence[Asked]) -> list[Request]:
-        head, tail = map(len, prompts.frame(False))
+        head, tail = map(len, prompts.template_tokens(False))
         placed = prompts.encode_with_offsets([one.question.prompt for one in asked])
         divided = [prompt_sentences(one.text, one.ends, head, tail, settings) for one in placed]
         tokens = [one.tokens for one in placed]

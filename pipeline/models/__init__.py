@@ -1,6 +1,8 @@
-"""The base model: where it lies, how it is loaded, how it wants its prompts."""
+"""The base model: find it, load it, tokenise prompts for it."""
 
 from .load import (
+    Quantization,
+    check_quantization,
     check_weights,
     load_config,
     load_generation_config,
@@ -11,12 +13,12 @@ from .load import (
     pick_dtype,
 )
 from .prompt import PromptFormat
-from .quantization import Quantization, check_quantization
-from .resolve import resolve_model
+from .resolve import cache_dir, model_fingerprint, resolve_model
 
 __all__ = [
     "PromptFormat",
     "Quantization",
+    "cache_dir",
     "check_quantization",
     "check_weights",
     "load_config",
@@ -24,6 +26,7 @@ __all__ = [
     "load_model",
     "load_skeleton",
     "load_tokenizer",
+    "model_fingerprint",
     "pick_device",
     "pick_dtype",
     "resolve_model",

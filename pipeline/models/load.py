@@ -1,22 +1,25 @@
-"""Loading a base model and its tokenizer with transformers."""
+"""Load a base model and its tokenizer with transformers, quantised with bitsandbytes if the config says so."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
-from pipeline.errors import UserError
-from pipeline.untrusted import check_tensor_file, one_line
+from pipeline.errors import UserError, one_line
+from pipeline.untrusted import check_tensor_file
 
-from .quantization import Quantization, quantization_options
+Quantization = Literal["none", "8bit", "4bit"]
+"""``8bit``: LLM.int8() (arXiv 2208.07339). ``4bit``: NF4 (arXiv 2305.14314)."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_dtype(name: str, device: str = "cpu") -> torch.dtype:
-    """Return the torch dtype of ``fp32 | bf16 | fp16 | auto``; ``auto`` is bf16 where the hardware computes in it."""
+    """Return the torch dtype of ``fp32 | bf16 | fp16 | auto``; ``auto`` is bf16 if the hardware computes in it."""
     if name != "auto":
         return _DTYPES[name]
     if device.startswith("cuda"):
@@ -25,17 +28,17 @@ def pick_dtype(name: str, device: str = "cpu") -> torch.dtype:
 
 
 def pick_device(name: str) -> str:
-    """Return the torch device of ``cpu | cuda | auto``; ``auto`` is CUDA where there is a GPU."""
+    """Return the torch device of ``cpu | cuda | auto``; ``auto`` is CUDA if there is a GPU."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_config(folder: str, trust_remote_code: bool = False) -> Any:
     """Read the transformers config of a model folder or hub id."""
-    return _loading(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    return _load(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
 def load_generation_config(folder: str, config: Any) -> Any:
-    """The generation config of a model folder or hub id; where it has none, that of the model's ``config``."""
+    """Read the generation config of a model folder or hub id; if it has none, derive it from the model's ``config``."""
     try:
         return GenerationConfig.from_pretrained(folder)
     except OSError:
@@ -43,17 +46,15 @@ def load_generation_config(folder: str, config: Any) -> Any:
 
 
 def check_weights(folder: str) -> None:
-    """`UserError` where a model folder has no safetensors, or one that is damaged; hub ids are checked when loaded."""
+    """Raise `UserError` if a model folder has no safetensors or a damaged one; hub ids are checked when loaded."""
     root = Path(folder)
     if not root.is_dir():
         return
     files = sorted(root.glob("*.safetensors"))
     if not files:
-        raise UserError(
-            f"model: {root} has no *.safetensors; other weights, pickled ones too, are not read (model.path)"
-        )
+        raise UserError(f"model: {root} has no *.safetensors; other formats, such as pickle, are not read (model.path)")
     if (root / "adapter_config.json").exists():
-        raise UserError(f"model: {root} holds adapter_config.json: it is an adapter, no base model (model.path)")
+        raise UserError(f"model: {root} holds adapter_config.json: it is an adapter, not a base model (model.path)")
     for file in files:
         try:
             check_tensor_file(file)
@@ -65,7 +66,7 @@ def check_weights(folder: str) -> None:
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     """Load the fast tokenizer of a model folder or hub id."""
-    return _loading(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    return _load(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
 def load_model(
@@ -77,29 +78,51 @@ def load_model(
 ) -> Any:
     """Load a causal language model for inference: in ``eval`` mode, no gradients, on ``device``, safetensors only.
 
-    ``quantization``: its linear layers but the head in 8 or 4 bits; ``dtype`` is then that of the activations.
+    ``quantization``: the linear layers except the head in 8 or 4 bits; ``dtype`` is then that of the activations.
     """
     picked = pick_dtype(dtype, device)
-    options = quantization_options(quantization, picked, device)
-    model = _loading(
+    options = _quantization_options(quantization, picked, device)
+    model = _load(
         folder,
         lambda: AutoModelForCausalLM.from_pretrained(
             folder, dtype=picked, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         ),
     )
-    if not options:  # quantised models are loaded in place, and bitsandbytes lets nobody move them
+    if not options:  # quantised models are loaded onto the device, and bitsandbytes refuses to move them
         model.to(device)
     return model.eval().requires_grad_(False)
 
 
 def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model of a transformers config with all its layers and no weights: on torch's meta device."""
+    """Build the model of a transformers config with all its layers and no weights, on torch's meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _loading(folder: str, load: Any) -> Any:
+def check_quantization(quantization: Quantization) -> None:
+    """Raise `UserError` if quantization is wanted and bitsandbytes is not installed."""
+    if quantization != "none" and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"config: model.quantization={quantization} needs the package bitsandbytes: pip install loraloom[quantized]"
+        )
+
+
+def _quantization_options(quantization: Quantization, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Options of ``from_pretrained``; activations are in ``dtype``."""
+    check_quantization(quantization)
+    if quantization == "none":
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": device}
+
+
+def _load(folder: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # of a damaged folder, each library raises kinds of its own
+    except Exception as error:  # for a damaged folder, each library raises its own exceptions
         raise UserError(f"model: cannot load {folder}: {type(error).__name__}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""From a record's prompt or messages to the token ids that every later part uses."""
+"""Turn a record's prompt or messages into the token ids that every later stage uses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ _MARK = "\u241e"
 
 
 @dataclass(frozen=True)
-class PlacedTokens:
-    """Token ids of a text; ``ends``: for each the character of the text that it ends before (0: it was added)."""
+class TokensWithOffsets:
+    """Token ids of a text; ``ends``: the end of each token in the text (0: the tokenizer added it)."""
 
     tokens: list[int]
     text: str
@@ -24,8 +24,8 @@ class PlacedTokens:
 class PromptFormat:
     """Renders and tokenises prompts for one model.
 
-    ``raw`` prompts are tokenised as they are; in ``chat`` mode a prompt becomes one user message. ``messages`` always
-    go through the model's chat template, with its generation prompt at the end.
+    ``raw`` prompts are tokenised unchanged; in ``chat`` mode a prompt becomes one user message. ``messages`` always go
+    through the model's chat template, with its generation prompt at the end.
     """
 
     def __init__(self, tokenizer: Any, mode: Mode = "raw") -> None:
@@ -37,18 +37,17 @@ class PromptFormat:
             )
 
     def encode(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
-        """Token ids of each prompt (str) or conversation (list of messages)."""
-        rendered = [self._render(prompt) for prompt in prompts]
-        return _in_place(rendered, self._tokenise)
+        """Return the token ids of each prompt (str) or conversation (list of messages)."""
+        return _in_order([self._render(prompt) for prompt in prompts], self._tokenise)
 
-    def encode_placed(self, prompts: Sequence[str | list[Message]]) -> list[PlacedTokens]:
-        """The same token ids as `encode`, with the rendered text and where they stand in it; fast tokenizers only."""
-        return _in_place([self._render(prompt) for prompt in prompts], self._tokenise_placed)
+    def encode_with_offsets(self, prompts: Sequence[str | list[Message]]) -> list[TokensWithOffsets]:
+        """Return the token ids of `encode` with the rendered text and their offsets in it; fast tokenizers only."""
+        return _in_order([self._render(prompt) for prompt in prompts], self._tokenise_with_offsets)
 
-    def frame(self, conversation: bool) -> tuple[list[int], list[int]]:
-        """Token ids that the template puts before and after a single user message; none for raw prompts.
+    def template_tokens(self, conversation: bool) -> tuple[list[int], list[int]]:
+        """Return the token ids that the template puts before and after one user message; none for raw prompts.
 
-        A prompt that is cut must keep them: without its end the model would go on with the user's text.
+        A prompt that is cut must keep them: without its end the model would continue the user's text.
         """
         if not conversation and self.mode == "raw":
             return [], []
@@ -58,12 +57,12 @@ class PromptFormat:
         return before, after
 
     def encode_answer(self, answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each answer with the end-of-sequence token: what an adapter is trained to say."""
+        """Return the token ids of each answer with the end-of-sequence token, as adapters are trained."""
         texts = [answer + self.tokenizer.eos_token for answer in answers]
         return self._tokenise(texts, add_special_tokens=False)
 
     def _render(self, prompt: str | list[Message]) -> tuple[str, bool]:
-        """The text to tokenise, and whether the tokenizer adds its special tokens (templates hold their own)."""
+        """Return the text to tokenise, and whether the tokenizer adds special tokens (templates hold their own)."""
         if isinstance(prompt, str) and self.mode == "raw":
             return prompt, True
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -79,20 +78,20 @@ class PromptFormat:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def _tokenise_placed(self, texts: list[str], add_special_tokens: bool) -> list[PlacedTokens]:
+    def _tokenise_with_offsets(self, texts: list[str], add_special_tokens: bool) -> list[TokensWithOffsets]:
         if not texts:
             return []
         encoded = self.tokenizer(
             texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_offsets_mapping=True
         )
         found = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [PlacedTokens(ids, text, [end for _, end in offsets]) for text, ids, offsets in found]
+        return [TokensWithOffsets(ids, text, [end for _, end in offsets]) for text, ids, offsets in found]
 
 
-def _in_place(rendered: list[tuple[str, bool]], tokenise: Callable[[list[str], bool], list[_T]]) -> list[_T]:
+def _in_order(rendered: list[tuple[str, bool]], tokenise: Callable[[list[str], bool], list[_T]]) -> list[_T]:
     """Tokenise the plain and the templated texts in one batch each, results in the order of ``rendered``."""
     found: dict[int, _T] = {}
     for special in (True, False):
-        places = [i for i, (_, add) in enumerate(rendered) if add is special]
-        found |= dict(zip(places, tokenise([rendered[i][0] for i in places], special), strict=True))
-    return [found[place] for place in range(len(rendered))]
+        indices = [i for i, (_, add) in enumerate(rendered) if add is special]
+        found |= dict(zip(indices, tokenise([rendered[i][0] for i in indices], special), strict=True))
+    return [found[index] for index in range(len(rendered))]

@@ -1,4 +1,4 @@
-"""Training of the bank's LoRA adapters, with the `peft` library."""
+"""Train the bank's LoRA adapters with the `peft` library."""
 
 from .adapter import AdapterTrainer, TrainingSettings
 from .examples import Example, encode_examples, split_validation

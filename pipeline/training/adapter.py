@@ -18,7 +18,7 @@ from .examples import IGNORE, Example, collate, epochs
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of a training, besides base model, data and seed (paper: r=8, alpha=16, q and v)."""
+    """Settings that decide the result of a training, besides model and data (paper: r=8, alpha=16, q and v)."""
 
     r: int = 8
     alpha: int = 16
@@ -35,10 +35,10 @@ class TrainingSettings:
 
 
 class AdapterTrainer:
-    """Trains adapters of one base model, one after another; the base weights stay as they are.
+    """Trains adapters of one base model, one after another; the base weights do not change.
 
-    The loss is the cross-entropy of the answer tokens; logits are computed at these alone, since the output
-    projection over the whole prompt would cost a fifth of a small model's step.
+    The loss is the cross-entropy of the answer tokens. Logits are computed for these alone: the output projection over
+    the whole prompt would cost a fifth of a small model's step.
     """
 
     def __init__(self, model: Any, settings: TrainingSettings, pad_token_id: int) -> None:
@@ -68,13 +68,8 @@ class AdapterTrainer:
 
     def _lora_config(self) -> LoraConfig:
         s = self.settings
-        return LoraConfig(
-            r=s.r,
-            lora_alpha=s.alpha,
-            target_modules=list(s.target_modules),
-            task_type="CAUSAL_LM",
-            lora_dropout=0.0,
-        )
+        modules = list(s.target_modules)
+        return LoraConfig(r=s.r, lora_alpha=s.alpha, target_modules=modules, task_type="CAUSAL_LM", lora_dropout=0.0)
 
     def _fresh_adapter(self) -> PeftModel:
         peft = get_peft_model(self.model, self._lora_config())
@@ -112,13 +107,12 @@ class AdapterTrainer:
                     best = (now, _snapshot(peft))
                 rate = tokens / (time.monotonic() - start)
                 progress(f"step {step}/{s.steps} loss {loss.item():.3f} validation {now:.3f} {rate:.0f} tokens/s")
-        metrics = {
+        return best[1], {
             "settings": asdict(s),
             "history": history,
             "best_validation_loss": best[0],
             "tokens": tokens,
         }
-        return best[1], metrics
 
     def _learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then linear decay to 5 %."""
@@ -126,7 +120,7 @@ class AdapterTrainer:
         return min(1.0, (step + 1) / max(1, s.warmup_steps)) * max(0.05, 1 - step / s.steps)
 
     def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
-        """Mean cross-entropy over the answer tokens of ``batch``."""
+        """Mean cross-entropy of the answer tokens of ``batch``."""
         device = self.model.device
         tensors = {name: value.to(device) for name, value in collate(batch, self.pad).items()}
         labels = tensors.pop("labels")[:, 1:]
@@ -137,7 +131,7 @@ class AdapterTrainer:
 
     @torch.no_grad()
     def _loss_over(self, examples: Sequence[Example]) -> float:
-        """Mean loss over batches of like lengths."""
+        """Mean loss over batches of examples of similar lengths."""
         ordered = sorted(examples, key=len)
         size = self.settings.batch_size
         losses = [self._loss(ordered[i : i + size]).item() for i in range(0, len(ordered), size)]

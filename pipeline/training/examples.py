@@ -1,4 +1,4 @@
-"""Labelled examples as token ids, and the batches that training takes from them."""
+"""Labelled examples as token ids, and the training batches made of them."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of its answer (which ends with the end-of-sequence token)."""
+    """Token ids of a prompt and of its answer, which ends with the end-of-sequence token."""
 
     prompt: list[int]
     answer: list[int]
@@ -24,25 +24,25 @@ class Example:
 
 
 def encode_examples(rows: Sequence[dict[str, Any]], prompts: PromptFormat, max_tokens: int) -> list[Example]:
-    """Tokenise rows with ``prompt`` and ``answer``; those over ``max_tokens`` are left out."""
-    asked = prompts.encode([row["prompt"] for row in rows])
-    answered = prompts.encode_answer([row["answer"] for row in rows])
-    examples = [Example(p, a) for p, a in zip(asked, answered, strict=True)]
+    """Tokenise rows with ``prompt`` and ``answer``; leave out examples longer than ``max_tokens``."""
+    questions = prompts.encode([row["prompt"] for row in rows])
+    answers = prompts.encode_answer([row["answer"] for row in rows])
+    examples = [Example(p, a) for p, a in zip(questions, answers, strict=True)]
     return [example for example in examples if len(example) <= max_tokens]
 
 
 def split_validation(
-    examples: Sequence[Example], share: float, most: int, seed: int
+    examples: Sequence[Example], share: float, max_examples: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Shuffle by ``seed`` and split off a validation set of ``share`` of the examples, at most ``most``."""
+    """Shuffle by ``seed`` and split off a validation set: ``share`` of the examples, ``max_examples`` at most."""
     order = list(examples)
     random.Random(seed).shuffle(order)
-    held_out = min(most, max(1, round(share * len(order))))
+    held_out = min(max_examples, max(1, round(share * len(order))))
     return order[held_out:], order[:held_out]
 
 
 def epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless batches: each epoch is a new shuffle, and no batch reaches over two epochs."""
+    """Yield batches without end: each epoch is a new shuffle, and no batch spans two epochs."""
     rng = random.Random(seed)
     while True:
         order = list(examples)
@@ -52,7 +52,7 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[
 
 
 def collate(batch: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded ``input_ids, attention_mask, labels`` [batch x longest]; labels are set on answer tokens only."""
+    """Pad to ``input_ids, attention_mask, labels`` [batch x longest]; only answer tokens have labels."""
     longest = max(len(example) for example in batch)
     ids = torch.full((len(batch), longest), pad)
     mask = torch.zeros_like(ids)

@@ -69,7 +69,7 @@ def test_mixtures_on_8_bit_weights_differ_by_its_rounding(folders: tuple[Path, P
 
 def test_dora_and_merging_on_quantised_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model = load_model(str(folders[0]), "fp32", quantization="4bit")
-    with pytest.raises(UserError, match=r"lora_mode=merged cannot merge .* is quantised"):
+    with pytest.raises(UserError, match=r"lora\.mode=merged cannot merge .* is quantised"):
         FusedLora(model, AdapterBank.load(folders[1]), LoraSettings("merged"))
     bank = AdapterBank.load(folders[1], ["red"])
     place = next(iter(bank.adapters["red"].modules))
@@ -80,6 +80,6 @@ def test_dora_and_merging_on_quantised_weights_are_refused(folders: tuple[Path, 
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, folders: tuple[Path, Path]) -> None:
-    monkeypatch.setattr("pipeline.models.quantization.find_spec", lambda name: importlib.util.find_spec("no_such_one"))
+    monkeypatch.setattr("pipeline.models.load.find_spec", lambda name: importlib.util.find_spec("no_such_one"))
     with pytest.raises(UserError, match=r"model\.quantization=4bit needs the package bitsandbytes: pip install"):
         load_model(str(folders[0]), "fp32", quantization="4bit")
