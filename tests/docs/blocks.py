@@ -1,14 +1,23 @@
-"""Commands as they stand in the documentation: in blocks marked ``sh`` (they run as they are), and in indented ones."""
+"""Find the commands in the documentation, in blocks marked ``sh`` (which run as they are) and in indented ones."""
 
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md"])
+_TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md")
+PAGES = sorted([*(ROOT / name for name in _TOP), *(ROOT / "docs").glob("*.md")])
+# A command prefix for a shell with its own processes and network: a page's Ray takes the usual ports, and its
+# `ray stop` ends every Ray that it sees.
+ISOLATED = (
+    *("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", "--net"),
+    *("sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
+)
 _FENCED = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 _COMMAND = re.compile(r"^(?:    )?(?:\$ )?(python -m (?:jobs|benchmarks|tests)\.[\w.]+.*)$")
 
@@ -62,3 +71,14 @@ def commands(page: Path) -> Iterator[str]:
             while command.endswith("\\"):
                 command = command[:-1] + next(lines).strip()
             yield command
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return the environment of commands that run in ``folder``, and link the demo's files into it."""
+    (folder / "demo").symlink_to(ROOT / "demo")
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+    }

@@ -1,12 +1,10 @@
 """The documentation's commands: all are taken by the programs as they are, and pages with ``sh`` blocks run."""
 
 import importlib
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands, run
+from tests.docs.blocks import ISOLATED, PAGES, ROOT, Block, blocks, commands, environment_of, run
 
 _PLACEHOLDER = re.compile(r"\b(URL|group=option|key=value|DIR|FILE|NAME|TYPE)\b")
 
@@ -84,13 +82,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
 
 
-# The Ray of this page takes the usual ports, and its `ray stop` ends every Ray that it sees. So its blocks run in one
-# shell with processes and a network of its own.
 CLUSTER = "cluster.md"
-ALONE = (
-    *("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", "--net"),
-    *("sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
-)
 # Pages that go on with what those before them made.
 WALKS = (("first-hour.md",), ("label.md", "report.md", "output.md"), ("train-router.md",))
 
@@ -104,7 +96,7 @@ def test_every_page_with_runnable_blocks_is_walked() -> None:
 @pytest.mark.smollm
 @pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk[0])
 def test_pages_run_as_they_stand(walk: tuple[str, ...], tmp_path: Path) -> None:
-    environment = prepared(tmp_path)
+    environment = environment_of(tmp_path)
     for block in (block for name in walk for block in blocks(ROOT / "docs" / name)):
         _, said = run(block, tmp_path, environment)
         assert "Traceback" not in said
@@ -115,24 +107,16 @@ def test_pages_run_as_they_stand(walk: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.cluster
 @pytest.mark.smollm
 def test_a_cluster_of_one_machine_runs_as_it_stands(tmp_path: Path) -> None:
-    if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("needs `unshare` and `ip`: `ray stop` ends every Ray of the machine, and each takes the same ports")
     page = ROOT / "docs" / CLUSTER
     whole = Block(page, "all of its blocks", "".join(block.script for block in blocks(page)))
     with tempfile.TemporaryDirectory(dir="/tmp") as sockets:  # Ray's need a short path
-        _, said = run(whole, tmp_path, prepared(tmp_path) | {"RAY_TMPDIR": sockets}, ALONE)
+        _, said = run(whole, tmp_path, environment_of(tmp_path) | {"RAY_TMPDIR": sockets}, ISOLATED)
     assert "Traceback" not in said
     assert "104 in, 104 committed, 0 dead, 0 missing" in said
     assert re.search(r"^SUCCEEDED +loraloom-", said, re.M)
     assert re.search(r"Stopped all \d+ Ray processes", said)
-
-
-def prepared(folder: Path) -> dict[str, str]:
-    """The environment of commands that run in ``folder``, which gets what they read."""
-    (folder / "demo").symlink_to(ROOT / "demo")
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-    }
