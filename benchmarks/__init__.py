@@ -1,1 +1,1 @@
-"""Measurements; each writes a JSON file under `benchmarks/results/`."""
+"""Benchmarks; each writes a JSON file under `benchmarks/results/`."""

@@ -1,11 +1,11 @@
-"""How long a bank of many adapters takes to load, beside PEFT doing the same.
+"""Measure the time to load a bank of many adapters, compared with PEFT.
 
     python -m benchmarks.bank_load [--adapters 100] [--repeats 5] [--peft 10]
 
-Adapters of the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M) with random weights. Both loaders run in turn
-in one process. PEFT is timed on the first ``--peft`` adapters of the same folder and stated per adapter, since its time
-for each grows with their number. Memory is that of the process after the bank's first load, over what it was before:
-anonymous pages, which the bank owns, and pages of its files, which the system shares and drops as it needs.
+The adapters have the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M) and random weights. Both loaders run in
+turn in one process. PEFT loads the first ``--peft`` adapters of the same folder; its result is per adapter, since the
+time for each grows with their number. Memory is the growth of the process during the bank's first load: anonymous
+pages, which the bank owns, and pages of its files, which the system shares and frees as needed.
 """
 
 import argparse
@@ -67,17 +67,18 @@ def main() -> None:
 
 
 def make_bank(bank: Path, model: Any, count: int) -> list[str]:
-    """Adapters for a model, as the demo's are but with random weights, saved by PEFT; returns their names."""
+    """Save adapters of the demo's shape with random weights, written by PEFT; return their names."""
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft = get_peft_model(model, config)
-    for number in range(count):
-        peft.save_pretrained(bank / f"adapter-{number:04d}")
-    return [f"adapter-{number:04d}" for number in range(count)]
+    names = [f"adapter-{index:04d}" for index in range(count)]
+    for name in names:
+        peft.save_pretrained(bank / name)
+    return names
 
 
 def _load_bank(bank: str, model: Any) -> FusedLora:
-    """Load, check and attach: all that comes before the first token."""
+    """Load, check and attach a bank: all steps before the first token."""
     loaded = AdapterBank.load(bank)
     loaded.check_values()
     fused = FusedLora(model, loaded)
@@ -86,7 +87,7 @@ def _load_bank(bank: str, model: Any) -> FusedLora:
 
 
 def _memory() -> dict[str, int]:
-    """Resident bytes of this process: anonymous, and of files."""
+    """Return the resident bytes of this process: anonymous pages and pages of files."""
     gc.collect()
     text = Path("/proc/self/smaps_rollup").read_text()
     fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.endswith("kB")}

@@ -1,12 +1,12 @@
-"""What mixtures cost in decoding: a step of the fused operator over one of the base model, in each form.
+"""Measure the cost of mixtures in decoding: steps of each form of the fused operator over steps of the base model.
 
     python -m benchmarks.fused_decode [--adapters 26 100 1000] [--rows 8 32] [--dtype bf16] [--rounds 15]
 
-Random adapters of the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M). Rows have one to three adapters each,
-drawn from the bank; of the largest bank, as many different single adapters as there are rows, with room for 32 on the
-device. ``merged`` and ``peft`` run the first row's adapter in all rows. Steps of all ways take turns in random order on
-one thread; times are CPU times of that thread, so that other work on the machine distorts them less, and a ratio is the
-median over rounds of a step over the base model's step of the same round.
+The adapters are random, in the demo's shape (r = 8 on q_proj and v_proj of SmolLM2-135M). Each row has one to three of
+the bank's adapters; with the largest bank, each row has a single adapter of its own, and the device holds 32 of them.
+``merged`` and ``peft`` run the first row's adapter in all rows. Steps of all variants take turns in random order on one
+thread. Times are CPU times of that thread, which other work on the machine distorts less. A ratio is the median over
+rounds of a variant's step over the base model's step of the same round.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora.settings import LoraMode
+from pipeline.engine.settings import LoraMode
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_model, resolve_model
 from pipeline.records import Mixture
@@ -76,7 +76,7 @@ def _mixtures(names: list[str], rows: int, distinct: bool) -> list[Mixture]:
 
 
 def _steps(model: Any, peft: Any, bank: AdapterBank, mixtures: list[Mixture]) -> dict[str, Step]:
-    """For each way a function that runs one decode step and returns its CPU seconds."""
+    """Return a function for each variant that runs one decode step and returns its CPU seconds."""
     ids = torch.randint(1, 1000, (len(mixtures), CONTEXT), generator=torch.Generator().manual_seed(0))
     cache = DynamicCache()
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -93,7 +93,7 @@ def _steps(model: Any, peft: Any, bank: AdapterBank, mixtures: list[Mixture]) ->
 
         def run() -> float:
             lora.set_mixtures(mixtures[:1] * len(mixtures) if mode == "merged" else mixtures)
-            step(model)  # caches of the processor hold what this way needs, as in a run
+            step(model)  # fills the processor's caches, as in a run
             taken = step(model)
             lora.detach()
             return taken

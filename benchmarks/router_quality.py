@@ -1,10 +1,10 @@
-"""How good the router is: accuracy, calibration, gate, added adapters, and how fast it routes.
+"""Measure the router: accuracy, calibration, gate, added adapters, and speed.
 
     python -m benchmarks.router_quality [--router demo/router] [--splits 3] [--repeats 5]
 
-On the 26-task suite of `demo/data`. The leave-out test trains on 20 tasks and shows the gate the other 6; these are
-then added from 8 and from 64 example prompts, each to a router that knows the 20. Trains ``--splits`` routers, about a
-minute each.
+The prompts are those of the 26-task suite of `demo/data`. The leave-out test trains on 20 tasks and measures the gate
+on the other 6. Each of these is then added to the router of 20, from 8 and from 64 example prompts. It trains
+``--splits`` routers, about a minute each.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _texts(path: Path) -> dict[str, list[str]]:
 
 
 def _windows(prompts: list[str]) -> list[str]:
-    """A random stretch of `WINDOW` words of each prompt."""
+    """Cut a random stretch of `WINDOW` words from each prompt."""
     rng = random.Random(0)
     words = [prompt.split() for prompt in prompts]
     starts = [rng.randint(0, max(0, len(w) - WINDOW)) for w in words]
@@ -76,7 +76,7 @@ def _windows(prompts: list[str]) -> list[str]:
 
 
 def _quality(router: Router, prompts: dict[str, Prompts]) -> dict[str, Any]:
-    """Top-1, calibration with and without the temperature, and the share that passes the gate."""
+    """Return top-1 accuracy, calibration with and without the temperature, and the share that passes the gate."""
     embedded = router.embed([p for task in prompts.values() for p in task])
     targets = torch.tensor([router.labels.index(task) for task, ps in prompts.items() for _ in ps])
     scaled = router.probabilities(embedded)
@@ -94,7 +94,7 @@ def _quality(router: Router, prompts: dict[str, Prompts]) -> dict[str, Any]:
 
 
 def _left_out(seed: int, tokens: dict[str, dict[str, Prompts]], config: TrainRouterConfig, size: int) -> dict[str, Any]:
-    """Train on all but six tasks; what the gate does with those, and what adding them does."""
+    """Train on all but six tasks; measure the gate on the six, and the effect of adding them."""
     unseen = sorted(random.Random(seed).sample(sorted(tokens["train"]), UNSEEN))
     seen = {task: prompts for task, prompts in tokens["train"].items() if task not in unseen}
     labels = [task for task, prompts in seen.items() for _ in prompts]
@@ -107,7 +107,8 @@ def _left_out(seed: int, tokens: dict[str, dict[str, Prompts]], config: TrainRou
     outside = router.embed([p for task in unseen for p in tokens["test"][task]])
     gate = {
         str(a): {
-            name: float(router.check_domain(e, a)[1].double().mean()) for name, e in (("seen", inside), ("unseen", outside))
+            name: float(router.check_domain(e, a)[1].double().mean())
+            for name, e in (("seen", inside), ("unseen", outside))
         }
         for a in (0.9, 0.95, 0.98, 0.99)
     }
@@ -136,9 +137,9 @@ def _added(
 
 
 def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], Prompts], args: Any) -> dict[str, Any]:
-    """Records a second of tokenising, routing and both, and rows a second of the network with one thread.
+    """Measure records per second of tokenising, routing and both, and rows per second of the network.
 
-    Tokenising takes all cores; torch gets as many threads as a route actor of a job does: one.
+    Tokenising uses all cores; torch has one thread, as in a route actor.
     """
     tokens = encode(texts)
     flat = flatten_prompts(tokens)

@@ -1,10 +1,10 @@
-"""How well sentences are routed: prompts of one task, prompts that join two or three, and answers.
+"""Measure the routing of sentences: prompts of one task, prompts that join two or three tasks, and answers.
 
     python -m benchmarks.sentence_routing [--router demo/router] [--repeats 5]
 
-A token is right when the largest weight of its mixture is its own task's adapter. On test prompts of the 26-task suite;
-the router must know all 26 tasks. Answers are the suite's own: nothing is generated. The prompts of the suite have no
-blank lines; the questions that the others join are parted by one.
+A token is right if the largest weight of its mixture is its own task's adapter. The prompts are test prompts of the
+26-task suite, and the router must know all 26 tasks. The answers are the suite's own: nothing is generated. Prompts of
+the suite have no blank lines; joined questions are separated by one.
 """
 
 import argparse
@@ -40,12 +40,12 @@ DATA = Path("demo/data")
 POLICY = RoutingPolicy()
 SETTINGS = SentenceSettings()
 CONTEXTS = (0, 1, 2, 3, 1000)
-ANSWER_CHARACTERS = 60  # answers that are longer may have several sentences
+ANSWER_CHARACTERS = 60  # longer answers may have several sentences
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens, the sentences they are divided into, and the task of each token; the answer to the last task."""
+    """The tokens of a prompt, its sentences, the task of each token, and the answer to the last task."""
 
     tokens: list[int]
     sentences: Sentences
@@ -89,7 +89,7 @@ def _prompt(row: dict[str, Any], form: PromptFormat) -> Prompt:
     [placed] = form.encode_with_offsets([row["prompt"]])
     first = placed.text.index(row["prompt"])
     parts, at = [], 0
-    for number in range(2, len(tasks) + 1):  # each question after the first begins so
+    for number in range(2, len(tasks) + 1):  # each question after the first starts with its number
         at = row["prompt"].index(f"\n\n{number}. ", at) + 2
         parts.append(first + at)
     of_token = [tasks[sum(end > part for part in parts)] for end in placed.ends]
@@ -137,14 +137,14 @@ def _top(mixture: Mixture) -> str | None:
 
 
 def _answers(router: Router, form: PromptFormat, prompts: list[Prompt]) -> dict[str, Any]:
-    """Sentences of answers after the first, with what the router is shown of the prompt before them."""
+    """Route the sentences of answers after the first, with different parts of the prompt before them."""
     counts: dict[str, list[int]] = {}
     for prompt, start in zip(prompts, _routed(router, prompts), strict=True):
         if len(prompt.answer) <= ANSWER_CHARACTERS:
             continue
-        answer, places = _answer_sentences(prompt.answer, form)
-        for place in places:
-            new = answer[: place + 1]
+        answer, starts = _answer_sentences(prompt.answer, form)
+        for index in starts:
+            new = answer[: index + 1]
             shown = {
                 "last paragraph": prompt.tokens[start.context :] + new,
                 "whole prompt": prompt.tokens + new,

@@ -1,1 +1,1 @@
-"""Exactly once, proved by kills: seeded runs of real jobs on a real cluster."""
+"""Test exactly-once output by killing real jobs on a real cluster, in seeded runs."""

@@ -1,10 +1,10 @@
-"""Seeded kills of real jobs, every line counted: `python -m benchmarks.chaos [--runs 100] [--seed N] [--store s3]`.
+"""Kill real jobs at seeded moments and count every line: `python -m benchmarks.chaos [--runs 100] [--seed N]`.
 
-Each seed draws an input, three to five kills (a worker process in any stage, a node, the driver) and their moments. The
-job is started anew until it is through; then each line of the input must be in data or dead letters once. Records go
-to `benchmarks/results/chaos.json` after each run (with ``--store s3``, where the server is killed too, to
-`chaos-s3.json`); seeds that are there already are skipped. Exit 1 names what failed. Where a machine has cores for
-several runs at once, start several commands with ``--share 0/2``, ``--share 1/2``: each on a cluster of its own.
+Each seed draws an input, three to five kills (a worker process of any stage, a node, the driver) and their moments. The
+job is restarted until it finishes; then each line of the input must be in the data or the dead letters, once. Records
+are written to `benchmarks/results/chaos.json` after each run; with ``--store s3``, whose server is killed too, to
+`chaos-s3.json`. Seeds with a record are skipped. The exit code is 1 if a run failed. To use more cores, start several
+commands with ``--share 0/2``, ``--share 1/2``: each has its own cluster.
 """
 
 import argparse
@@ -24,24 +24,26 @@ from typing import Any
 import torch
 
 from benchmarks.chaos.cluster import Cluster
-from benchmarks.chaos.kills import LEAST
+from benchmarks.chaos.kills import MIN_KILLS
 from benchmarks.chaos.runs import SHORT, Kit, Run, Size
 from benchmarks.chaos.stores import STORES, Store
 from pipeline.evaluation.results import write_results
 
-_HASTES = (1, 4, 16)  # a seed whose job gets through before it was killed often enough is tried again, with more haste
-_PER_CLUSTER = 10  # runs; then the cluster is started anew, so that no run depends on what many before it left
+_HASTES = (1, 4, 16)  # a seed whose job finishes before it was killed often enough is retried with more haste
+_PER_CLUSTER = 10  # runs until the cluster is replaced, so that no run depends on the leftovers of many others
 
 
 def main() -> int:
-    """Run what is missing; returns the exit code."""
+    """Run the seeds without a record; return the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.chaos")
-    parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1, less those recorded already")
-    parser.add_argument("--seed", type=int, help="this seed alone, recorded or not")
-    parser.add_argument("--haste", type=int, help="with --seed: as its record has it, to find one again")
-    parser.add_argument("--short", action="store_true", help="in the short form of tests/chaos, to find one again")
-    parser.add_argument("--most", type=int, help="end after so many runs")
-    parser.add_argument("--share", default="0/1", help="K/N: of the seeds that leave K when divided by N alone")
+    parser.add_argument("--runs", type=int, default=100, help="seeds 0 to N-1 without those recorded")
+    parser.add_argument("--seed", type=int, help="only this seed, recorded or not")
+    parser.add_argument("--haste", type=int, help="with --seed: the haste in its record, to reproduce it")
+    parser.add_argument(
+        "--short", action="store_true", help="use the short form of tests/chaos, to reproduce its seeds"
+    )
+    parser.add_argument("--max-runs", type=int, help="stop after this number of runs")
+    parser.add_argument("--share", default="0/1", help="K/N: only seeds with remainder K when divided by N")
     parser.add_argument("--store", choices=STORES, default="disk", help="where the runs read and write")
     parser.add_argument("--results", type=Path, help="default: benchmarks/results/chaos[-s3][-short].json")
     parser.add_argument("--work", type=Path, default=Path("out/chaos"), help="folders of failed runs stay here")
@@ -52,26 +54,27 @@ def main() -> int:
     size = SHORT if args.short else Size()
     known = _known(results, asdict(size))
     wanted = [args.seed] if args.seed is not None else [seed for seed in range(args.runs) if seed not in known]
-    share, of = map(int, args.share.split("/"))
-    wanted = [seed for seed in wanted if seed % of == share or args.seed is not None][: args.most]
+    remainder, divisor = map(int, args.share.split("/"))
+    wanted = [seed for seed in wanted if seed % divisor == remainder or args.seed is not None][: args.max_runs]
     with tempfile.TemporaryDirectory() as folder, STORES[args.store]() as store:
         kit = Kit.make(Path(folder))
         for start in range(0, len(wanted), _PER_CLUSTER):
             with Cluster() as cluster:
                 for seed in wanted[start : start + _PER_CLUSTER]:
                     record = _run(seed, cluster, kit, args.work.resolve(), size, store, args.haste)
-                    with _alone(args.work):  # other shares write to the same file
+                    with _locked(args.work):  # other shares write to the same file
                         known = _known(results, asdict(size)) | {seed: record}
                         _write(results, known, asdict(size))
     failed = sorted(seed for seed, record in known.items() if not record["exact"])
     if failed:
-        print(f"failed: seeds {', '.join(map(str, failed))}; again with --seed N, logs in {args.work}", file=sys.stderr)
-    spared = sorted(set(wanted) - _proven(known).keys() - set(failed))
-    if spared:
         print(
-            f"through before the kill number {LEAST}: seeds {', '.join(map(str, spared))}; run again", file=sys.stderr
+            f"failed: seeds {', '.join(map(str, failed))}; retry with --seed N, logs are in {args.work}",
+            file=sys.stderr,
         )
-    return 1 if failed or spared else 0
+    early = sorted(set(wanted) - _conclusive(known).keys() - set(failed))
+    if early:
+        print(f"finished before kill {MIN_KILLS}: seeds {', '.join(map(str, early))}; run again", file=sys.stderr)
+    return 1 if failed or early else 0
 
 
 def _run(
@@ -81,9 +84,9 @@ def _run(
     try:
         for haste_of_try in [haste] if haste else _HASTES:
             record = Run(seed, cluster, kit, folder, size, store, haste_of_try).run()
-            if not record["exact"] or len(record["kills"]) >= LEAST:
+            if not record["exact"] or len(record["kills"]) >= MIN_KILLS:
                 break
-    except Exception as error:  # a run that cannot be counted is a failed one; the others go on
+    except Exception as error:  # a run that cannot be counted failed; the others continue
         traceback.print_exc()
         record = {"seed": seed, "exact": False, "error": f"{type(error).__name__}: {error}"}
     if record["exact"]:
@@ -104,7 +107,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -112,16 +115,16 @@ def _alone(work: Path) -> Iterator[None]:
 
 
 def _known(path: Path, size: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Records by seed, if they were made with runs of this size."""
+    """Return the records by seed; exits if they are of runs of another size."""
     values = json.loads(path.read_text()) if path.exists() else {"config": None, "runs": []}
     if values["config"] not in (None, size):
         sys.exit(f"{path}: holds runs of another size; give another --results, or remove it")
-    return _proven({r["seed"]: r for r in values["runs"]})
+    return _conclusive({r["seed"]: r for r in values["runs"]})
 
 
-def _proven(records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Without exact ones with too few kills: they prove nothing."""
-    return {seed: r for seed, r in records.items() if not r["exact"] or len(r["kills"]) >= LEAST}
+def _conclusive(records: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Drop exact runs with too few kills, which prove nothing."""
+    return {seed: r for seed, r in records.items() if not r["exact"] or len(r["kills"]) >= MIN_KILLS}
 
 
 def _write(path: Path, known: dict[int, dict[str, Any]], size: dict[str, Any]) -> None:

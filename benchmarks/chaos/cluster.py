@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: a head that lives, and a node that may be killed and replaced."""
+"""A Ray cluster on this machine: a head that stays up, and a node that may be killed and replaced."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from types import TracebackType
 from benchmarks.chaos.processes import descendants, kill, title
 from pipeline.cluster.connect import LOCAL
 
-# The head notices a node without a sign of life after a few seconds, not after Ray's half a minute; and a raylet a
-# worker that died before it said a word, not after a minute in which whatever waits for it stands still.
+# The head detects a dead node after a few seconds instead of half a minute, and a raylet detects a worker that died
+# before it registered after ten seconds instead of a minute, in which its clients would stand still.
 _SYSTEM = {
     **LOCAL,
     "health_check_initial_delay_ms": 0,
@@ -30,16 +30,16 @@ _TRIES = 3  # of the start of a node
 
 
 class Cluster:
-    """Nodes that run until ``with`` is left; `address` is for ``cluster.address=``, `environment` for drivers.
+    """Nodes that run inside a ``with`` block; `address` is for ``cluster.address=``, `environment` for drivers.
 
-    Each node is a ``ray start --block`` with its own raylet, so that a raylet can be killed as on a machine that dies.
+    Each node is a ``ray start --block`` with its own raylet, which can be killed to simulate a machine that fails.
     """
 
     def __init__(self, head_cpus: int = 1, extra_cpus: int = 2) -> None:
         self.cpus = (head_cpus, extra_cpus)
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # Ray's sockets need a short path
         self.address = f"127.0.0.1:{_free_port()}"
-        # A token of its own: else a token file of the user decides whether nodes and drivers find each other.
+        # With its own token, the cluster does not depend on a token file of the user.
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._count = 0
@@ -61,17 +61,17 @@ class Cluster:
         self._stop()
 
     def workers(self) -> dict[int, str]:
-        """Ray's worker processes on all nodes, with what they do just now."""
+        """Return Ray's worker processes on all nodes, with their current titles."""
         found = {pid: title(pid) for node in self._nodes for pid in descendants(node.pid)}
-        # A raylet ends with its agents: that would be a node's death, and the head's too.
+        # A raylet exits with its agents, the head's as well: killing one would kill its node.
         return {pid: name for pid, name in found.items() if name.startswith("ray::") and "Agent" not in name}
 
     def raylet(self) -> int | None:
-        """The raylet of the node that may be killed."""
+        """Return the raylet of the node that may be killed."""
         return next((pid for pid in descendants(self._nodes[-1].pid) if _is_raylet(pid)), None)
 
     def replace_node(self) -> None:
-        """A new node in the place of one whose raylet was killed."""
+        """Start a new node in place of one whose raylet was killed."""
         dead = self._nodes.pop()
         _end(dead)
         self._start(self.cpus[1], f"--address={self.address}")
@@ -80,7 +80,7 @@ class Cluster:
         for left in reversed(range(_TRIES)):
             try:
                 return self._try_to_start(cpus, *words)
-            except RuntimeError:  # Ray gives its head a second to answer, which a busy machine may not
+            except RuntimeError:  # Ray waits a second for its head, which a busy machine may exceed
                 if not left:
                     raise
                 _end(self._nodes.pop())
@@ -90,7 +90,7 @@ class Cluster:
         log = self.folder / f"node-{self._count}.log"
         always = (
             *("start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"),
-            # Ports by the system: Ray's own ranges are made for one node on a machine.
+            # The system chooses the ports: Ray's own ranges assume one node per machine.
             *("--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={200 * 2**20}"),
         )
         with log.open("wb") as out:
@@ -115,7 +115,7 @@ class Cluster:
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
-    """Stop a node, and whatever of it does not stop by itself."""
+    """Stop a node, and kill its processes that do not stop."""
     family = descendants(node.pid)
     if node.poll() is None:
         node.send_signal(signal.SIGTERM)

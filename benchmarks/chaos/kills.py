@@ -1,4 +1,4 @@
-"""What is killed, and when: drawn from the seed of a run."""
+"""Draw the kills of a run from its seed, and execute them."""
 
 import random
 import time
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.processes import kill
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.store.objects import names
 
 DRIVER, NODE, STORE = "driver", "node", "store"
-# What Ray's workers call themselves while they do the work of a stage; "worker" is any of them, idle ones too.
+# Titles of Ray's workers while they run a stage; "worker" is any of them, idle ones too.
 _TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
-LEAST = 3  # kills of a run
-_LOOK = 0.004  # seconds between two looks at the output or the processes; a commit takes about 10 ms
+MIN_KILLS = 3
+_POLL_SECONDS = 0.004  # a commit takes about 10 ms
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: so many seconds after so many committed files, or finished windows, were seen."""
+    """One kill: ``delay`` seconds after ``files`` data files and ``windows`` finished windows were seen."""
 
     kind: str
     files: int
@@ -28,25 +28,25 @@ class Kill:
     delay: float
 
 
-def draw(chance: random.Random, files: int, windows: int, most_delay: float, store: bool) -> list[Kill]:
-    """`LEAST` to two more kills over the first two thirds of a run with so many data files and windows.
+def draw(chance: random.Random, files: int, windows: int, max_delay: float, store: bool) -> list[Kill]:
+    """Draw `MIN_KILLS` to `MIN_KILLS` + 2 kills over the first two thirds of a run of ``files`` files.
 
-    The driver is among them at least once, and so is the ``store`` where it can be killed. A third follow a commit at
-    once, or the end of a window: there the protocol is between two steps. Others come a while later, at most
-    ``most_delay`` seconds, or while the job starts.
+    At least one is of the driver, and one of the ``store`` if it can be killed. A third of them follow a commit or the
+    end of a window at once, between two steps of the protocol. The others come up to ``max_delay`` seconds later, or
+    while the job starts.
     """
-    kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(LEAST - 1, LEAST + 1))]
+    kinds = [DRIVER, *chance.choices(KINDS, k=chance.randint(MIN_KILLS - 1, MIN_KILLS + 1))]
     if store:
         kinds[-1] = STORE
     chance.shuffle(kinds)
     return [
-        Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, most_delay)]), 3))
+        Kill(kind, *moment, round(chance.choice([0.0, chance.uniform(0, 0.03), chance.uniform(0, max_delay)]), 3))
         for kind, moment in zip(kinds, sorted(_moments(chance, len(kinds), files, windows)), strict=True)
     ]
 
 
 def _moments(chance: random.Random, count: int, files: int, windows: int) -> list[tuple[int, int]]:
-    """Pairs of files and windows to wait for; the end of a window but for the last counts as its files."""
+    """Draw pairs of files and windows to wait for; the end of a window (not the last) comes with its files."""
     per_window = files // windows
     moments = []
     for _ in range(count):
@@ -59,44 +59,44 @@ def _moments(chance: random.Random, count: int, files: int, windows: int) -> lis
 
 
 class Progress:
-    """What an output has come to, as far as it was looked at: the names of data files and of window markers."""
+    """Data files and window markers that were seen in an output so far."""
 
     def __init__(self, output: str) -> None:
-        self._log = CommitLog(output)
+        self._markers = MarkerStore(output)
         self._files: set[str] = set()
         self._windows: set[str] = set()
 
     def look(self) -> tuple[int, int]:
-        """Data files ever seen and windows finished."""
+        """Return the number of data files ever seen and of finished windows."""
         self._files |= {name for name in self._names("data") if name.endswith(".parquet")}
         self._windows |= set(self._names("_commits", "window-"))
         return len(self._files), len(self._windows)
 
     def reaches(self, wanted: Kill) -> bool:
-        """Whether it is time for a kill, but for its delay."""
+        """Whether the moment of a kill has come, before its delay."""
         files, windows = self.look()
         return files >= wanted.files and windows >= wanted.windows
 
     def _names(self, folder: str, prefix: str = "") -> list[str]:
-        return names(self._log.fs, self._log.path(folder), prefix)
+        return names(self._markers.fs, self._markers.path(folder), prefix)
 
 
 def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:
-    """Wait until ``ready``; False where ``alive`` ends before, or the time."""
+    """Wait until ``ready``; return False if ``alive`` ends or the time is over before."""
     deadline = time.monotonic() + seconds
     while not ready():
         if not alive() or time.monotonic() > deadline:
             return False
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
     return True
 
 
 def strike(
     wanted: Kill, cluster: Cluster, chance: random.Random, alive: Callable[[], bool], patience: float
 ) -> str | None:
-    """Kill a worker of the kind as soon as there is one, or the node; returns the kind that was killed.
+    """Kill the node, or a worker of the kind as soon as there is one; return the kind that was killed.
 
-    Any worker where there is none of the kind for ``patience`` seconds.
+    If there is no worker of the kind for ``patience`` seconds, any worker is killed.
     """
     if wanted.kind == NODE:
         raylet = cluster.raylet()
@@ -109,7 +109,7 @@ def strike(
 
 
 def _workers(kind: str, cluster: Cluster, alive: Callable[[], bool], patience: float) -> list[int]:
-    """Workers that do the work of a stage, as soon as there are any; empty where there are none for a while."""
+    """Wait for workers that run a stage; return none if there are none for ``patience`` seconds."""
     found: list[int] = []
 
     def look() -> bool:

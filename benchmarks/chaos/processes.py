@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: who descends from whom, and what each calls itself."""
+"""Find and kill processes by /proc: descendants and titles."""
 
 import os
 import signal
@@ -7,21 +7,21 @@ from pathlib import Path
 
 
 def descendants(root: int) -> list[int]:
-    """All living descendants of a process, parents before children."""
+    """Return all living descendants of a process, parents before children."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (parent := _parent(int(entry))) is not None:
             children[parent].append(int(entry))
-    found, left = [], [root]
-    while left:
-        born = children[left.pop()]
-        found += born
-        left += born
+    found, pending = [], [root]
+    while pending:
+        own = children[pending.pop()]
+        found += own
+        pending += own
     return found
 
 
 def title(pid: int) -> str:
-    """The command line of a process, or what it calls itself; empty for one that is gone."""
+    """Return the command line of a process, or the title it has set; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -29,7 +29,7 @@ def title(pid: int) -> str:
 
 
 def kill(pid: int) -> bool:
-    """SIGKILL; False for a process that is gone already."""
+    """Send SIGKILL to a process; return False if it is gone."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -38,7 +38,7 @@ def kill(pid: int) -> bool:
 
 
 def _parent(pid: int) -> int | None:
-    """The parent of a living process; None for one that is gone or waits to be buried."""
+    """Return the parent of a living process; None for a zombie or one that is gone."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (OSError, ValueError):

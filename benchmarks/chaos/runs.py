@@ -1,4 +1,4 @@
-"""One run: a job that is killed again and again, started anew until it is through, and then counted."""
+"""Run a job that is killed again and again, restart it until it finishes, and count its output."""
 
 import os
 import random
@@ -21,9 +21,9 @@ from pipeline.storage.output.run import RUN, RunFolder
 from tests import tiny
 
 _ROOT = Path(__file__).parents[2]
-_PATIENCE = 2.0  # seconds to wait for a worker of a kind
-_STARTS = 12  # of the job in one run, at most
-_STUCK = 240.0  # seconds without the next moment or the end, after which a job counts as stuck and is ended
+_WORKER_SECONDS = 2.0  # to wait for a worker of a kind
+_MAX_STARTS = 12  # of the job in one run
+_STUCK_SECONDS = 240.0  # without reaching the next kill or the end, after which a job is stuck and killed
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Kit:
 
     @classmethod
     def make(cls, folder: Path) -> "Kit":
-        """Make all three."""
+        """Create all three below a folder."""
         model = tiny.make_model(folder / "model")
         return cls(model, tiny.make_bank(folder / "bank", model), tiny.make_router(folder / "router", model))
 
     def words(self, input_url: str, output: str, *more: str) -> list[str]:
-        """The command line of a job."""
+        """Return the command line of a job."""
         return [
             *(sys.executable, "-m", "jobs.generate", "--input", input_url, "--output", output),
             *("model=custom", f"model.path={self.model}", "model.dtype=fp32", "bank=custom", f"bank.path={self.bank}"),
@@ -51,7 +51,7 @@ class Kit:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is."""
+    """The size of a run's input and job."""
 
     least_lines: int = 60
     most_lines: int = 80
@@ -62,7 +62,7 @@ class Size:
 
 
 SHORT = Size(least_lines=40, most_lines=48, window=30)
-"""Of the runs in `tests/chaos`."""
+"""The size of the runs in `tests/chaos`."""
 
 
 class Job:
@@ -80,20 +80,20 @@ class Job:
             )
 
     @property
-    def lives(self) -> bool:
-        """Whether it still runs."""
+    def is_running(self) -> bool:
+        """Whether the process still runs."""
         return self.process.poll() is None
 
     def kill(self) -> bool:
-        """SIGKILL to all of its processes; False where it had ended before."""
-        if not self.lives:
+        """Send SIGKILL to all of its processes; return False if it had ended before."""
+        if not self.is_running:
             return False
         os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait() == -signal.SIGKILL
 
 
 class Run:
-    """A seeded run in a folder of its own. ``haste``: what the delays of its kills, and waiting, are divided by."""
+    """A seeded run in its own folder. ``haste``: divides the delays of its kills and the time to wait for workers."""
 
     def __init__(
         self, seed: int, cluster: Cluster, kit: Kit, folder: Path, size: Size, store: Store, haste: int = 1
@@ -115,101 +115,103 @@ class Run:
             *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
             *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
             f"cluster.address={cluster.address}",
-            # Half of the runs take the way of large windows, which the driver plans.
+            # Half of the runs take the path of large windows, whose shards the driver plans.
             f"shuffle.task_records={chance.choice([0, 16_384])}",
         )
         self.progress = Progress(self.output)
-        self.exits: list[int | str] = []  # of the job's starts: exit codes, or why it was ended
+        self.exits: list[int | str] = []  # of each start: the exit code, or why it was killed
         self.doubled_midway = 0
         self._struck: list[dict[str, Any]] = []
-        self._begun = time.monotonic()
+        self._start_time = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Do it; the record of the run, ``exact`` where all is as it must be."""
+        """Run the job to its end; return the record of the run, ``exact`` if the output is as it must be."""
         self._start()
-        through = False
+        is_done = False
         try:
             for wanted in self.kills:
-                through = not self._reach(wanted)
-                if through:
+                is_done = not self._reach(wanted)
+                if is_done:
                     break
                 self._strike(wanted)
-            while not (through or self._through()):
+            while not (is_done or self._finished()):
                 self._start()
         finally:
             self.job.kill()
         return self._record()
 
     def _start(self) -> None:
-        if len(self.exits) == _STARTS:
-            raise RuntimeError(f"seed {self.seed}: the job did not get through in {_STARTS} starts: {self.exits}")
+        if len(self.exits) == _MAX_STARTS:
+            raise RuntimeError(f"seed {self.seed}: the job did not finish in {_MAX_STARTS} starts: {self.exits}")
         self.job = Job(self.words, self.cluster.environment, self.folder / f"job-{len(self.exits) + 1}.log")
 
     def _reach(self, wanted: Kill) -> bool:
-        """Wait for the moment of a kill, starting the job anew as often as it fails; False where it got through."""
+        """Wait for the moment of a kill, restarting a job that fails; return False if the job finishes before."""
         while True:
-            if wait(lambda: self.progress.reaches(wanted), lambda: self.job.lives, _STUCK):
+            if wait(lambda: self.progress.reaches(wanted), lambda: self.job.is_running, _STUCK_SECONDS):
                 time.sleep(wanted.delay)
-                if self.job.lives:
+                if self.job.is_running:
                     return True
-            if self._through():
+            if self._finished():
                 return False
             self._start()
 
     def _strike(self, wanted: Kill) -> None:
-        """Kill; it counts where the job still ran just after it."""
+        """Kill; the kill counts if the job still ran just after it."""
         files, windows = self.progress.look()
         if wanted.kind == DRIVER:
             struck = DRIVER if self.job.kill() else None
         elif wanted.kind == STORE:
             struck = STORE if self.store.kill(self.chance) else None
         else:
-            struck = strike(wanted, self.cluster, self.chance, lambda: self.job.lives, _PATIENCE / self.haste)
+            struck = strike(
+                wanted, self.cluster, self.chance, lambda: self.job.is_running, _WORKER_SECONDS / self.haste
+            )
         if struck is None:
             return
-        if struck == DRIVER or self.job.lives:
-            at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._begun, 1)}
+        if struck == DRIVER or self.job.is_running:
+            at = {"at_files": files, "at_windows": windows, "at_seconds": round(time.monotonic() - self._start_time, 1)}
             self._struck.append(asdict(wanted) | {"kind": struck} | at)
         if struck == NODE:
             self.cluster.replace_node()
         if struck == DRIVER:
             self.exits.append("killed")
-            self._look_between()
+            self._check_reader()
             self._start()
 
-    def _through(self) -> bool:
-        """Wait for the end of the job; whether it did all it had to."""
-        if not wait(lambda: not self.job.lives, lambda: True, _STUCK):
+    def _finished(self) -> bool:
+        """Wait until the job ends; return whether it succeeded."""
+        if not wait(lambda: not self.job.is_running, lambda: True, _STUCK_SECONDS):
             self.job.kill()
             self.exits.append("stuck")
             return False
         self.exits.append(self.job.process.returncode)
         return self.exits[-1] == 0
 
-    def _look_between(self) -> None:
-        """No reader may ever see a row twice, also while nobody works on the output."""
+    def _check_reader(self) -> None:
+        """Check that a reader sees no row twice while no driver runs."""
         try:
             data, dead = seen(self.output)
-        except UserError:  # the first driver was killed before it began
+        except UserError:  # the first driver was killed before it wrote anything
             return
         self.doubled_midway += len(data + dead) - len({*data, *dead})
 
     def _record(self) -> dict[str, Any]:
         counted = count(self.output, self.lines)
         run = RunFolder(self.output).read_json(RUN) or {}
-        told = {"data": len(self.lines.good), "dead": len(self.lines.bad)}
-        told_right = run.get("state") == "finished" and told.items() <= run["counts"].items()
-        exact = counted.exact and told_right and not self.doubled_midway and "stuck" not in self.exits
+        expected = {"data": len(self.lines.good), "dead": len(self.lines.bad)}
+        counts_right = run.get("state") == "finished" and expected.items() <= run["counts"].items()
+        exact = counted.exact and counts_right and not self.doubled_midway and "stuck" not in self.exits
         return {
             "seed": self.seed,
             "haste": self.haste,
             "exact": exact,
             **asdict(counted),
             "doubled_midway": self.doubled_midway,
-            "counts_told_right": told_right,
+            "counts_told_right": counts_right,
             "lines": len(self.lines.good) + len(self.lines.bad),
             "dead": len(self.lines.bad),
             "kills": self._struck,
             "exits": self.exits,
-            "seconds": round(time.monotonic() - self._begun, 1),
+            "seconds": round(time.monotonic() - self._start_time, 1),
         }

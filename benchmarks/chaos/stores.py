@@ -1,4 +1,4 @@
-"""Where the runs read and write: this machine's disk, or a real S3 server that may be killed and started again."""
+"""The stores of the runs: this machine's disk, or a real S3 server that may be killed and restarted."""
 
 import os
 import random
@@ -13,11 +13,11 @@ from s3fs import S3FileSystem
 
 from tests.s3.weed import BUCKET, Weed
 
-_AWAY = (0.5, 4.0)  # seconds for which a killed server is gone, beside those that it takes to start
+_AWAY = (0.5, 4.0)  # seconds until a killed server is restarted
 
 
 class Store(Protocol):
-    """A place for runs."""
+    """A store that holds the input and output of runs."""
 
     def __enter__(self) -> "Store": ...
 
@@ -26,14 +26,14 @@ class Store(Protocol):
     ) -> None: ...
 
     def url(self, folder: Path) -> str:
-        """The URL of a run's folder; there is nothing in it."""
+        """Return the URL of an empty folder for a run."""
 
     def kill(self, chance: random.Random) -> bool:
-        """Kill the server and start it again after a while; False where there is none."""
+        """Kill the server and restart it after a while; return False if there is no server."""
 
 
 class Disk:
-    """This machine's disk, which nobody kills."""
+    """This machine's disk, which cannot be killed."""
 
     def __enter__(self) -> "Disk":
         return self
@@ -44,16 +44,16 @@ class Disk:
         return
 
     def url(self, folder: Path) -> str:
-        """The folder itself."""
+        """Return the folder itself."""
         return str(folder)
 
     def kill(self, chance: random.Random) -> bool:
-        """There is no server."""
+        """Do nothing: there is no server."""
         return False
 
 
 class S3:
-    """SeaweedFS on a free port; clients in this process and in those that it starts find it by the environment."""
+    """SeaweedFS on a free port; this process and its children find it by environment variables."""
 
     def __enter__(self) -> "S3":
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-s3-"))
@@ -74,12 +74,12 @@ class S3:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def url(self, folder: Path) -> str:
-        """A prefix of its own for each run."""
+        """Return a new prefix for each run."""
         self._runs += 1
         return f"s3://{BUCKET}/{folder.name}-{self._runs}"
 
     def kill(self, chance: random.Random) -> bool:
-        """SIGKILL; the data stays."""
+        """Kill the server and restart it; the data stays."""
         self._server.kill()
         time.sleep(chance.uniform(*_AWAY))
         self._server.start()

@@ -1,1 +1,1 @@
-"""The engine beside PEFT, transformers and the released DLP-LoRA way, on the same requests."""
+"""Compare the engine with PEFT, transformers and the released DLP-LoRA code on the same requests."""

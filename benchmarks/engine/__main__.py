@@ -1,9 +1,10 @@
-"""How fast the engine is: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5] [--threads 2]`.
+"""Measure the speed of the engine: `python -m benchmarks.engine [--cases decode skewed ...] [--repeats 5]`.
 
-SmolLM2-135M in bf16 (or another model folder, or with ``--shape`` random weights) and random adapters, r = 8 on q_proj
-and v_proj. In each case all ways run in turn in this process, whole workloads (``--repeats``) or decode steps
-(``--steps``), and ratios are taken within one turn; medians and spread go to `benchmarks/results/engine-<case>.json`,
-on a GPU `engine-cuda-<case>.json`. PEFT is left out where its bank would take minutes to load (N = 1000).
+The model is SmolLM2-135M in bf16, another model folder, or with ``--shape`` random weights; the adapters are random,
+r = 8 on q_proj and v_proj. The variants of a case run in turn in this process, as whole workloads (``--repeats``) or
+decode steps (``--steps``), and ratios are taken within one turn. Medians and spread are written to
+`benchmarks/results/engine-<case>.json`, on a GPU to `engine-cuda-<case>.json`. PEFT is omitted for a bank of 1,000
+adapters, which it would take minutes to load.
 """
 
 import argparse
@@ -38,11 +39,11 @@ SHAPES = [
     (8, 26, 2), (32, 26, 2), (8, 100, 2), (32, 100, 2),
     (1, 26, 2), (128, 26, 2), (8, 1, 1), (8, 8, 2), (8, 1000, 2), (8, 26, 1), (8, 26, 4),
 ]  # fmt: skip
-BESIDE_OTHERS = [(8, 26), (32, 26), (8, 100), (32, 100)]  # where PEFT and transformers are measured too
+COMPARED = [(8, 26), (32, 26), (8, 100), (32, 100)]  # with PEFT and transformers
 
 
 class Bench:
-    """Models, banks and engines, made when a case needs them."""
+    """Models, banks and engines, created when a case needs them."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
@@ -53,25 +54,25 @@ class Bench:
         self._drawn: Any = None
 
     def model(self) -> Any:
-        """A copy of the base model."""
+        """Return a new copy of the base model."""
         if self.args.shape:
             self._drawn = self._drawn or random_model(self.args.shape, self.args.dtype, self.args.device)
             return copy.deepcopy(self._drawn)
         return load_model(self.model_folder, self.args.dtype, self.args.device)
 
     def bank(self, count: int) -> tuple[Path, list[str]]:
-        """A bank of ``count`` adapters."""
+        """Return the folder and the names of a bank of ``count`` adapters."""
         folder = self.folder / f"bank-{count}"
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         return folder, names or make_bank(folder, self.model(), count)
 
     def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None, cuda_graphs: bool = True) -> Engine:
-        """An engine with a model of its own."""
+        """Return an engine with its own copy of the model."""
         settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings(), cuda_graphs=cuda_graphs)
         return Engine(self.model(), self.tokenizer, AdapterBank.load(bank), settings)
 
     def peft(self, bank: Path, names: Sequence[str]) -> PeftModel:
-        """PEFT's model with some adapters, the first active."""
+        """Return PEFT's model with some adapters; the first is active."""
         model = PeftModel.from_pretrained(self.model(), bank / names[0], adapter_name=names[0])
         for name in names[1:]:
             model.load_adapter(bank / name, adapter_name=name)
@@ -79,118 +80,118 @@ class Bench:
 
 
 Figures = Iterator[dict[str, Any]]
-"""Of a case, again and again with more in it: a benchmark that is stopped keeps what it has."""
+"""The growing figures of a case, so that a benchmark that is stopped keeps what it has measured."""
 
 
 def decode(bench: Bench) -> Figures:
-    """Milliseconds of a decode step, one of rows, size of the bank and adapters in a mixture varied at a time."""
+    """Measure milliseconds of a decode step over rows, size of the bank and adapters in a mixture."""
     figures = {}
     for rows, count, adapters in SHAPES:
-        if count > bench.args.most_adapters:
+        if count > bench.args.max_adapters:
             continue
         bank, names = bench.bank(count)
-        ways = _own_steps(bench, bank, rows, mixtures(names, adapters, rows))
-        if (rows, count) in BESIDE_OTHERS and adapters == 2:
-            ways |= _other_steps(bench, bank, rows, names[:26])
-        figures[f"rows={rows} bank={count} mixed={adapters}"] = steps_over(in_turn(ways, bench.args.steps), "base")
+        variants = _own_steps(bench, bank, rows, mixtures(names, adapters, rows))
+        if (rows, count) in COMPARED and adapters == 2:
+            variants |= _other_steps(bench, bank, rows, names[:26])
+        figures[f"rows={rows} bank={count} mixed={adapters}"] = steps_over(in_turn(variants, bench.args.steps), "base")
         yield figures
 
 
 def _own_steps(bench: Bench, bank: Path, rows: int, mixed: list[Mixture]) -> dict[str, Step]:
-    """Base, mixtures, and one mixture merged."""
-    asked = even(rows, 64, bench.args.steps + 8)
+    """Return steps of this engine: base, mixtures, and one merged mixture."""
+    requests = even(rows, 64, bench.args.steps + 8)
     merged = bench.engine(bank, rows, LoraSettings(mode="merged"))
-    ways = {
-        "base": engine_steps(bench.engine(bank, rows), asked, [Mixture()]),
-        "fused": engine_steps(bench.engine(bank, rows), asked, mixed),
-        "merged": engine_steps(merged, asked, mixed[:1]),
+    variants = {
+        "base": engine_steps(bench.engine(bank, rows), requests, [Mixture()]),
+        "fused": engine_steps(bench.engine(bank, rows), requests, mixed),
+        "merged": engine_steps(merged, requests, mixed[:1]),
     }
     if bench.args.device != "cpu":
-        ways["fused_without_graphs"] = engine_steps(bench.engine(bank, rows, cuda_graphs=False), asked, mixed)
-    return ways
+        variants["fused_without_graphs"] = engine_steps(bench.engine(bank, rows, cuda_graphs=False), requests, mixed)
+    return variants
 
 
 def _other_steps(bench: Bench, bank: Path, rows: int, names: list[str]) -> dict[str, Step]:
-    """PEFT with at most 26 adapters, and plain transformers."""
-    asked, peft = even(rows, 64, 1), bench.peft(bank, names)
+    """Return steps of PEFT with at most 26 adapters, and of plain transformers."""
+    requests, peft = even(rows, 64, 1), bench.peft(bank, names)
     one_each = [mixture.adapters[0] for mixture in mixtures(names, 1, rows)]
     return {
-        "peft_one_adapter": model_steps(bench.peft(bank, names[:1]), asked),
-        "peft_adapter_names": model_steps(peft, asked, one_each),
-        "transformers_base": model_steps(bench.model(), asked),
+        "peft_one_adapter": model_steps(bench.peft(bank, names[:1]), requests),
+        "peft_adapter_names": model_steps(peft, requests, one_each),
+        "transformers_base": model_steps(bench.model(), requests),
     }
 
 
 def all_active(bench: Bench) -> Figures:
-    """PEFT with all adapters active, and the released code's way, beside base and fused: 8 rows, banks of 8 and 26."""
+    """Compare base and fused with PEFT, all adapters active, and the released code: 8 rows, banks of 8 and 26."""
     figures = {}
     for count in (8, 26):
         bank, names = bench.bank(count)
-        engine, asked = bench.engine(bank, 8), even(8, 64, 9)
+        engine, requests = bench.engine(bank, 8), even(8, 64, 9)
         peft = bench.peft(bank, names)
         peft.base_model.set_adapter(names)
-        mixed = asked.with_mixtures([Mixture.of(dict.fromkeys(names, 1 / count))])
+        mixed = requests.with_mixtures([Mixture.of(dict.fromkeys(names, 1 / count))])
         cases: dict[str, Case] = {
-            "base": (by_engine(engine), asked),
+            "base": (by_engine(engine), requests),
             "fused": (by_engine(engine), mixed),
-            "peft_all_active": (by_generate(peft, 8), asked),
-            "released_code": (by_released_code(peft), asked),
+            "peft_all_active": (by_generate(peft, 8), requests),
+            "released_code": (by_released_code(peft), requests),
         }
         figures[f"bank={count}"] = summary(cases, interleaved(cases, bench.args.repeats), "base")
         yield figures
 
 
 def skewed_lengths(bench: Bench) -> Figures:
-    """64 requests of skewed lengths, 32 rows at a time."""
+    """Measure 64 requests of skewed lengths, 32 rows at a time."""
     yield _whole(bench, skewed(64), 32)
 
 
 def prefill(bench: Bench) -> Figures:
-    """32 long prompts and few new tokens."""
+    """Measure 32 long prompts with few new tokens."""
     yield _whole(bench, even(32, 384, 4), 32)
 
 
 def large(bench: Bench) -> Figures:
-    """128 requests of skewed lengths, 128 rows at a time."""
+    """Measure 128 requests of skewed lengths, 128 rows at a time."""
     yield _whole(bench, skewed(128), 128)
 
 
-def _whole(bench: Bench, asked: Workload, rows: int) -> dict[str, Any]:
+def _whole(bench: Bench, requests: Workload, rows: int) -> dict[str, Any]:
     bank, names = bench.bank(26)
     engine = bench.engine(bank, rows)
     cases: dict[str, Case] = {
-        "fused": (by_engine(engine), asked.with_mixtures(mixtures(names, 2, 16))),
-        "base": (by_engine(engine), asked),
-        "peft_generate": (by_generate(bench.peft(bank, names[:1]), 32), asked),
-        "transformers_continuous_batching": (by_continuous_batching(bench.model(), rows), asked),
+        "fused": (by_engine(engine), requests.with_mixtures(mixtures(names, 2, 16))),
+        "base": (by_engine(engine), requests),
+        "peft_generate": (by_generate(bench.peft(bank, names[:1]), 32), requests),
+        "transformers_continuous_batching": (by_continuous_batching(bench.model(), rows), requests),
     }
     return summary(cases, interleaved(cases, bench.args.repeats), "fused")
 
 
 def real(bench: Bench) -> Figures:
-    """32 prompts of the demo, 48 new tokens each, 8 adapters in the batch."""
+    """Measure 32 prompts of the demo with 48 new tokens each and 8 adapters in the batch."""
     bank, names = bench.bank(26)
     rows = [orjson.loads(line) for line in Path("demo/records.jsonl").read_bytes().splitlines()[:32]]
-    asked = workload(bench.prompts.encode([row["prompt"] for row in rows]), [48] * 32)
+    requests = workload(bench.prompts.encode([row["prompt"] for row in rows]), [48] * 32)
     engine, base = bench.engine(bank, 32), bench.model()
     cases: dict[str, Case] = {
-        "transformers_base": (by_generate(base, 32), asked),
-        "fused": (by_engine(engine), asked.with_mixtures(mixtures(names[:8], 1, 8))),
-        "fused_two_each": (by_engine(engine), asked.with_mixtures(mixtures(names[:8], 2, 8))),
-        "base": (by_engine(engine), asked),
+        "transformers_base": (by_generate(base, 32), requests),
+        "fused": (by_engine(engine), requests.with_mixtures(mixtures(names[:8], 1, 8))),
+        "fused_two_each": (by_engine(engine), requests.with_mixtures(mixtures(names[:8], 2, 8))),
+        "base": (by_engine(engine), requests),
     }
     yield summary(cases, interleaved(cases, bench.args.repeats), "transformers_base")
 
 
 def thousand(bench: Bench) -> Figures:
-    """A bank of 1,000 adapters, room for 32 on the device, 32 distinct mixtures of one in the batch."""
+    """Measure a bank of 1,000 adapters, 32 of them on the device, with 32 distinct mixtures of one in the batch."""
     bank, names = bench.bank(1000)
-    asked = even(32, 64, bench.args.steps + 8)
-    ways = {
-        name: engine_steps(bench.engine(bank, 32, LoraSettings(adapter_slots=32)), asked, given)
+    requests = even(32, 64, bench.args.steps + 8)
+    variants = {
+        name: engine_steps(bench.engine(bank, 32, LoraSettings(adapter_slots=32)), requests, given)
         for name, given in (("base", [Mixture()]), ("fused", mixtures(names, 1, 32)))
     }
-    yield steps_over(in_turn(ways, bench.args.steps), "base")
+    yield steps_over(in_turn(variants, bench.args.steps), "base")
 
 
 CASES: dict[str, Callable[[Bench], Figures]] = {
@@ -205,15 +206,15 @@ CASES: dict[str, Callable[[Bench], Figures]] = {
 
 
 def main() -> None:
-    """Measure the chosen cases, a result file for each."""
+    """Measure the chosen cases; write a result file for each."""
     parser = argparse.ArgumentParser(prog="benchmarks.engine")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="decode steps of each way (decode, thousand)")
+    parser.add_argument("--steps", type=int, default=60, help="decode steps of each variant (decode, thousand)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="a model folder (default: the demo's)")
     parser.add_argument("--shape", choices=MODELS, help="random weights of this shape; the tokenizer is --model's")
-    parser.add_argument("--most-adapters", type=int, default=1000, help="leave cases with larger banks out")
+    parser.add_argument("--max-adapters", type=int, default=1000, help="omit cases with larger banks")
     parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -222,13 +223,13 @@ def main() -> None:
     config = {
         key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "output"
     }
-    place = "" if args.device == "cpu" else f"{args.device}-"
+    prefix = "" if args.device == "cpu" else f"{args.device}-"
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
         for name in args.cases:
             for figures in CASES[name](bench):
                 result = {"case": name, "config": config, "figures": figures}
-                write_results(args.output / f"engine-{place}{name}.json", result)
+                write_results(args.output / f"engine-{prefix}{name}.json", result)
             _print(name, figures)
 
 

@@ -1,4 +1,4 @@
-"""Chart of the engine's result files: `python -m benchmarks.engine.chart` writes `docs/engine.svg`."""
+"""Draw the engine's result files: `python -m benchmarks.engine.chart` writes `docs/engine.svg`."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ OWN, OTHER = "#2563a8", "#b8bec6"
 
 
 def main() -> None:
-    """Draw tokens a second of whole workloads, and milliseconds of a decode step."""
+    """Draw tokens per second of whole workloads, and milliseconds of a decode step."""
     figures = {name: _figures(name) for name in THROUGHPUT if (RESULTS / f"engine-{name}.json").exists()}
     decode = _figures("decode") if (RESULTS / "engine-decode.json").exists() else {}
     bars: list[tuple[str, str, list[tuple[str, float]]]] = [

@@ -1,4 +1,4 @@
-"""Interleaved timing: every way in turn, again and again, and ratios within one turn."""
+"""Time variants in turn, several times, and compare them within one turn."""
 
 import statistics
 import time
@@ -14,18 +14,18 @@ Case = tuple[Way, Workload]
 
 
 def synchronise() -> None:
-    """Wait for what a GPU was given to do, where there is one."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def interleaved(cases: Mapping[str, Case], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, ``repeats`` times, after one run of each that does not count."""
+    """Return the seconds of each case, ``repeats`` times, after a warm-up run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
-        for name, (way, asked) in cases.items():
+        for name, (way, requests) in cases.items():
             start = time.perf_counter()
-            way(asked)
+            way(requests)
             synchronise()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
@@ -33,12 +33,12 @@ def interleaved(cases: Mapping[str, Case], repeats: int) -> dict[str, list[float
 
 
 def summary(cases: Mapping[str, Case], seconds: Mapping[str, list[float]], over: str) -> dict[str, Any]:
-    """Median tokens a second, and the ratio of seconds to those of the case ``over`` in the same turn."""
+    """Return median tokens per second, and ratios of seconds to the case ``over`` in the same turn."""
     figures = {}
-    for name, (_, asked) in cases.items():
+    for name, (_, requests) in cases.items():
         ratios = [a / b for a, b in zip(seconds[name], seconds[over], strict=True)]
         figures[name] = {
-            "tokens_per_second": asked.tokens / statistics.median(seconds[name]),
+            "tokens_per_second": requests.tokens / statistics.median(seconds[name]),
             f"seconds_over_{over}": _spread(ratios),
             "seconds": seconds[name],
         }
@@ -46,7 +46,7 @@ def summary(cases: Mapping[str, Case], seconds: Mapping[str, list[float]], over:
 
 
 def steps_over(milliseconds: Mapping[str, Sequence[float]], over: str) -> dict[str, Any]:
-    """Median and spread of each way's steps, and of their ratios to the step of ``over`` in the same round."""
+    """Return median and spread of each variant's steps, and of their ratios to ``over`` in the same round."""
     return {
         name: {
             "step_ms": _spread(taken),
@@ -58,7 +58,7 @@ def steps_over(milliseconds: Mapping[str, Sequence[float]], over: str) -> dict[s
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, extremes, and quartiles where there are enough values for them."""
+    """Return median and extremes, and quartiles of eight or more values."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     if len(values) >= 8:
         found["quarter"], _, found["three_quarters"] = statistics.quantiles(values, n=4)

@@ -1,4 +1,4 @@
-"""Models of the shapes that people run, with random weights: how fast a pass is does not depend on their values."""
+"""Models of common shapes with random weights: the speed of a pass does not depend on their values."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(shape: str, dtype: str, device: str) -> Any:
-    """A model of one of `SHAPES`, drawn on the device; the same at each call."""
+    """Return a model of one of `SHAPES` with random weights, the same at each call."""
     torch.manual_seed(0)
     config = LlamaConfig(**_COMMON, **SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=None)
     with torch.device(device):

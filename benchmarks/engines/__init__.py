@@ -1,1 +1,1 @@
-"""The native engine beside vLLM and Ray Data LLM, on the same requests."""
+"""Compare the native engine with vLLM and Ray Data LLM on the same requests."""

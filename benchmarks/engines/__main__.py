@@ -1,10 +1,10 @@
-"""The native engine beside vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile exact]`.
+"""Compare the native engine with vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile exact]`.
 
-Needs vLLM in the environment (`make test-vllm` makes one; docs/engines.md). The same requests in each case: records of
-the demo's tasks with the mixtures that its router gives them, each answered with ``--new-tokens`` tokens. The ways of a
-case run in turn in this process, ``--repeats`` times, after a first batch that does not count; start-up is told apart.
-Ray Data LLM starts an engine for each run: one run, the time of its vLLM stage. `exact` measures no time and has
-requests of its own (`exact.py`). Written to `benchmarks/results/`.
+Needs vLLM in the environment (`make test-vllm` creates one; docs/engines.md). All cases have the same requests: records
+of the demo's tasks with the mixtures of its router, each answered with ``--new-tokens`` tokens. The engines of a case
+run in turn in this process, ``--repeats`` times, after a warm-up batch; start-up is reported separately. Ray Data LLM
+starts an engine for each run, so it has one run, with the time of its vLLM stage. `exact` measures no time and has its
+own requests (`exact.py`). Results are written to `benchmarks/results/`.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine.core.limits import context_length
-from pipeline.engine.native import NativeBackend
+from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
 from pipeline.engine.vllm.ranks import joined_rank, lora_rank
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype
 
-_WARM = 8  # records of the first batch, which does not count
+_WARM_UP = 8  # records
 
 
 class Bench:
@@ -43,71 +43,71 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.config = load_settings("generate", [f"model.dtype={args.dtype}"], GenerateConfig)
-        self.asked = requests(self.config, args.records, args.new_tokens)
-        self.vllm = VllmSettings(max_loras=args.max_loras, kv_gb=args.kv_gb)
+        self.requests = requests(self.config, args.records, args.new_tokens)
+        self.vllm = VllmSettings(prefill_tokens=2048, max_loras=args.max_loras, kv_gb=args.kv_gb)
         self.starts: dict[str, float] = {}
-        self.said: dict[str, Any] | None = None  # by a case that has other requests, in the place of `about`
+        self.description: dict[str, Any] | None = None  # of a case with other requests, instead of `describe`
 
-    def about(self) -> dict[str, Any]:
-        """What was asked of whom, for the results."""
+    def describe(self) -> dict[str, Any]:
+        """Describe requests and engines, for the results."""
         config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         return {
             "config": config | {"native_threads": torch.get_num_threads()},
             "requests": {
-                "prompt_tokens": sum(len(request.tokens) for request in self.asked),
-                "distinct_mixtures": len({request.mixture for request in self.asked}),
+                "prompt_tokens": sum(len(request.tokens) for request in self.requests),
+                "distinct_mixtures": len({request.mixture for request in self.requests}),
                 "vllm": asdict(self.vllm) | {"version": _version()},
             },
         }
 
     @property
     def tokens(self) -> int:
-        """New tokens of all requests."""
-        return len(self.asked) * int(self.args.new_tokens)
+        """The number of new tokens of all requests."""
+        return len(self.requests) * int(self.args.new_tokens)
 
     def way(self, name: str, vllm: VllmSettings | None, base: bool) -> Way:
-        """A way by one of this project's backends, started now."""
+        """Start one of this project's backends and return its way."""
         settings = settings_of(self.config, self.args.rows, vllm, base)
         backend, self.starts[name] = started(settings, self.args.device, self.args.threads)
         return by_backend(backend, vllm.max_loras if vllm and not base else 0)
 
 
 def mixtures(bench: Bench) -> dict[str, Any]:
-    """A mixture for each record."""
+    """Answer each record with its mixture."""
     return _in_turn(bench, base=False)
 
 
 def base(bench: Bench) -> dict[str, Any]:
-    """The base model alone, vLLM started without adapters."""
+    """Answer with the base model alone; vLLM starts without adapters."""
     return _in_turn(bench, base=True)
 
 
 def _in_turn(bench: Bench, base: bool) -> dict[str, Any]:
     ways = {"native": bench.way("native", None, base), "vllm": bench.way("vllm", bench.vllm, base)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    asked = for_base(bench.asked) if base else bench.asked
+    workload = for_base(bench.requests) if base else bench.requests
     for way in ways.values():
-        way(asked[:_WARM])
+        way(workload[:_WARM_UP])
     for _ in range(bench.args.repeats):
         for name, way in ways.items():
-            seconds[name].append(way(asked))
-            print(f"{name}: {len(asked)} records in {seconds[name][-1]:.1f} s", flush=True)
+            seconds[name].append(way(workload))
+            print(f"{name}: {len(workload)} records in {seconds[name][-1]:.1f} s", flush=True)
     ratios = [theirs / ours for ours, theirs in zip(seconds["native"], seconds["vllm"], strict=True)]
     figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
     return figures | {"native_over_vllm": {"median": statistics.median(ratios), "turns": ratios}}
 
 
 def with_ray(bench: Bench) -> dict[str, Any]:
-    """Ray Data LLM with the adapter of the largest weight for each record."""
+    """Answer with Ray Data LLM and the adapter of the largest weight of each record."""
     settings = settings_of(bench.config, bench.args.rows, bench.vllm)
     model, bank = settings.model, AdapterBank.load(settings.bank, settings.adapters)
     reference = VllmModel(
-        model.folder, pick_dtype(model.dtype, bench.args.device), False, context_length(load_config(model.folder))
+        model.path, pick_dtype(model.dtype, bench.args.device), False, context_length(load_config(model.path))
     )
     rank = lora_rank(joined_rank(bank, 1)) or 0
     arguments = engine_arguments(reference, settings.engine, bench.args.device, rank, bank.modules)
     del arguments["model"], arguments["disable_log_stats"]
-    taken = ray_llm.seconds(model.folder, bank.folder, single(bench.asked), arguments, bench.args.threads)
+    taken = ray_llm.seconds(model.path, bank.folder, single(bench.requests), arguments, bench.args.threads)
     return {"ray_data_llm": _figure(bench, [taken])}
 
 
@@ -117,14 +117,14 @@ def _figure(bench: Bench, seconds: list[float]) -> dict[str, Any]:
 
 
 def profile(bench: Bench) -> dict[str, Any]:
-    """Where the native engine spends its time on the base model; on a CPU."""
+    """Profile the native engine with the base model on a CPU."""
     settings = settings_of(bench.config, bench.args.rows, None, base=True)
     backend, _ = started(settings, "cpu", bench.args.threads)
     assert isinstance(backend, NativeBackend)
-    asked = for_base(bench.asked)
+    workload = for_base(bench.requests)
     return {
-        "prompts": operations.shares(backend.engine, operations.only_prompts(asked)),
-        "prompts_and_answers": operations.shares(backend.engine, asked),
+        "prompts": operations.shares(backend.engine, operations.only_prompts(workload)),
+        "prompts_and_answers": operations.shares(backend.engine, workload),
         "gflops_of_products": operations.products(backend.engine.model, [bench.args.rows, 2048]),
         "gflops_of_attention": operations.attention(
             backend.engine.model.config, [128, 256, 512], pick_dtype(bench.args.dtype, "cpu")
@@ -133,8 +133,8 @@ def profile(bench: Bench) -> dict[str, Any]:
 
 
 def exact(bench: Bench) -> dict[str, Any]:
-    """Differences from merged weights and from the native engine; on a CPU."""
-    bench.said = {"requests": exactness.REQUESTS | {"vllm": {"version": _version()}}}
+    """Measure differences from merged weights and from the native engine on a CPU."""
+    bench.description = {"requests": exactness.REQUESTS | {"vllm": {"version": _version()}}}
     return exactness.figures()
 
 
@@ -148,7 +148,7 @@ CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Measure the chosen cases, a result file for each."""
+    """Measure the chosen cases; write a result file for each."""
     parser = argparse.ArgumentParser(prog="benchmarks.engines")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--records", type=int, default=256)
@@ -164,13 +164,13 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args)
     for name in args.cases:
-        bench.starts, bench.said = {}, None
+        bench.starts, bench.description = {}, None
         figures = CASES[name](bench)
         write_results(
             args.output / f"engines-{name}.json",
             {
                 "case": name,
-                **(bench.said or bench.about()),
+                **(bench.description or bench.describe()),
                 "start_seconds": bench.starts,
                 "figures": figures,
             },

@@ -1,9 +1,9 @@
-"""How exact mixtures are through vLLM: log probabilities against those of merged weights, and against native answers.
+"""Measure the exactness of mixtures in vLLM against merged weights and against the native engine.
 
-The functions are those of `tests/vllm/test_exact.py`. In bf16 there are two questions: how far the log probabilities
-of generated tokens are from exact ones (weights merged in fp32, computed by transformers in fp32), and whether mixing
-adds to what bf16 costs anyway. For the second, vLLM computes the same tokens from merged weights too, which were
-rounded to bf16 once; with its head in bf16, as it is by default, and in fp32.
+The functions come from `tests/vllm/test_exact.py`. In bf16 there are two questions: how far the log probabilities of
+generated tokens are from exact ones (weights merged in fp32, computed by transformers in fp32), and whether mixing adds
+to the error of bf16 itself. For the second, vLLM also computes the same tokens from merged weights that were rounded to
+bf16 once; with its head in bf16, the default, and in fp32.
 """
 
 import tempfile
@@ -18,7 +18,6 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine.core.limits import context_length
-from pipeline.engine.settings import EngineSettings
 from pipeline.engine.vllm import backend as module
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments, prepare_environment
 from pipeline.engine.vllm.settings import VllmSettings
@@ -38,7 +37,7 @@ REQUESTS = {
 
 
 def figures() -> dict[str, Any]:
-    """All of them, of SmolLM2-135M and the demo's bank on a CPU."""
+    """Return all figures, for SmolLM2-135M and the demo's bank on a CPU."""
     found = {"fp32": _fp32(), "bf16": _agreement("bf16")}
     for head, overrides in _HEADS.items():
         found[f"bf16, head in {head}"] = _bf16(overrides)
@@ -64,16 +63,15 @@ def _compared(both: Engines) -> dict[str, Any]:
 
 
 def _bf16(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Differences of log probabilities, of the base model and of all mixtures together.
+    """Return differences of log probabilities, for the base model and for all mixtures together.
 
-    ``vllm``: a mixture as an adapter (of the base: as one of zeros, beside the others). ``vllm_merged``: vLLM with
-    weights that were merged in fp32 and rounded once. ``transformers``: with those; ``transformers_bf16``: with
-    weights that were merged in bf16.
+    ``vllm``: a mixture as an adapter; the base model as an adapter of zeros among the others. ``vllm_merged`` and
+    ``transformers``: weights that were merged in fp32 and rounded once. ``transformers_bf16``: weights merged in bf16.
     """
     answers, bank = _answers(overrides)
     exact, half = load_model(smollm(), "fp32"), load_model(smollm(), "bf16")
     differences: dict[bool, dict[str, list[torch.Tensor]]] = {False: {}, True: {}}
-    # Python's sort keeps the order of those that are alike.
+    # Python's sort is stable.
     for mixture, group in groupby(sorted(answers, key=_key), lambda one: one.request.mixture):
         own = list(group)
         whole = merged(exact, bank, mixture)
@@ -111,29 +109,29 @@ def _answers(overrides: dict[str, Any]) -> tuple[list[Scored], AdapterBank]:
 
 
 def _through_vllm(answers: Sequence[Scored], model: Any, overrides: dict[str, Any]) -> torch.Tensor:
-    """Log probabilities of the tokens of answers, by vLLM without adapters from the weights of a transformers model."""
+    """Compute log probabilities of the answers' tokens with vLLM, from a transformers model without adapters."""
     from vllm import LLM, SamplingParams
 
     prepare_environment("cpu", THREADS)
-    settings = EngineSettings(batch_size=32, vllm=VllmSettings(kv_gb=1))
+    settings = VllmSettings(batch_size=32, prefill_tokens=2048, kv_gb=1)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         reference = VllmModel(folder, torch.bfloat16, False, context_length(load_config(smollm())))
         arguments = engine_arguments(reference, settings, "cpu", 0, ())
         llm = LLM(**arguments, skip_tokenizer_init=True, hf_overrides=overrides)
-        asked = [{"prompt_token_ids": one.all_tokens} for one in answers]
+        prompts = [{"prompt_token_ids": one.all_tokens} for one in answers]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = llm.generate(asked, params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
         llm.llm_engine.engine_core.shutdown()
     found = []
     for one, output in zip(answers, outputs, strict=True):
-        for place in range(len(one.request.tokens), len(one.all_tokens)):
-            found.append(output.prompt_logprobs[place][one.all_tokens[place]].logprob)
+        for index in range(len(one.request.tokens), len(one.all_tokens)):
+            found.append(output.prompt_logprobs[index][one.all_tokens[index]].logprob)
     return torch.tensor(found)
 
 
 def _rounded(model: Any) -> Any:
-    """The same model, its weights in bf16 and no others of its tensors: those of the positions stay in fp32."""
+    """Round a model's weights to bf16 in place; its other tensors, such as those of the positions, stay in fp32."""
     for weight in model.parameters():
         weight.data = weight.data.to(torch.bfloat16)
     return model

@@ -1,4 +1,4 @@
-"""Where the native engine's time goes with the base model: the share of each operation, and the speed of products."""
+"""Profile the native engine with the base model: share of each operation, speed of matrix products."""
 
 import statistics
 import time
@@ -12,15 +12,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.engine import Engine, Request
 
-_SHOWN = 8  # operations; the rest is added up
+_SHOWN = 8  # operations; the others are summed
 _REPEATS = 10
 
 
-def shares(engine: Engine, asked: Sequence[Request]) -> dict[str, float]:
-    """Share of the time of each operation by itself, the largest first. Under the profiler calls cost more."""
-    assert asked[0].sampling is not None
+def shares(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
+    """Return each operation's share of the time, largest first; calls cost more under the profiler."""
+    assert requests[0].sampling is not None
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in engine.generate(asked, asked[0].sampling):
+        for _ in engine.generate(requests, requests[0].sampling):
             pass
     spent = sorted(((e.self_cpu_time_total, e.key) for e in found.key_averages()), reverse=True)
     total = sum(own for own, _ in spent)
@@ -28,19 +28,19 @@ def shares(engine: Engine, asked: Sequence[Request]) -> dict[str, float]:
     return shown | {"others": 1 - sum(shown.values())}
 
 
-def only_prompts(asked: Sequence[Request]) -> list[Request]:
-    """The same with one new token each."""
+def only_prompts(requests: Sequence[Request]) -> list[Request]:
+    """Return the same requests with one new token each."""
     return [
         replace(request, sampling=replace(request.sampling, max_new_tokens=1, min_new_tokens=1))
-        for request in asked
+        for request in requests
         if request.sampling
     ]
 
 
 def products(model: Any, tokens: Sequence[int]) -> dict[str, dict[str, float]]:
-    """GFLOP/s of a model's linear layers, without the head, one after another: weights as they lie, and packed ones.
+    """Measure GFLOP/s of a model's linear layers, without the head, with plain and with packed weights.
 
-    Packed: in the blocks that oneDNN wants, as a compiler lays constants out ahead (`torch.ops.mkldnn`).
+    Packed weights are in oneDNN's blocks, as a compiler arranges constants ahead of time (`torch.ops.mkldnn`).
     """
     weights = [m.weight for m in model.base_model.modules() if isinstance(m, torch.nn.Linear) and m.bias is None]
     found = {}
@@ -67,9 +67,9 @@ def _packed_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def attention(config: Any, tokens: Sequence[int], dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    """GFLOP/s of causal attention over a prompt in one layer: PyTorch's kernel, and scores rounded to ``dtype``.
+    """Measure GFLOP/s of causal attention over a prompt in one layer: PyTorch's kernel, scores rounded to ``dtype``.
 
-    The work counted is that of the lower triangle.
+    Only the work of the lower triangle counts.
     """
     kept, dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
     each, found = config.num_attention_heads // kept, {}
@@ -99,10 +99,10 @@ def _rounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden
 
 @torch.inference_mode()
 def _seconds(call: Callable[..., None], *given: Any) -> float:
-    """Median seconds of a call, after one that does not count."""
+    """Return the median seconds of a call, after a warm-up call."""
     taken = []
     for _ in range(_REPEATS + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call(*given)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])

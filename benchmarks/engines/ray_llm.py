@@ -1,4 +1,4 @@
-"""Ray Data LLM (`ray.data.llm`) with one adapter for each row: the column `model` names its folder."""
+"""Run Ray Data LLM (`ray.data.llm`) with one adapter per row, whose folder is in the column `model`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.engine import Request
 
 
-def seconds(model: str, bank: Path, asked: Sequence[Request], arguments: dict[str, Any], threads: int) -> float:
-    """Seconds that its vLLM stage takes over the requests, as one batch; the start of its engine is not in it."""
+def seconds(model: str, bank: Path, requests: Sequence[Request], arguments: dict[str, Any], threads: int) -> float:
+    """Return the seconds of its vLLM stage for the requests, as one batch, without the start of the engine."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -21,7 +21,7 @@ def seconds(model: str, bank: Path, asked: Sequence[Request], arguments: dict[st
     config = vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs=arguments,
-        batch_size=len(asked),
+        batch_size=len(requests),
         concurrency=1,
         chat_template_stage={"enabled": False},
         tokenize_stage={"enabled": False},
@@ -30,19 +30,19 @@ def seconds(model: str, bank: Path, asked: Sequence[Request], arguments: dict[st
         runtime_env={"env_vars": environment},
         log_engine_metrics=False,
     )
-    # `build_processor` connects to whatever cluster it finds on the machine, which may be somebody else's.
+    # `build_processor` would connect to any cluster that runs on the machine.
     ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False)
-    new = asked[0].sampling.max_new_tokens if asked[0].sampling else 0
+    new = requests[0].sampling.max_new_tokens if requests[0].sampling else 0
     rows = [
         {
             "model": str((bank / r.mixture.adapters[0]).absolute()) if r.mixture.adapters else model,
             "tokenized_prompt": list(r.tokens),
             "sampling_params": {"temperature": 0.0, "max_tokens": new, "min_tokens": new, "detokenize": False},
         }
-        for r in asked
+        for r in requests
     ]
     process = build_processor(config, preprocess=lambda row: row, postprocess=lambda row: row)
     answered = process(ray.data.from_items(rows, override_num_blocks=1)).take_all()
-    assert len(answered) == len(asked)
+    assert len(answered) == len(requests)
     assert all(row["num_generated_tokens"] == new for row in answered)
     return max(float(row["time_taken_llm"]) for row in answered)

@@ -1,4 +1,4 @@
-"""What is asked: records of the demo's tasks with the mixtures of its router, and answers of one length."""
+"""The requests: records of the demo's tasks with the mixtures of its router, and answers of one length."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.schema import GenerateConfig
-from pipeline.cluster.node_cache import on_this_node
+from pipeline.cluster.node_cache import cache_on_node
 from pipeline.engine import Request, Sampling
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
@@ -21,12 +21,12 @@ SUITE = "demo/data/suite-test.parquet"
 
 
 def requests(config: GenerateConfig, count: int, new_tokens: int) -> list[Request]:
-    """``count`` records, tasks in turn, each answered with exactly ``new_tokens`` tokens."""
+    """Return ``count`` requests, tasks in turn, each answered with exactly ``new_tokens`` tokens."""
     by_task: dict[str, list[str]] = {}
     for row in pq.read_table(SUITE, columns=["task", "prompt"]).to_pylist():
         by_task.setdefault(row["task"], []).append(row["prompt"])
     prompts = [prompt for rank in zip_longest(*by_task.values()) for prompt in rank if prompt is not None][:count]
-    settings = on_this_node(job_settings(config, "", ""))
+    settings = cache_on_node(job_settings(config, "", ""))
     context, _ = check_models(settings)
     records = [Record(row, str(row), prompt) for row, prompt in enumerate(prompts)]
     routed = RouteRecords(settings, context)(staged_table(records, pa.schema([])))
@@ -34,24 +34,24 @@ def requests(config: GenerateConfig, count: int, new_tokens: int) -> list[Reques
     return [
         Request(row["id"], row["tokens"], Mixture.parse(row["mixture"]), sampling=sampling)
         for row in routed.to_pylist()
-        if row["dead_type"] is None
+        if row["dead"] is None
     ]
 
 
-def for_base(asked: Sequence[Request]) -> list[Request]:
-    """The same for the base model."""
-    return [replace(request, mixture=Mixture()) for request in asked]
+def for_base(given: Sequence[Request]) -> list[Request]:
+    """Return the same requests for the base model."""
+    return [replace(request, mixture=Mixture()) for request in given]
 
 
-def single(asked: Sequence[Request]) -> list[Request]:
-    """The same with the adapter of the largest weight alone: what one adapter a row can do."""
-    return [replace(request, mixture=_largest(request.mixture)) for request in asked]
+def single(given: Sequence[Request]) -> list[Request]:
+    """Return the same requests with only the adapter of the largest weight, for engines with one adapter per row."""
+    return [replace(request, mixture=_largest(request.mixture)) for request in given]
 
 
-def shards(asked: Sequence[Request], mixtures: int) -> list[list[Request]]:
-    """As the planner cuts them; ``mixtures``: of a shard at most, 0: any number."""
+def shards(given: Sequence[Request], mixtures: int) -> list[list[Request]]:
+    """Divide the requests into shards as the planner does; ``mixtures``: the limit per shard, 0 for none."""
     waiting: dict[str, list[Request]] = {}
-    for request in asked:
+    for request in given:
         waiting.setdefault(request.mixture.key, []).append(request)
     plan = plan_shards({key: len(own) for key, own in waiting.items()}, ShardLimits(512, 64, mixtures))
     return [[waiting[key].pop() for key, count in shard for _ in range(count)] for shard in plan]

@@ -1,4 +1,4 @@
-"""The ways that are compared. Each answers the same requests, and says how many seconds it took."""
+"""The compared ways to answer requests, each as a function that returns its seconds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.engines.requests import shards
 from conf.schema import GenerateConfig
-from pipeline.cluster.node_cache import on_this_node
+from pipeline.cluster.node_cache import cache_on_node
 from pipeline.engine import Request
 from pipeline.engine.backend import Backend
 from pipeline.engine.vllm.backend import VllmBackend
@@ -15,43 +15,43 @@ from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.from_config import job_settings
 from pipeline.records import Completion
 from pipeline.settings import JobSettings
-from pipeline.stages.start_engine import start_backend
+from pipeline.stages.generate import start_engine
 
 Way = Callable[[Sequence[Request]], float]
-"""Seconds for some requests."""
+"""Answers requests; returns the seconds that it took."""
 
-_SHARDS_AT_ONCE = 2  # as a generating actor has them
+_SHARDS_AT_ONCE = 2  # as in a generating actor
 
 
 def settings_of(config: GenerateConfig, rows: int, vllm: VllmSettings | None, base: bool = False) -> JobSettings:
-    """Settings of an actor with so many rows. ``base``: no mixtures, so that vLLM runs without adapters."""
-    settings = on_this_node(job_settings(config, "", ""))
+    """Return the settings of an actor. ``base``: without mixtures, so that vLLM runs without adapters."""
+    settings = cache_on_node(job_settings(config, "", ""))
     routing = replace(settings.routing, max_adapters=0) if base else settings.routing
-    return replace(settings, engine=replace(settings.engine, batch_size=rows, vllm=vllm), routing=routing)
+    return replace(settings, engine=replace(vllm or settings.engine, batch_size=rows), routing=routing)
 
 
 def started(settings: JobSettings, device: str, threads: int) -> tuple[Backend, float]:
-    """A backend, and the seconds that its start took."""
-    begun = time.perf_counter()
-    backend = start_backend(settings, device, threads)
-    return backend, time.perf_counter() - begun
+    """Start a backend; return it with the seconds of its start."""
+    start = time.perf_counter()
+    backend = start_engine(settings, device, threads)
+    return backend, time.perf_counter() - start
 
 
 def by_backend(backend: Backend, mixtures: int) -> Way:
-    """Shard after shard, two at a time, as the generate stage does it. ``mixtures``: of a shard; 0: any number."""
+    """Answer shards, two at a time, as the generate stage does. ``mixtures``: the limit per shard, 0 for none."""
 
-    def run(asked: Sequence[Request]) -> float:
-        cut = shards(asked, mixtures)
-        begun = time.perf_counter()
+    def run(requests: Sequence[Request]) -> float:
+        cut = shards(requests, mixtures)
+        start = time.perf_counter()
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
             for shard, answers in zip(cut, pool.map(backend.answer, cut), strict=True):
                 for request, answer in zip(shard, answers, strict=True):
                     assert isinstance(answer, Completion), answer
                     assert request.sampling is not None
                     assert answer.completion_tokens == request.sampling.max_new_tokens
-        taken = time.perf_counter() - begun
+        taken = time.perf_counter() - start
         if isinstance(backend, VllmBackend):
-            backend.forget_prefixes()  # it would know the prompts of the next turn
+            backend.forget_prefixes()  # or it would reuse the prompts in the next turn
         return taken
 
     return run

@@ -1,4 +1,4 @@
-"""Memory of the driver and of Ray's workers while a job runs, from /proc."""
+"""Measure the memory of the driver and of Ray's workers while a job runs, from /proc."""
 
 import os
 import threading
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class MemoryWatch:
-    """Samples every second, in a thread: the driver, each kind of worker, and all shared memory (Ray's object store).
+    """A thread that samples the memory of driver, workers and Ray's object store.
 
-    ``peaks``, in MiB: private memory of the driver; of one worker process, the largest by the name of what it runs
-    (``IDLE`` between two tasks); of all processes together; and what more there is in shared memory than at the start.
+    ``peaks``, in MiB: private memory of the driver, of the largest worker process by its title (``IDLE`` between two
+    tasks), of all processes together, and the growth of shared memory since the start.
     """
 
     def __init__(self, seconds: float = 1.0) -> None:
@@ -30,19 +30,19 @@ class MemoryWatch:
     def _run(self) -> None:
         while not self._end.wait(self._seconds):
             total = 0.0
-            for pid, name in _family():
-                held = _private_mib(pid)
-                total += held
-                self._note(name, held)
-            self._note("all processes", total)
-            self._note("object store", _shared_mib() - self._shared)
+            for pid, name in _processes():
+                size = _private_mib(pid)
+                total += size
+                self._record(name, size)
+            self._record("all processes", total)
+            self._record("object store", _shared_mib() - self._shared)
 
-    def _note(self, name: str, held: float) -> None:
-        self.peaks[name] = max(self.peaks.get(name, 0.0), held)
+    def _record(self, name: str, size: float) -> None:
+        self.peaks[name] = max(self.peaks.get(name, 0.0), size)
 
 
-def _family() -> list[tuple[int, str]]:
-    """This process and the workers of Ray, by what they run."""
+def _processes() -> list[tuple[int, str]]:
+    """Return this process and Ray's workers, with the name of the task that they run."""
     found = [(os.getpid(), "driver")]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -56,16 +56,16 @@ def _family() -> list[tuple[int, str]]:
 
 
 def _private_mib(pid: int) -> float:
-    """Resident memory that is not shared: without libraries and Ray's object store, which many processes map."""
+    """Return resident memory without shared pages, such as libraries and Ray's object store."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    held = [int(line.split()[1]) for line in lines if line.startswith("RssAnon:")]
-    return held[0] / 1024 if held else 0.0
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("RssAnon:")]
+    return sizes[0] / 1024 if sizes else 0.0
 
 
 def _shared_mib() -> float:
-    """Shared memory of the whole machine that is in use: with Ray running, its object store before all else."""
+    """Return the shared memory in use on the machine; with Ray, mainly its object store."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Shmem:")) / 1024

@@ -1,4 +1,4 @@
-"""A generating actor that answers at once: what is left is the pipeline's own cost."""
+"""A generating actor that answers at once, to measure the cost of the pipeline alone."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.stages.tables import with_columns
 
 
 class AnswersAtOnce:
-    """As `GenerateRecords`, without a model: every answer is empty."""
+    """Replaces `GenerateRecords`, without a model: every answer is empty."""
 
     def __init__(self, *args: Any) -> None:
         pass

@@ -1,14 +1,14 @@
-"""What routing, shuffling and committing cost beside the engine: `python -m benchmarks.pipeline.overhead`.
+"""Measure the cost of routing, shuffling and committing beside the engine: `python -m benchmarks.pipeline.overhead`.
 
-Test records of the demo's tasks, all different, by the bare engine and by the whole pipeline in turn. The engine in
-this process, as an actor would run it, in one call over all requests, routed before: in the order in which the
-pipeline's shards hold them, so that the difference is what the pipeline costs; and, in the first turn, in that of the
-input as well, as who has no pipeline would give them. The pipeline on a local Ray with one generating actor of the same
-threads, from the moment its engine is ready until the job has ended: what is still routed then, the shuffle, commits,
-joining the window's files, `run.json`. What each needs to start is stated apart.
+The bare engine and the whole pipeline answer test records of the demo's tasks, all different, in turn. The engine runs
+in this process like in an actor, in one call over all requests, which are routed before. It gets them in the order of
+the pipeline's shards, so that the difference is the cost of the pipeline; in the first turn also in the order of the
+input, as a user without a pipeline would. The pipeline runs on a local Ray with one generating actor of the same
+threads. Its time counts from when its engine is ready until the job ends: the rest of routing, the shuffle, commits,
+merging the window's files, `run.json`. Start-up is reported separately.
 
-Each turn of the pipeline is compared with the mean of the engine's before and after it: a machine that becomes faster
-or slower meanwhile does so for both. ``stolen`` is the share of its processors' time that the host gave to others.
+Each turn of the pipeline is compared with the mean of the engine's turns before and after it, so that changes in the
+machine's speed affect both. ``stolen`` is the share of the processors' time that the host gave to others.
 """
 
 import argparse
@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from conf import load_settings
 from conf.schema import GenerateConfig
-from pipeline.cluster.connect import connect, size_pools
-from pipeline.engine.native import NativeBackend
+from pipeline.cluster.connect import connect
+from pipeline.cluster.sizing import size_pools
+from pipeline.engine.native.backend import NativeBackend
 from pipeline.evaluation.results import write_results
 from pipeline.from_config import job_settings
 from pipeline.job.generate import GenerateJob
@@ -46,7 +47,7 @@ from pipeline.storage.input.read import read_split, staged_table
 def main() -> None:
     """Measure and write `benchmarks/results/pipeline-overhead.json`."""
     parser = argparse.ArgumentParser(prog="benchmarks.pipeline.overhead")
-    parser.add_argument("--per-task", type=int, default=20, help="records of each of the 26 tasks")
+    parser.add_argument("--per-task", type=int, default=20, help="number of records of each of the 26 tasks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
@@ -54,7 +55,7 @@ def main() -> None:
     config = load_settings("generate", overrides, GenerateConfig)
     turns: dict[str, list[dict[str, float]]] = {"engine": [], "pipeline": [], "engine_input_order": []}
 
-    def note(name: str, turn: dict[str, float]) -> None:
+    def record(name: str, turn: dict[str, float]) -> None:
         turns[name].append(turn)
         print(name, turn, flush=True)
 
@@ -64,24 +65,24 @@ def main() -> None:
         connect(config.cluster.address, config.cluster.cpus)
         for turn in range(args.repeats + 1):
             settings = job_settings(config, str(folder / "in.jsonl"), str(folder / f"out-{turn}"))
-            note("engine", by_engine(settings, config, in_shards))
+            record("engine", by_engine(settings, config, in_shards))
             if turn < args.repeats:
-                note("pipeline", by_pipeline(settings, config))
+                record("pipeline", by_pipeline(settings, config))
             if turn == 0:
-                note("engine_input_order", by_engine(settings, config, lambda routed, settings: routed))
-    config_said = {"per_task": args.per_task, "overrides": overrides}
+                record("engine_input_order", by_engine(settings, config, lambda routed, settings: routed))
+    benchmark = {"per_task": args.per_task, "overrides": overrides}
     speeds = {name: [turn["tokens_per_second"] for turn in each] for name, each in turns.items()}
     around = [statistics.mean(pair) for pair in pairwise(speeds["engine"])]
     figures = {
         "pipeline_over_engine": _ratios(speeds["pipeline"], around),
         "pipeline_over_engine_in_input_order": _ratios(speeds["pipeline"][:1], speeds["engine_input_order"]),
     }
-    write_results(Path("benchmarks/results/pipeline-overhead.json"), {"config": config_said} | figures | turns)
+    write_results(Path("benchmarks/results/pipeline-overhead.json"), {"config": benchmark} | figures | turns)
     print(figures)
 
 
 def write_records(path: Path, per_task: int) -> None:
-    """The first test records of each task that the demo router knows, tasks in turn."""
+    """Write the first test records of each task that the demo router knows, tasks in turn."""
     tasks = orjson.loads(Path("demo/router/router.json").read_bytes())["labels"]
     rows = pq.read_table("demo/data/suite-test.parquet", columns=["id", "task", "prompt"]).to_pylist()
     by_task = [[row for row in rows if row["task"] == task][:per_task] for task in tasks]
@@ -89,7 +90,7 @@ def write_records(path: Path, per_task: int) -> None:
 
 
 def in_shards(routed: pa.Table, settings: JobSettings) -> pa.Table:
-    """Routed records in the order of the pipeline's shards."""
+    """Sort routed records into the order of the pipeline's shards."""
     limits = ShardLimits(settings.shard_records, settings.shard_adapters, settings.shard_mixtures)
     return pa.concat_tables(unpack(s) for shard in cut_shards(routed, limits) for s in shard["records"].to_pylist())
 
@@ -97,7 +98,7 @@ def in_shards(routed: pa.Table, settings: JobSettings) -> pa.Table:
 def by_engine(
     settings: JobSettings, config: GenerateConfig, order: Callable[[pa.Table, JobSettings], pa.Table]
 ) -> dict[str, float]:
-    """The generating actor's class in this process, over records that are routed and in order already."""
+    """Time the generating actor's class in this process, over records that are routed and sorted."""
     start = time.perf_counter()
     plan = plan_input(settings.input, settings.window_records, settings.columns)
     records = [r for s in plan.splits(0) for r in read_split(settings.input, s, settings.columns, {})]
@@ -116,7 +117,7 @@ def by_engine(
 
 
 class Ready(GenerateRecords):
-    """Says in a file beside the output when its engine is ready."""
+    """Writes the time at which its engine is ready to a file beside the output."""
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         super()._start(settings, device, threads)
@@ -124,7 +125,7 @@ class Ready(GenerateRecords):
 
 
 def by_pipeline(settings: JobSettings, config: GenerateConfig) -> dict[str, float]:
-    """The whole job, from when its engine is ready."""
+    """Time the whole job, from when its engine is ready."""
     start = time.time()
     pools = size_pools(pools_of(config), config.cluster.autoscaling)
     stolen = _stolen()
@@ -151,7 +152,7 @@ def _figures(starting: float, seconds: float, tokens: int, stolen: float) -> dic
 
 
 def _stolen() -> float:
-    """Seconds of a processor that the host gave to others since the start of the machine, per processor."""
+    """Return the seconds per processor that the host gave to others since the machine started."""
     ticks = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
     return ticks / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
 

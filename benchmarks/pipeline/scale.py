@@ -1,8 +1,8 @@
-"""The pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
+"""Measure the pipeline's own speed and memory: `python -m benchmarks.pipeline.scale [--records 1000000 10000000]`.
 
-Short records, the demo's router and tokenizer, and a generator that answers at once. Each size runs in a process of its
-own, the driver, on a local Ray; then it is run again there, which finds it finished. Every size is one run: it takes
-minutes to hours. The figures of other sizes in the result file stay, so that sizes may be measured one by one.
+The records are short, router and tokenizer are the demo's, and the generator answers at once. Each size is one run in
+its own driver process, on a local Ray, and takes minutes to hours; then the finished run is resumed. Figures of other
+sizes stay in the result file, so that sizes may be measured one by one.
 """
 
 import argparse
@@ -29,10 +29,10 @@ _FILE_ROWS = 500_000
 
 
 def main() -> None:
-    """Measure each size and write `benchmarks/results/pipeline-scale.json` after it."""
+    """Measure each size, and write `benchmarks/results/pipeline-scale.json` after each."""
     parser = argparse.ArgumentParser(prog="benchmarks.pipeline.scale")
     parser.add_argument("--records", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--folder", type=Path, help="where input and output lie; kept")
+    parser.add_argument("--folder", type=Path, help="folder of input and output; kept")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pipeline-scale.json"))
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
@@ -52,13 +52,13 @@ def main() -> None:
 
 
 def _measured(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """What the result file says of sizes with the same config."""
+    """Return the figures of other sizes with the same config from the result file."""
     before = orjson.loads(path.read_bytes()) if path.exists() else {}
     return dict(before["records"]) if before.get("overrides") == overrides else {}
 
 
 def write_records(folder: Path, records: int) -> None:
-    """JSONL files of prompts of 5 to 15 words, the same for the same number."""
+    """Write JSONL files of prompts of 5 to 15 words; the same number of records gives the same files."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [
         word
@@ -81,7 +81,7 @@ def write_records(folder: Path, records: int) -> None:
 
 
 def measure(config: GenerateConfig, folder: Path, records: int) -> dict[str, Any]:
-    """One run, and one of what is finished."""
+    """Run a job, then resume the finished run."""
     settings = job_settings(config, str(folder / f"in-{records}"), str(folder / f"out-{records}"))
     start = time.perf_counter()
     with MemoryWatch() as memory:

@@ -1,1 +1,1 @@
-"""How a job scales over nodes: `python -m benchmarks.scale`."""
+"""Measure how a job scales over nodes: `python -m benchmarks.scale`."""

@@ -1,10 +1,9 @@
-"""Efficiency over nodes: `python -m benchmarks.scale [--nodes 1 2 4 8] [--records 1280]`.
+"""Measure efficiency over nodes: `python -m benchmarks.scale [--nodes 1 2 4 8] [--records 1280]`.
 
-Ray's own `cluster_utils` start the nodes on this machine, each with one fake GPU; the engines sleep as long as the real
-one was measured to take (`sleeping.py`), so that two cores are enough for eight of them. Everything else is the real
-job: plan, read, shuffle, commit. The records grow with the nodes. Each size of the cluster is a process of its own,
-which runs a small job first, as the workers that read and write are kept between jobs; cases that the results hold
-already are skipped.
+Ray's `cluster_utils` starts the nodes on this machine, each with one fake GPU. The engines sleep for the measured time
+of the real one (`sleeping.py`), so that eight of them run on two cores. Everything else is the real job: plan, read,
+shuffle, commit. The number of records grows with the nodes. Each size of the cluster has its own process, which first
+runs a small job to start the workers that read and write. Cases with a result are skipped.
 """
 
 import argparse
@@ -27,11 +26,11 @@ _RESULTS = Path("benchmarks/results/cluster-scale.json")
 
 
 def main() -> None:
-    """Run what is missing, and write the results after each case."""
+    """Run the cases without a result; write the results after each case."""
     parser = argparse.ArgumentParser(prog="benchmarks.scale")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--records", type=int, default=1280, help="for each node")
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--records", type=int, default=1280, help="number of records per node")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this text")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     parser.add_argument("--kit", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--largest", type=int, help=argparse.SUPPRESS)
@@ -45,14 +44,21 @@ def main() -> None:
         for nodes in dict.fromkeys([min(args.nodes), max(args.nodes), *args.nodes]):
             words = ["--kit", str(kit), "--nodes", str(nodes), "--largest", str(max(args.nodes))]
             words += ["--records", str(args.records), "--only", args.only]
-            # A token of its own: else a token file of the user decides whether nodes and driver find each other.
-            own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_BACKEND_LOG_LEVEL": "fatal"}
+            # With its own token, the cluster does not depend on a token file of the user.
+            token = {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                "RAY_BACKEND_LOG_LEVEL": "fatal",
+            }
             command = [sys.executable, "-m", "benchmarks.scale", *words, "--output", str(args.output)]
-            subprocess.run(command, env=os.environ | own, check=True)
+            subprocess.run(command, env=os.environ | token, check=True)
 
 
 def cases(nodes: int, largest: int) -> list[Case]:
-    """Even and skewed; 1 to 1,000 mixtures on one node and on the most; there also a slow node and a lost one."""
+    """Return the cases of a cluster size: even and skewed mixtures.
+
+    One node and the largest cluster also have 1 to 1,000 mixtures, and the largest one a slow and a lost node.
+    """
     found = [Case(nodes), Case(nodes, hot=0.9)]
     if nodes in (1, largest):
         found += [Case(nodes, 1), Case(nodes, 100), Case(nodes, 1000)]
@@ -67,26 +73,26 @@ def _efficiency(case: dict[str, Any], done: dict[str, Any]) -> dict[str, float]:
 
 
 def _measure(count: int, args: argparse.Namespace) -> None:
-    """The missing cases of one size of the cluster."""
-    kit, records, output = args.kit, args.records, args.output
-    about = {"records_a_node": records, "shard_records": SHARD}
-    results = json.loads(output.read_text()) if output.exists() else {"config": about, "cases": {}}
-    if results["config"] != about:
+    """Run the cases of one cluster size that have no result."""
+    folder, records, output = args.kit, args.records, args.output
+    config = {"records_a_node": records, "shard_records": SHARD}
+    results = json.loads(output.read_text()) if output.exists() else {"config": config, "cases": {}}
+    if results["config"] != config:
         raise SystemExit(f"{output} holds runs with {results['config']}; give another --output")
     done: dict[str, Any] = results["cases"]
     missing = [case for case in cases(count, args.largest) if case.name not in done and args.only in case.name]
     if not missing:
         return
-    made, nodes = Kit(kit / "model", kit / "bank", kit / "router"), start(count)
+    kit, nodes = Kit(folder / "model", folder / "bank", folder / "router"), start(count)
     try:
         for case in [None, *missing]:
             with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
                 if case is None:
-                    run(Case(count), made, Path(temporary), 2 * SHARD * count, nodes)
+                    run(Case(count), kit, Path(temporary), 2 * SHARD * count, nodes)
                     continue
-                done[case.name] = run(case, made, Path(temporary), records * count, nodes)
+                done[case.name] = run(case, kit, Path(temporary), records * count, nodes)
             figures = {name: found | _efficiency(found, done) for name, found in done.items()}
-            write_results(output, {"config": about, "cases": figures})
+            write_results(output, {"config": config, "cases": figures})
             print(case.name, json.dumps(figures[case.name]), flush=True)
     finally:
         ray.shutdown()

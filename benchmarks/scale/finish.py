@@ -1,14 +1,13 @@
-"""What finishing a window costs its driver, while no engine works: `python -m benchmarks.scale.finish`.
+"""Measure the cost of finishing a window on the driver: `python -m benchmarks.scale.finish`.
 
-A million rows in shards of 512, on a local disk and on SeaweedFS (S3) on this machine: their markers are read, their
-files joined, a window marker is written, and all that it does not name is removed. Written to
-`benchmarks/results/scale-finish.json`.
+The window has a million rows in shards of 512, on a local disk and on SeaweedFS (S3) on this machine. Finishing reads
+their markers, merges their files, writes a window marker and removes all files that it does not name. No engine works
+meanwhile. Results are written to `benchmarks/results/scale-finish.json`.
 """
 
 import os
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,20 +17,20 @@ import pyarrow as pa
 
 from benchmarks.pipeline.memory import MemoryWatch
 from benchmarks.scale.units import answers
-from pipeline.engine.serving.heap import keep_no_freed_memory
 from pipeline.evaluation.results import write_results
-from pipeline.storage.commit.compaction import merge_files
+from pipeline.heap import limit_arenas
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard, shard_prefix
+from pipeline.storage.commit.window import commit_shard, finish_window
 from tests.s3.weed import BUCKET, Weed
 
 _ROWS, _SHARD, _FILE = 1_000_000, 512, 128 * 2**20
 
 
 def main() -> None:
-    """Measure both and write them."""
-    keep_no_freed_memory()  # as a driver does
+    """Measure both stores and write the results."""
+    limit_arenas()  # as a driver does
     with tempfile.TemporaryDirectory() as temporary:
         figures = {"local disk": of_window(f"{temporary}/out")}
         weed = Weed(Path(temporary))
@@ -45,23 +44,23 @@ def main() -> None:
 
 
 def of_window(url: str) -> dict[str, Any]:
-    """Seconds, and MiB of this process's memory before and at most."""
-    log, data, empty = CommitLog(url), answers(_SHARD), pa.table({})
-    places = np.random.default_rng(0).permutation(_ROWS)
+    """Return the seconds, and this process's memory in MiB before and at its peak."""
+    store, data, empty = MarkerStore(url), answers(_SHARD), pa.table({})
+    order = np.random.default_rng(0).permutation(_ROWS)
     for number, start in enumerate(range(0, _ROWS, _SHARD)):
-        rows = places[start : start + _SHARD]
+        rows = order[start : start + _SHARD]
         own = data.slice(0, len(rows))
         name = f"{shard_prefix(0)}a-{number:06d}"
-        log.commit(Shard(name, None, None, rows, np.empty(0, np.int64), count_rows(own, empty)), own, empty)
+        commit_shard(store, Shard(name, None, None, rows, np.empty(0, np.int64), count_rows(own, empty)), own, empty)
     with MemoryWatch(0.02) as before:
         time.sleep(0.1)
     with MemoryWatch(0.02) as memory:
-        begun = time.perf_counter()
-        files = log.finish_window(0, _ROWS, partial(merge_files, log, 0, _FILE))
-        seconds = time.perf_counter() - begun
+        start_time = time.perf_counter()
+        files = finish_window(store, 0, _ROWS, _FILE)
+        seconds = time.perf_counter() - start_time
     assert files.counts.data == _ROWS
-    held = {"before": before.peaks["driver"], "most": memory.peaks["driver"]}
-    return {"shards": number + 1, "seconds": seconds, "files": len(files.data), "driver_mib": held}
+    memory_mib = {"before": before.peaks["driver"], "most": memory.peaks["driver"]}
+    return {"shards": number + 1, "seconds": seconds, "files": len(files.data), "driver_mib": memory_mib}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One job on a cluster of some nodes, and what its engines did with their time."""
+"""Run one job on a cluster, and measure how its engines spend their time."""
 
 import json
 import statistics
@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.chaos.runs import Kit
 from benchmarks.scale.sleeping import AssignsMixtures, Sleeps
-from pipeline.cluster.connect import connect, size_pools
+from conf import load_settings
+from conf.schema import GenerateConfig
+from pipeline.cluster.connect import connect
 from pipeline.cluster.resources import Pools, StageResources
-from pipeline.engine import Sampling
+from pipeline.cluster.sizing import size_pools
+from pipeline.from_config import job_settings
 from pipeline.job.generate import GenerateJob
-from pipeline.settings import JobSettings, ModelRef
+from pipeline.settings import JobSettings
 from pipeline.storage import read_dead, read_run
 
 _SYSTEM = {
@@ -33,7 +36,7 @@ _STORE = 100 * 2**20  # bytes of a node's object store, on one machine
 
 @dataclass(frozen=True)
 class Case:
-    """``hot``: share of the rows with one mixture. ``slow``: times that one node takes longer. ``lose``: a node is."""
+    """A job. ``hot``: share of rows with one mixture; ``slow``: slowdown of one node; ``lose``: a node is lost."""
 
     nodes: int
     mixtures: int = 26
@@ -43,14 +46,14 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As it is called in the results."""
+        """Its key in the results."""
         kind = f"{self.hot:.0%} one mixture" if self.hot else "even"
         more = (f", one node {self.slow:g} times slower" if self.slow != 1 else "") + (", a node lost" * self.lose)
         return f"{self.nodes} nodes, {self.mixtures} mixtures, {kind}{more}"
 
 
 class Nodes:
-    """A head without a GPU, where records are routed, and ``count`` nodes with one fake GPU each."""
+    """A head without a GPU, which routes records, and ``count`` nodes with one fake GPU each."""
 
     def __init__(self, count: int) -> None:
         self.cluster = Cluster(
@@ -61,22 +64,22 @@ class Nodes:
         self.cluster.wait_for_nodes()
 
     def lose_one(self) -> None:
-        """As when its machine dies."""
+        """Remove a node, as if its machine failed."""
         self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
 
 
 def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[str, Any]:
-    """Run the job of a case over ``records`` rows; Ray is connected to ``nodes`` already."""
+    """Run the job of a case over ``records`` rows, on the connected cluster ``nodes``."""
     write_input(folder / "in.jsonl", records)
     settings = _settings(case, kit, folder)
     (folder / "trace").mkdir()
     job = GenerateJob(settings, lambda line: None, generator=Sleeps, router=AssignsMixtures)
     job.prepare()
-    begun = time.time()
-    moments = Moments(
+    start_time = time.time()
+    watch = CommitWatch(
         folder / "out", int(0.3 * records / settings.shard_records), nodes.lose_one if case.lose else None
     )
-    with moments:
+    with watch:
         result = job.run(pools)
     ended = time.time()
     engines = _engines(folder / "trace")
@@ -85,52 +88,53 @@ def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[
         "records": records,
         **_counted(str(folder / "out"), records),
         "incomplete": result.incomplete,
-        "job_seconds": ended - begun,
-        "first_commit_seconds": (moments.first or ended) - begun,
-        "node_lost_at_seconds": None if moments.struck is None else moments.struck - begun,
-        **_used(engines, moments.last or ended, begun),
+        "job_seconds": ended - start_time,
+        "first_commit_seconds": (watch.first or ended) - start_time,
+        "node_lost_at_seconds": None if watch.struck is None else watch.struck - start_time,
+        **_used(engines, watch.last or ended, start_time),
     }
 
 
 def start(nodes: int) -> Nodes:
-    """A cluster, with this process connected to it."""
+    """Start a cluster and connect this process to it."""
     started = Nodes(nodes)
     connect(started.cluster.address, 0)
     return started
 
 
 def pools() -> Pools:
-    """One generating actor a GPU; routing and the shuffle go where there is room."""
-    # One writing process a node, as their starts share two cores here.
+    """Return pools with one generating actor per GPU."""
     return size_pools(
         Pools(
-            generate=StageResources(1.0, actors=0, max_actors=0), route=StageResources(0.5), write=StageResources(1.0)
+            read=StageResources(0.25),
+            route=StageResources(0.5),
+            generate=StageResources(1.0, min_actors=0, max_actors=0),
+            write=StageResources(1.0),  # one writing process per node, as their starts share two cores here
+            threads=1,
         )
     )
 
 
 def write_input(path: Path, records: int) -> None:
-    """Rows that differ in nothing but their id."""
+    """Write rows that differ only in their id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": f"r{row}", "prompt": "red1 tall2"}) + "\n" for row in range(records)))
 
 
 def _settings(case: Case, kit: Kit, folder: Path) -> JobSettings:
     scale = {"mixtures": case.mixtures, "hot": case.hot, "slow": case.slow, "adapters": 100}
-    return JobSettings(
-        input=str(folder / "in.jsonl"),
-        output=str(folder / "out"),
-        model=ModelRef(str(kit.model), "fp32"),
-        bank=str(kit.bank),
-        router=str(kit.router),
-        sampling=Sampling(max_new_tokens=80),
-        shard_records=SHARD,
-        config={"scale": scale | {"trace": str(folder / "trace")}},
-    )
+    overrides = [
+        *("model=custom", f"model.path={kit.model}", "model.dtype=fp32", "bank=custom", f"bank.path={kit.bank}"),
+        *("router=custom", f"router.path={kit.router}", "generation.max_new_tokens=80"),
+        f"shuffle.shard_records={SHARD}",
+    ]
+    config = load_settings("generate", overrides, GenerateConfig)
+    settings = job_settings(config, str(folder / "in.jsonl"), str(folder / "out"))
+    return replace(settings, config={"scale": scale | {"trace": str(folder / "trace")}})
 
 
-class Moments:
-    """Watches the output: when the first and the last shard of the first round were committed.
+class CommitWatch:
+    """Record the times at which the first and the last shard were committed.
 
     ``strike`` is called once, when ``shards`` are committed.
     """
@@ -143,7 +147,7 @@ class Moments:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Moments":
+    def __enter__(self) -> "CommitWatch":
         self._thread.start()
         return self
 
@@ -154,7 +158,7 @@ class Moments:
     def _watch(self) -> None:
         seen = 0
         while not self._end.wait(0.1):
-            found = sum(1 for path in self._data.glob("w*.parquet") if "joined" not in path.name)
+            found = sum(1 for path in self._data.glob("w*.parquet") if "merged" not in path.name)
             now = time.time()
             if found > seen:
                 self.first, self.last, seen = self.first or now, now, found
@@ -167,19 +171,22 @@ def _engines(folder: Path) -> list[list[dict[str, Any]]]:
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.glob("*.jsonl"))]
 
 
-def _used(engines: list[list[dict[str, Any]]], end: float, begun: float) -> dict[str, Any]:
-    """What share of the time from its start to the last commit each engine worked; a slow one counts for less."""
+def _used(engines: list[list[dict[str, Any]]], end: float, start_time: float) -> dict[str, Any]:
+    """Return how long the engines worked, as a share of the time from their start to the last commit.
+
+    At speed: a slow engine counts for less.
+    """
     ready = [engine[0]["ready"] for engine in engines]
     worked = [sum(shard["end"] - shard["start"] for shard in engine[1:]) for engine in engines]
     last = [max((shard["end"] for shard in engine[1:]), default=engine[0]["ready"]) for engine in engines]
-    there = sum(end - at for at in ready)
+    total = sum(end - at for at in ready)
     shards = [shard for engine in engines for shard in engine[1:]]
     return {
         "engines": len(engines),
-        "engines_ready_seconds": [round(at - begun, 2) for at in sorted(ready)],
-        "engine_seconds": there,
+        "engines_ready_seconds": [round(at - start_time, 2) for at in sorted(ready)],
+        "engine_seconds": total,
         "engine_seconds_at_speed": sum((end - e[0]["ready"]) / e[0]["factor"] for e in engines),
-        "busy_share": sum(worked) / there,
+        "busy_share": sum(worked) / total,
         "tail_seconds": end - min(last),
         "shards": len(shards),
         "shard_seconds_median": statistics.median(shard["end"] - shard["start"] for shard in shards),
@@ -191,12 +198,12 @@ def _used(engines: list[list[dict[str, Any]]], end: float, begun: float) -> dict
 def _counted(output: str, records: int) -> dict[str, int]:
     times = Counter(read_run(output).to_table(["id"])["id"].to_pylist())
     times.update(read_dead(output).to_table(["id"])["id"].to_pylist())
-    wanted = {f"r{row}" for row in range(records)}
-    return {"lost": len(wanted - times.keys()), "doubled": sum(n - 1 for n in times.values())}
+    expected = {f"r{row}" for row in range(records)}
+    return {"lost": len(expected - times.keys()), "doubled": sum(n - 1 for n in times.values())}
 
 
 def against(one: dict[str, Any], many: dict[str, Any]) -> dict[str, float]:
-    """Efficiency of a run over that on one node: records for a second of an engine, and of the whole job by node."""
+    """Return the efficiency of a run relative to one node: records per engine second, and per second and node."""
     by_engine = many["records"] / many["engine_seconds_at_speed"] / (one["records"] / one["engine_seconds_at_speed"])
     whole = many["records"] / many["job_seconds"] / many["nodes"] / (one["records"] / one["job_seconds"])
     return {"efficiency": by_engine, "efficiency_with_start": whole}

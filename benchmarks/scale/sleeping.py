@@ -1,4 +1,4 @@
-"""Actors that take the time of real ones and none of their work: they sleep as long as was measured."""
+"""Actors that sleep for the measured time of real ones instead of computing."""
 
 import json
 import os
@@ -19,30 +19,30 @@ _ROWS = 32  # of the engine that was measured
 
 
 class Latency:
-    """Seconds of a shard on the engine, from what was measured of decode steps of 32 rows and of loading adapters."""
+    """Seconds of a shard on the engine, from measured decode steps of 32 rows and measured loads of adapters."""
 
     def __init__(self) -> None:
         decode = json.loads((_RESULTS / "engine-decode.json").read_text())["figures"]
-        of = {bank: decode[f"rows={_ROWS} bank={bank} mixed=2"] for bank in (26, 100)}
-        # Ratios are of one turn; milliseconds of two cases are of two hours of a machine whose speed changes.
-        base = of[26]["base"]["step_ms"]["median"] / 1000
-        self.pure = base * of[26]["merged"]["step_over_base"]["median"]
-        self.mixed = {bank: base * figures["fused"]["step_over_base"]["median"] for bank, figures in of.items()}
+        cases = {bank: decode[f"rows={_ROWS} bank={bank} mixed=2"] for bank in (26, 100)}
+        # Only ratios are comparable: they come from one turn, while the machine's speed changes between two cases.
+        base = cases[26]["base"]["step_ms"]["median"] / 1000
+        self.pure = base * cases[26]["merged"]["step_over_base"]["median"]
+        self.mixed = {bank: base * figures["fused"]["step_over_base"]["median"] for bank, figures in cases.items()}
         loads = json.loads((_RESULTS / "bank-load.json").read_text())
         self.load = float(loads["bank_seconds_per_adapter_median"])
 
     def step(self, mixtures: int, adapters: int) -> float:
-        """Seconds of one decode step of a full batch."""
+        """Return the seconds of one decode step of a full batch."""
         return self.pure if mixtures == 1 else self.mixed[26 if adapters <= 26 else 100]
 
 
 def tokens_of(row: int) -> int:
-    """Length of a row's answer: 16 to 80 tokens, the same in every run; 48 on average."""
+    """Return the length of a row's answer: 16 to 80 tokens, 48 on average, the same in every run."""
     return 16 + row * 37 % 65
 
 
 class AssignsMixtures:
-    """In the place of the router: ``hot`` of the rows have one mixture, the others one of the rest each.
+    """Replaces the router: a share of ``hot`` rows get one mixture, each other row one of the rest.
 
     ``settings.config["scale"]`` holds ``mixtures``, ``hot`` and what `Sleeps` needs.
     """
@@ -72,10 +72,10 @@ class AssignsMixtures:
 
 
 class Sleeps:
-    """In the place of the engine: sleeps for a shard's decode steps and for adapters that are new to it.
+    """Replaces the engine: sleeps for a shard's decode steps and for the loads of new adapters.
 
-    Writes a line for each shard into the folder ``trace``. An engine takes one shard at a time, as two that share its
-    rows take as long together. ``slow``: how many times longer the first engine to start takes.
+    Writes a line for each shard into the folder ``trace``. An engine takes one shard at a time: two that share its rows
+    would take the same time together. ``slow``: factor by which the first engine to start is slower.
     """
 
     def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Any) -> None:

@@ -1,7 +1,7 @@
-"""What one record, one shard and one window cost beside the engine: `python -m benchmarks.scale.units`.
+"""Measure the cost of one record, shard and window without the engine: `python -m benchmarks.scale.units`.
 
-On the demo's records and router, and on SeaweedFS (S3) on this machine: the figures from which `docs/scale.md`
-reckons what a billion records would need.
+`docs/scale.md` estimates the needs of a billion records from these figures. They are measured with the demo's records
+and router, and with SeaweedFS (S3) on this machine.
 """
 
 import os
@@ -27,8 +27,9 @@ from pipeline.stages.route import RouteRecords
 from pipeline.stages.shard_plan import ShardLimits, shard_of_rows
 from pipeline.stages.shuffle import pack
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
-from pipeline.storage.commit.markers import Shard, encode
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.markers import Shard, encode_shard
+from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def of_records() -> dict[str, Any]:
-    """Bytes of a record on its way, and records that one process reads and routes in a second."""
+    """Measure the bytes of a record between stages, and the records per second that one process reads and routes."""
     config = load_settings("generate", [], GenerateConfig)
     settings = job_settings(config, "demo/records.jsonl", "unused")
     plan = plan_input(settings.input, settings.window_records, Columns())
@@ -66,8 +67,8 @@ def of_records() -> dict[str, Any]:
         lines = Path(settings.input).read_bytes().splitlines()
         rewritten = (orjson.loads(line) | {"id": f"{copy}-{n}"} for copy in range(200) for n, line in enumerate(lines))
         path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rewritten))
-        begun = time.perf_counter()
-        planned = plan_input(str(path), settings.window_records, Columns()).rows / (time.perf_counter() - begun)
+        planning = time.perf_counter()
+        planned = plan_input(str(path), settings.window_records, Columns()).rows / (time.perf_counter() - planning)
     return {
         "planned_per_second": planned,
         "input_bytes": plan.files[0].size / plan.rows,
@@ -80,7 +81,7 @@ def of_records() -> dict[str, Any]:
 
 
 def of_planning() -> dict[str, Any]:
-    """Seconds and bytes of planning a window of a million rows, by how many distinct mixtures it has."""
+    """Measure seconds and bytes of planning a window of a million rows, by its number of distinct mixtures."""
     found: dict[str, Any] = {}
     for distinct in (26, 1000, 100_000):
         chance = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def of_planning() -> dict[str, Any]:
 
 
 def of_store() -> dict[str, Any]:
-    """Seconds of a commit and of a listing on S3, and bytes of a shard's marker."""
+    """Measure seconds of a commit and of a listing on S3, and bytes of a shard's marker."""
     with tempfile.TemporaryDirectory() as temporary:
         weed = Weed(Path(temporary))
         try:
@@ -109,7 +110,7 @@ def of_store() -> dict[str, Any]:
 
 
 def _commits() -> dict[str, Any]:
-    log = CommitLog(f"s3://{BUCKET}/commits")
+    store = MarkerStore(f"s3://{BUCKET}/commits")
     rows = np.random.default_rng(0).permutation(_ROWS)[:_SHARD]
     data = answers(_SHARD)
     empty = pa.table({})
@@ -117,20 +118,20 @@ def _commits() -> dict[str, Any]:
     for number in range(_COMMITS):
         shard = Shard(f"w000000-a-{number:06d}", None, None, rows, np.empty(0, np.int64), count_rows(data, empty))
         start = time.perf_counter()
-        log.commit(shard, data, empty)
+        commit_shard(store, shard, data, empty)
         seconds.append(time.perf_counter() - start)
-    return {"commit_seconds": statistics.median(seconds), "marker_bytes": len(encode(shard))}
+    return {"commit_seconds": statistics.median(seconds), "marker_bytes": len(encode_shard(shard))}
 
 
 def answers(rows: int) -> pa.Table:
-    """A shard's data, of 40 words each."""
+    """Return the data of a shard, with answers of 40 words."""
     row = {"id": "0123456789", "output": "word " * 40, "finish_reason": "stop", "prompt_tokens": 100}
     more = {"completion_tokens": 48, "adapters": ["a"], "weights": [1.0], "mixture": "a:1.0"}
     return pa.Table.from_pylist([row | more | {"route_score": 0.5, "fallback": False}] * rows, schema=DATA)
 
 
 def _listing(count: int) -> float:
-    fs = CommitLog(f"s3://{BUCKET}/list-{count}").fs
+    fs = MarkerStore(f"s3://{BUCKET}/list-{count}").fs
     folder = f"{BUCKET}/list-{count}/_commits"
     for number in range(count):
         put(fs, f"{folder}/w000000-a-{number:06d}.json", b"{}")

@@ -67,7 +67,7 @@ class Estimate:
 
 
 def estimate(records: int, duplicates: int, routed: RoutedSample, max_new_tokens: int, cost: Cost) -> Estimate:
-    """Estimate the cost of an input of ``records`` records; ``duplicates`` of them repeat an id and become dead letters.
+    """Estimate the cost of ``records`` records, of which ``duplicates`` repeat an id and become dead letters.
 
     The share of other dead letters is that of the sample, with its 95 % Wilson interval.
     """

@@ -1,6 +1,7 @@
 """Route and answer a sample of a job's records in this process, without Ray."""
 
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ import torch
 
 from pipeline.job.preflight import Prepared
 from pipeline.settings import JobSettings
-from pipeline.stages.commit import OutputShape
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.route import RouteRecords
-from pipeline.storage.input.plan import Split
+from pipeline.storage.input.plan import InputPlan
 from pipeline.storage.input.read import read_split, staged_tables
 
 _RECORDS, _SPLITS = 512, 32  # routed records, and the splits that they come from, spread evenly over the input
@@ -55,7 +56,7 @@ class AnsweredSample:
 def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
     """Route records from the whole input, the same ones each time."""
     route = RouteRecords(settings, prepared.context)
-    tables = [route(table) for table in _tables(settings, prepared)]
+    tables = [route(table) for table in _tables(settings, prepared.plan)]
     table = pa.concat_tables(tables)
     alive = table.filter(table["dead"].is_null())
     tokens = np.array([len(ids) for ids in alive["tokens"].to_pylist()])
@@ -65,11 +66,11 @@ def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
 
 
 def answer_sample(
-    settings: JobSettings, shape: OutputShape, routed: RoutedSample, seconds: float, threads: int
+    settings: JobSettings, schema: OutputSchema, routed: RoutedSample, seconds: float, threads: int
 ) -> AnsweredSample | None:
     """Answer batches of the sample until ``seconds`` have passed, at least one; None if every record is dead.
 
-    ``shape``: of the output files.
+    ``schema``: of the output files.
     """
     alive = routed.table.filter(routed.table["dead"].is_null())
     if not alive.num_rows:
@@ -88,28 +89,23 @@ def answer_sample(
     table = pa.concat_tables(answered)
     table = table.filter(table["dead"].is_null())
     name = f"{device}, {threads} threads" if device == "cpu" else torch.cuda.get_device_name()
-    low, high = _bytes(shape, table)
+    low, high = _bytes(schema, table)
     return AnsweredSample(table["completion_tokens"].to_numpy(), np.array(durations), low, high, name)
 
 
-def _tables(settings: JobSettings, prepared: Prepared) -> Iterator[pa.Table]:
-    plan = prepared.plan
-    for window, split in _sampled_splits(prepared):
-        records = read_split(settings.input, split, settings.columns, plan.duplicates_of(window))
-        yield pa.concat_tables(staged_tables(records, plan.passed, split.take))
-
-
-def _sampled_splits(prepared: Prepared) -> list[tuple[int, Split]]:
-    plan = prepared.plan
+def _tables(settings: JobSettings, plan: InputPlan) -> Iterator[pa.Table]:
     splits = [(window, split) for window in range(plan.windows) for split in plan.splits(window)]
-    chosen = np.unique(np.linspace(0, len(splits) - 1, _SPLITS).round().astype(int))
-    each = -(-_RECORDS // len(chosen))
-    return [(splits[i][0], replace(splits[i][1], take=min(each, splits[i][1].take))) for i in chosen]
+    indices = np.unique(np.linspace(0, len(splits) - 1, _SPLITS).round().astype(int))
+    per_split = math.ceil(_RECORDS / len(indices))
+    for window, split in (splits[i] for i in indices):
+        part = replace(split, take=min(per_split, split.take))
+        records = read_split(settings.input, part, settings.columns, plan.duplicates_of(window))
+        yield pa.concat_tables(staged_tables(records, plan.passed, part.take))
 
 
-def _bytes(shape: OutputShape, table: pa.Table) -> tuple[float, float]:
+def _bytes(schema: OutputSchema, table: pa.Table) -> tuple[float, float]:
     buffer = io.BytesIO()
-    pq.write_table(shape.data(table), buffer, compression="zstd")
+    pq.write_table(schema.data_table(table), buffer, compression="zstd")
     file = pq.ParquetFile(buffer)
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     columns = sum(g.column(i).total_compressed_size for g in groups for i in range(g.num_columns))

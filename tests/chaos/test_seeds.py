@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos.cluster import Cluster
-from benchmarks.chaos.kills import LEAST
+from benchmarks.chaos.kills import MIN_KILLS
 from benchmarks.chaos.runs import SHORT, Kit, Run
 from benchmarks.chaos.stores import S3, Disk
 
@@ -27,7 +27,7 @@ def test_every_line_comes_out_once_whatever_is_killed(
     for haste in (1, 4, 16):  # where the job is through before the third kill, they come sooner
         record = Run(seed, cluster, kit, tmp_path / "run", SHORT, Disk(), haste).run()
         assert record["exact"], record
-        if len(record["kills"]) >= LEAST:
+        if len(record["kills"]) >= MIN_KILLS:
             return
     raise AssertionError(f"not killed often enough: {record}")
 

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,8 @@ class RayJobs:
     def attempts(self, name: str) -> list[Attempt]:
         """Return the jobs ``name``, ``name-2``, ``name-3`` ... with their statuses."""
         statuses = self._statuses()
-        found: list[Attempt] = []
-        while (job := _attempt_id(name, len(found) + 1)) in statuses:
-            found.append(Attempt(job, statuses[job]))
-        return found
+        jobs = takewhile(statuses.__contains__, (_attempt_id(name, number) for number in count(1)))
+        return [Attempt(job, statuses[job]) for job in jobs]
 
     def status(self, job: str) -> str | None:
         """Return ``PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED``; None for an unknown job."""
@@ -80,7 +79,7 @@ class RayJobs:
         while True:
             start, written = time.monotonic(), log.written
             try:
-                asyncio.run(self._tail(job, log))
+                asyncio.run(log.read(self._client.tail_job_logs(job)))
                 if self.status(job) in _ENDED:
                     return
             except (UserError, *self._errors) as error:
@@ -105,19 +104,13 @@ class RayJobs:
             return _STOPPED_EXIT_CODE
         info = self._call(lambda: self._client.get_job_info(job))
         code = info.driver_exit_code
-        if code is None:
-            if status == "FAILED":
-                raise UserError(f"submit: {job} did not start: {' '.join((info.message or '').split())[:500]}")
-            return 0
-        return int(code) if code >= 0 else 128 - int(code)
+        if code is None and status == "FAILED":
+            raise UserError(f"submit: {job} did not start: {' '.join((info.message or '').split())[:500]}")
+        code = int(code or 0)
+        return code if code >= 0 else 128 - code
 
     def _statuses(self) -> dict[str, str]:
         return {info.submission_id: str(info.status.value) for info in self._call(self._client.list_jobs)}
-
-    async def _tail(self, job: str, log: "_Log") -> None:
-        log.restart()
-        async for text in self._client.tail_job_logs(job):
-            log.read(text)
 
     def _call(self, call: Callable[[], Any]) -> Any:
         try:
@@ -128,23 +121,21 @@ class RayJobs:
 
 
 class _Log:
-    """A log that every connection reads from its beginning, and that is written once. Counts characters."""
+    """A log that is written once, although every connection reads it from its beginning. Counts characters."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        self.written = self._seen = 0
+        self.written = 0
         self._write = write
 
-    def restart(self) -> None:
-        """Read the log from its beginning again."""
-        self._seen = 0
-
-    def read(self, text: str) -> None:
-        """Write the part of the next chunk that was not written yet."""
-        new = text[max(0, self.written - self._seen) :]
-        self._seen += len(text)
-        if new:
-            self._write(new)
-            self.written = self._seen
+    async def read(self, chunks: AsyncIterator[str]) -> None:
+        """Write what was not written yet of a connection's chunks."""
+        seen = 0
+        async for text in chunks:
+            new = text[max(0, self.written - seen) :]
+            seen += len(text)
+            if new:
+                self._write(new)
+                self.written = seen
 
 
 def _attempt_id(name: str, number: int) -> str:
