@@ -1,4 +1,4 @@
-"""The commands as functions: over a list of dicts, a Ray Dataset, or a URL."""
+"""The Python API: `generate` and `route` over a list of dicts, a Ray Dataset, or a URL."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -6,14 +6,14 @@ from typing import Any
 
 from conf.generate import load_config
 
-from .artifacts import write_derived
+from .artifacts import write_artifacts
 from .batches import Generate, Route
 from .cluster.connect import connect
 from .errors import UserError
 from .from_config import job_settings
 from .job.generate import GenerateJob
 from .pools import pools_of, start_pools
-from .stages.mapped import map_stage
+from .stages.dataset import map_in_actors
 from .storage import read_run
 
 Records = Any
@@ -25,49 +25,49 @@ _RowFunction = Callable[[dict[str, Any]], dict[str, Any]]
 def generate(records: Records, config: Sequence[str] = (), output: str | None = None) -> Any:
     """Answer records, each with its own mixture of adapters.
 
-    - A list of dicts is answered in this process, without Ray, and comes back as a list of dicts in its order, with
-      `output`, `mixture` and the other columns of docs/output.md, and `error` where a record has no answer. The engine
-      is kept for the next call of the same config.
-    - A Ray Dataset comes back as one with these columns, lazily: nothing runs until it is read.
-    - A URL is answered as `jobs.generate` does, exactly once and resumable, into the URL ``output``; what comes back is
-      the `pyarrow.dataset.Dataset` of the answers (`read_run`).
+    - A list of dicts is answered in this process, without Ray, and returned as a list of dicts in the same order, with
+      `output`, `mixture` and the other columns of docs/output.md, and `error` if a record has no answer. The engine is
+      kept for the next call with the same config.
+    - A Ray Dataset is returned as a lazy Ray Dataset with these columns.
+    - A URL is answered like `loraloom generate`, exactly once and resumable, into the URL ``output``; the answers are
+      returned as a `pyarrow.dataset.Dataset` (`read_run`).
 
-    ``config``: words as the command takes them: ``["bank=custom", "bank.path=my/bank", "generation.temperature=0.7"]``.
-    Raises `UserError` where something is wrong with config, model, bank, router or input.
+    ``config``: words as on the command line: ``["bank=custom", "bank.path=my/bank", "generation.temperature=0.7"]``.
+    Raises `UserError` if config, model, bank, router or input are wrong.
     """
     if isinstance(records, str):
         if output is None:
             raise UserError("generate: a URL needs an output URL too")
-        return _run(records, output, list(config))
+        return _run_job(records, output, config)
     if output is not None:
         raise UserError("generate: output goes with the URL of an input; write a Ray Dataset with its own methods")
     if _is_dataset(records):
-        settings = load_config(list(config))
+        settings = load_config(config)
         pools = start_pools(settings)
-        return map_stage(
+        return map_in_actors(
             records, Generate, (tuple(config), None, pools.threads), pools.generate, settings.shuffle.shard_records
         )
-    return _kept(Generate, tuple(config))(list(records)).to_pylist()
+    return _cached_stage(Generate, tuple(config))(list(records)).to_pylist()
 
 
 def route(records: Records, config: Sequence[str] = ()) -> Any:
-    """The mixture of each record, and why, without answering it: lists become lists, Ray Datasets become such."""
+    """Return the mixture of each record and its explanation, without an answer; ``records``: a list or Ray Dataset."""
     if isinstance(records, str):
-        raise UserError("route: give a list of dicts or a Ray Dataset; jobs.route takes URLs")
+        raise UserError("route: give a list of dicts or a Ray Dataset; `loraloom route` takes URLs")
     if _is_dataset(records):
-        settings = load_config(list(config))
+        settings = load_config(config)
         connect(settings.cluster.address, settings.cluster.cpus)
-        return map_stage(records, Route, (tuple(config),), pools_of(settings).route, settings.shuffle.shard_records)
-    return _kept(Route, tuple(config))(list(records)).to_pylist()
+        return map_in_actors(records, Route, (tuple(config),), pools_of(settings).route, settings.shuffle.shard_records)
+    return _cached_stage(Route, tuple(config))(list(records)).to_pylist()
 
 
 def build_processor(
     config: Sequence[str] = (), preprocess: _RowFunction | None = None, postprocess: _RowFunction | None = None
 ) -> Callable[[Any], Any]:
-    """What `ray.data.llm.build_processor` is, with a mixture of adapters for each record.
+    """Return a function from Ray Dataset to Ray Dataset, like that of `ray.data.llm.build_processor`.
 
-    It takes a Ray Dataset and gives one. ``preprocess`` makes of a row its `prompt` or `messages`, and where it likes
-    `sampling_params`; the row's other columns stay until ``postprocess``, which sees the answer as `output`.
+    ``preprocess`` makes `prompt` or `messages` of a row, and optionally `sampling_params`. The row's other columns stay
+    until ``postprocess``, which gets the answer as `output`.
     """
     words = ["input.sampling_column=sampling_params", *config]
 
@@ -81,14 +81,14 @@ def build_processor(
 
 
 @lru_cache(maxsize=2)
-def _kept(stage: type[Route], config: tuple[str, ...]) -> Route:
+def _cached_stage(stage: type[Route], config: tuple[str, ...]) -> Route:
     return stage(config)
 
 
-def _run(source: str, output: str, config: list[str]) -> Any:
+def _run_job(source: str, output: str, config: Sequence[str]) -> Any:
     settings = load_config(config)
     result = GenerateJob(job_settings(settings, source, output)).run(lambda: start_pools(settings))
-    write_derived(output, settings, result, print)
+    write_artifacts(output, settings, result, print)
     if result.over_budget or result.incomplete:
         raise UserError(
             f"generate: {result.counts.dead} dead letters and {result.incomplete} records without an answer of"

@@ -1,4 +1,4 @@
-"""The types that every part shares: what a record is, which mixture answers it, what came of it."""
+"""The shared types: a record, the mixture that answers it, its completion or dead letter, and the Arrow schemas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights of the adapters that answer a record together; empty: the base model alone.
+    """Weights of the adapters that answer a record together; an empty mixture is the base model alone.
 
-    Adapters are held sorted by name and without zero weights, so that equal mixtures are equal objects with one
-    `key`. Weights are multiples of one step and sum to exactly 1 (`routing.top_p` makes them so).
+    Adapters are sorted by name and have no zero weights, so that equal mixtures are equal objects with one `key`. The
+    router makes the weights multiples of one step that sum to exactly 1.
     """
 
     adapters: tuple[str, ...] = ()
@@ -25,13 +25,13 @@ class Mixture:
 
     @staticmethod
     def of(weights: Mapping[str, float]) -> "Mixture":
-        """The mixture of a mapping from adapter name to weight."""
-        kept = sorted((name, float(weight)) for name, weight in weights.items() if weight)
-        return Mixture(tuple(name for name, _ in kept), tuple(weight for _, weight in kept))
+        """Make the mixture of a mapping from adapter name to weight."""
+        nonzero = sorted((name, float(weight)) for name, weight in weights.items() if weight)
+        return Mixture(tuple(name for name, _ in nonzero), tuple(weight for _, weight in nonzero))
 
     @cached_property
     def key(self) -> str:
-        """Canonical text, ``name:weight`` joined by ``+``; names are percent-encoded. The base model is ``base``."""
+        """Canonical text: ``name:weight`` joined by ``+``, with percent-encoded names; ``base`` for the base model."""
         if not self.adapters:
             return "base"
         pairs = zip(self.adapters, self.weights, strict=True)
@@ -47,12 +47,12 @@ class Mixture:
 
 
 Spans = tuple[tuple[int, Mixture], ...]
-"""Mixtures sentence by sentence: (first token, mixture); each goes on to the next one's first token."""
+"""The mixture of each sentence as (first token, mixture), in order; each span ends where the next one starts."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Why a record was not answered: the stage that refused it, a short error type, and one line for people."""
+    """Why a record was not answered: the stage that refused it, a short error type, and a message of one line."""
 
     stage: str
     error_type: str
@@ -61,9 +61,10 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Record:
-    """One input record; ``row`` counts from the start of its window and is its identity within the run.
+    """One input record. ``row`` is its index in its window, and with it its identity within the run.
 
-    ``sampling``: settings of its own, by name, not checked yet.
+    ``passed``: values of the passed-through columns; ``raw``: the text of a record that has a dead letter;
+    ``sampling``: the record's own settings by name, not checked yet.
     """
 
     row: int
@@ -87,11 +88,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine answers: text, why it ended (``stop | length | choice``), and token counts.
+    """An answer of the engine: its text, its finish reason (``stop | length | choice``), and token counts.
 
-    ``sentences``: those that were routed while they were generated, so not the first; tokens count from the prompt's.
-    ``logprobs``: of each token, where they were asked for. ``answers``: all answers, this one first, where several were
-    asked for. ``choice_log_likelihoods``: of each choice, where the answer is one of some choices.
+    ``sentences``: sentences that were routed during generation, which excludes the first; tokens are counted from the
+    start of the prompt. ``logprobs``: of each token, if requested. ``answers``: all answers, this one first, if several
+    were requested. ``choice_log_likelihoods``: of each choice, if the answer is a choice.
     """
 
     output: str
@@ -104,19 +105,18 @@ class Completion:
     choice_log_likelihoods: tuple[float, ...] | None = None
 
 
-# Columns between the stages. `in.` marks passed-through columns: input may use any name.
+# Columns between the stages. The prefix `in.` marks passed-through columns, which may have any name.
 PASSED = "in."
+DEAD_LETTER = pa.struct([("stage", pa.string()), ("error_type", pa.string()), ("message", pa.string())])
 STAGED = pa.schema(
     [
         ("row", pa.int64()),
         ("id", pa.string()),
         ("prompt", pa.string()),
-        ("messages", pa.string()),  # as JSON, where the record has no prompt
+        ("messages", pa.string()),  # as JSON, if the record has messages instead of a prompt
         ("sampling", pa.string()),  # the record's own settings, as a JSON object
-        ("raw", pa.string()),  # the line, where it could not be parsed
-        ("dead_stage", pa.string()),
-        ("dead_type", pa.string()),
-        ("dead_message", pa.string()),
+        ("raw", pa.string()),  # the text of a record that has a dead letter
+        ("dead", DEAD_LETTER),  # null for a record that is still to be answered
     ]
 )
 ROUTED = pa.schema(
@@ -128,7 +128,7 @@ ROUTED = pa.schema(
     ]
 )
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
-# What the route stage adds where sentences are routed one by one, and what comes of it in the output.
+# Added by the route stage with routing.granularity=sentence, and the resulting column of the output.
 SENTENCES = pa.schema([("spans", SPANS), ("context", pa.int32())])
 SENTENCE_MIXTURES = pa.schema([("sentence_mixtures", SPANS)])
 COMPLETED = pa.schema(
@@ -139,7 +139,7 @@ COMPLETED = pa.schema(
         ("completion_tokens", pa.int32()),
     ]
 )
-# What the generate stage adds where the settings, or those of a record, may ask for it; else null.
+# Added by the generate stage if the settings, or those of some records, may request them; null for other records.
 _TOP = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
 LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP)))]))
 OUTPUTS = pa.list_(
@@ -152,7 +152,9 @@ OUTPUTS = pa.list_(
         ]
     )
 )
-ASKED = pa.schema([("outputs", OUTPUTS), ("logprobs", LOGPROBS), ("choice_log_likelihoods", pa.list_(pa.float64()))])
+REQUESTED = pa.schema(
+    [("outputs", OUTPUTS), ("logprobs", LOGPROBS), ("choice_log_likelihoods", pa.list_(pa.float64()))]
+)
 
 # Columns of the output, before and after the passed-through ones.
 DATA = pa.schema(
@@ -170,16 +172,7 @@ DATA = pa.schema(
     ]
 )
 PROVENANCE = pa.schema([("router_fingerprint", pa.string()), ("bank_fingerprint", pa.string())])
-DEAD = pa.schema(
-    [
-        ("id", pa.string()),
-        ("stage", pa.string()),
-        ("error_type", pa.string()),
-        ("message", pa.string()),
-        ("record", pa.string()),
-        ("row", pa.int64()),
-    ]
-)
+DEAD = pa.schema([("id", pa.string()), *DEAD_LETTER, ("record", pa.string()), ("row", pa.int64())])
 
 
 def span_rows(spans: Spans) -> list[dict[str, Any]]:
@@ -200,7 +193,7 @@ def logprob_rows(logprobs: tuple[TokenLogprob, ...] | None) -> list[dict[str, An
 
 
 def output_rows(answers: tuple[Completion, ...]) -> list[dict[str, Any]] | None:
-    """Several answers as a value of the Arrow type `OUTPUTS`; null where there is one."""
+    """Several answers as a value of the Arrow type `OUTPUTS`; None if there is only one."""
     return [
         {
             "output": a.output,
@@ -216,6 +209,6 @@ def _logprob_row(token: TokenLogprob) -> dict[str, Any]:
     return {"token_id": token.token_id, "token": token.token, "logprob": token.logprob}
 
 
-def joined(*schemas: pa.Schema) -> pa.Schema:
-    """One schema of the fields of several, in order."""
+def concat_schemas(*schemas: pa.Schema) -> pa.Schema:
+    """One schema with the fields of all schemas, in order."""
     return pa.schema([f for schema in schemas for f in schema])

@@ -1,4 +1,4 @@
-"""Routing the next window while this one generates: after the first window, engines do not wait for the shuffle."""
+"""Route the next window while one generates, so that engines do not wait for its shuffle."""
 
 import threading
 from typing import Any
@@ -6,30 +6,31 @@ from typing import Any
 import numpy as np
 
 from pipeline.stages.dataset import WindowRun
+from pipeline.telemetry.incident_actor import PREFETCH
 
 
-class RoutedAhead:
-    """One window, routed and shuffled in a thread of its own, and then held in Ray's object store.
+class PrefetchedWindow:
+    """One window, routed and shuffled in a thread of its own, then held in Ray's object store.
 
-    ``missing``: rows that have no answer yet. Only one window is held beside that in work, so memory stays bounded.
+    ``missing``: its rows without an answer. At most one window is held beside the running one, so memory stays bounded.
     """
 
     def __init__(self, run: WindowRun, missing: np.ndarray, shard_records: int) -> None:
         self.window = run.window
         self._run, self._shard_records = run, shard_records
-        self._found: Any = None
-        # The thread gets the rows: they are not kept once it has ended.
-        self._thread = threading.Thread(target=self._route, args=(run.some(missing),), daemon=True, name="route ahead")
+        self._dataset: Any = None
+        # The rows are passed to the thread, not kept: they are freed when it ends.
+        self._thread = threading.Thread(target=self._route, args=(run.some(missing),), daemon=True, name="prefetch")
         self._thread.start()
 
     def take(self) -> Any:
-        """Wait for the dataset; None where routing failed as a whole: it is then done again with the window."""
+        """Wait for the dataset and return it; None if routing failed: it is then done again with the window."""
         self._thread.join()
-        return self._found
+        return self._dataset
 
     def _route(self, rows: np.ndarray | None) -> None:
         try:
-            with self._run.incidents.telling("route ahead"):
-                self._found = self._run.routed(rows, self._shard_records).materialize()
-        except Exception:  # noted, and done again with the window; or the job has ended meanwhile
+            with self._run.incidents.recording("route", PREFETCH):
+                self._dataset = self._run.routed(rows, self._shard_records).materialize()
+        except Exception:  # recorded, and done again with the window; or the job has ended meanwhile
             return

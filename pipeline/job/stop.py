@@ -1,69 +1,99 @@
-"""Stopping a job in mid-run: on SIGTERM, over the error budget, or when another driver took its output over."""
+"""Stop a running job in order: on SIGTERM, over the error budget, without the lease, or when the store fails."""
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from types import FrameType, TracebackType
 from typing import Any
 
 from pipeline.storage.store.objects import StoreError, is_transient
-from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.redact import masked, masked_error
 
-SIGTERM = "SIGTERM"  # the reason of a stop from outside
+
+class StopKind(Enum):
+    """The causes for which a job stops before all its records are answered."""
+
+    SIGNAL = "signal"
+    BUDGET = "budget"
+    LEASE_LOST = "lease lost"
+    STORE = "store"
+    INPUT_CHANGED = "input changed"
+    START_FAILED = "start failed"
+
+
+@dataclass(frozen=True)
+class StopReason:
+    """Why a job stops; ``message`` is one line for people."""
+
+    kind: StopKind
+    message: str
+
+
+SIGTERM = StopReason(StopKind.SIGNAL, "SIGTERM")
 
 
 class StoppedError(BaseException):
-    """The job was told to stop, for the reason given. Like `KeyboardInterrupt` no error that retries may swallow."""
+    """The job stops for a reason. Like `KeyboardInterrupt` it is no `Exception`, so that no retry swallows it."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 @contextmanager
-def outages_stop() -> Iterator[None]:
-    """What a store refuses for good, does not do after all tries, or has lost becomes a `StoppedError`."""
+def stop_on_store_errors() -> Iterator[None]:
+    """Raise `StoppedError` instead of errors of the store: refused, lost, or failed after all tries."""
     try:
         yield
     except StoreError as error:
-        raise StoppedError(f"commit: {one_line(error)}") from error
+        raise _store_failed(f"commit: {masked_error(error)}") from error
     except FileNotFoundError as error:  # of what was listed or written a moment ago
-        raise StoppedError(f"store: gone since it was listed: {masked(str(error.filename or error))}") from error
+        raise _store_failed(f"store: gone since it was listed: {masked(str(error.filename or error))}") from error
     except Exception as error:
         if not (is_transient(error) or isinstance(error, OSError)):  # of a disk that is full, rights that are missing
             raise
-        raise StoppedError(f"output: {type(error).__name__}: {one_line(error)}") from error
+        raise _store_failed(f"output: {type(error).__name__}: {masked_error(error)}") from error
+
+
+def _store_failed(message: str) -> StoppedError:
+    return StoppedError(StopReason(StopKind.STORE, message))
 
 
 class StopSwitch:
-    """While it is entered, `stop` ends the work of the main thread with a `StoppedError`, and so does SIGTERM.
+    """While it is entered, `stop` ends the work of the main thread with `StoppedError`, and so does SIGTERM.
 
-    Ray waits in the main thread and looks at nothing else, so a thread that wants to stop it must send a signal. Where
-    the job runs in another thread (a notebook's, a server's), it stops at the next `check`.
+    Ray blocks the main thread, so another thread must send it a signal. If the job runs in another thread (of a
+    notebook, of a server), it stops at the next `check`.
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        self._before: Any = None
+        self.reason: StopReason | None = None
+        self._previous_handler: Any = None
         self._in_main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "StopSwitch":
         if self._in_main:
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._in_main:
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def stop(self, reason: str) -> None:
-        """Ask for the end, from any thread."""
+    def stop(self, reason: StopReason) -> None:
+        """Ask the job to stop, from any thread; the first reason counts."""
         self.reason = self.reason or reason
         if self._in_main:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def check(self) -> None:
-        """`StoppedError` if somebody asked for the end."""
+        """Raise `StoppedError` if the job was asked to stop."""
         if self.reason:
             raise StoppedError(self.reason)
 

@@ -1,44 +1,48 @@
-"""A look at the markers of the window in work, every few seconds: counts so far, and whether to go on."""
+"""Watch the markers of the running window: count its shards, and stop the job if it cannot go on."""
 
 import threading
 import time
 from collections.abc import Callable
 
 from pipeline.storage.commit.counts import Counts
-from pipeline.storage.commit.log import CommitLog
-from pipeline.storage.commit.markers import Answered
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.markers import CommittedRows
+from pipeline.telemetry.incident_actor import Incident
 
 from .error_budget import ErrorBudget
+from .stop import StopKind, StopReason
 
-SECONDS = 10.0
-STILL = 300.0  # seconds without a new shard, after which it is looked for what the job waits for
+SECONDS = 10.0  # between two looks at the markers
+STALL_SECONDS = 300.0  # without a new shard
 
 
 class Watch:
-    """Counts the shards of one window while it runs, in a thread of its own; each marker is read once.
+    """Counts the shards of one window in a thread while it runs; each marker is read once.
 
-    ``before``: counts of the other windows. ``over``: called once when the budget is spent, or when the store
-    ``refused`` something; ``begun``: once when the first shard is seen; ``counting``: with the counts after each look;
-    ``still``: each time that no shard was seen for `STILL` seconds.
+    ``before``: counts of the other windows. ``stop``: called once, if the budget is spent or ``store_refusals`` returns
+    any. ``on_first_shard``: called once. ``on_counts``: called after each look. ``on_stall``: called each time that no
+    shard was committed for `STALL_SECONDS`.
     """
 
     def __init__(
         self,
-        log: CommitLog,
+        markers: MarkerStore,
         window: int,
         before: Counts,
         budget: ErrorBudget,
-        over: Callable[[str], None],
-        begun: Callable[[], None] = lambda: None,
-        counting: Callable[[Counts], None] = lambda counted: None,
-        refused: Callable[[], list[str]] = list,
-        still: Callable[[], None] = lambda: None,
+        stop: Callable[[StopReason], None],
+        *,
+        on_first_shard: Callable[[], None] = lambda: None,
+        on_counts: Callable[[Counts], None] = lambda counts: None,
+        store_refusals: Callable[[], list[Incident]] = list,
+        on_stall: Callable[[], None] = lambda: None,
     ) -> None:
-        self.log, self.window, self.budget, self.over, self.begun = log, window, budget, over, begun
-        self.counting, self._refused, self._still = counting, refused, still
-        self.counted = before
+        self.markers, self.window, self.budget, self.stop = markers, window, budget, stop
+        self._on_first_shard, self._on_counts, self._on_stall = on_first_shard, on_counts, on_stall
+        self._store_refusals = store_refusals
+        self.counts = before
         self._seen: set[str] = set()
-        self._answered = Answered()
+        self._committed = CommittedRows()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -51,35 +55,35 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        begun, seen, since = False, 0, time.monotonic()
-        while not self._end.wait(SECONDS if begun else SECONDS / 10):
+        is_committing, seen, since = False, 0, time.monotonic()
+        while not self._end.wait(SECONDS if is_committing else SECONDS / 10):
             try:
                 self.look()
-                self.counting(self.counted)
-                if self._seen and not begun:
-                    self.begun()
-                    begun = True
+                self._on_counts(self.counts)
+                if self._seen and not is_committing:
+                    self._on_first_shard()
+                    is_committing = True
                 if len(self._seen) > seen:
                     seen, since = len(self._seen), time.monotonic()
-                elif time.monotonic() - since > STILL:
-                    self._still()
+                elif time.monotonic() - since > STALL_SECONDS:
+                    self._on_stall()
                     since = time.monotonic()
-            except Exception:  # stores raise kinds of their own; a look may be missed
+            except Exception:  # each store raises errors of its own; the next look may succeed
                 continue
-            if reasons := self._refused():
-                self.over(reasons[0])
+            if refusals := self._store_refusals():
+                self.stop(StopReason(StopKind.STORE, str(refusals[0])))
                 return
-            if self.budget.is_over(self.counted):
-                self.over(self.budget.explain(self.counted))
+            if problem := self.budget.problem(self.counts):
+                self.stop(StopReason(StopKind.BUDGET, problem))
                 return
 
     def look(self) -> Counts:
-        """Counts with the shards that were committed since the last look.
+        """Add the shards that were committed since the last look, and return the counts.
 
-        Without those with rows that another one answers, of a writer that came late: they are not cut yet.
+        A shard of a late writer that repeats rows of another shard is left out until its rows are cut.
         """
-        for shard in self.log.shards(self.window, self._seen):
+        for shard in self.markers.shards(self.window, self._seen):
             self._seen.add(shard.name)
-            if len(self._answered.add(shard)) == len(shard.rows):
-                self.counted += shard.counts
-        return self.counted
+            if len(self._committed.add(shard)) == len(shard.rows):
+                self.counts += shard.counts
+        return self.counts

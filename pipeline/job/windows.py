@@ -1,72 +1,77 @@
-"""The windows of a job one after another, the next one routed while one generates."""
+"""Run the windows of a job one after another, and route the next window while one generates."""
 
 import gc
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
-from pipeline.cluster.capacity import shortages
-from pipeline.cluster.connect import living_nodes
-from pipeline.engine.serving.heap import give_back_freed_memory
+from pipeline.cluster.sizing import alive_nodes, shortages
+from pipeline.heap import trim_heap
 from pipeline.stages.dataset import WindowRun
 from pipeline.storage.commit.counts import Counts
-from pipeline.telemetry.progress import Progress
+from pipeline.telemetry.progress import JobProgress
 
 from .error_budget import ErrorBudget
-from .prefetch import RoutedAhead
-from .stop import StoppedError, StopSwitch
-from .watch import STILL, Watch
+from .prefetch import PrefetchedWindow
+from .stop import StopKind, StoppedError, StopReason, StopSwitch
+from .watch import STALL_SECONDS, Watch
 from .window import WindowJob
 
 
 class Windows:
-    """Runs unfinished windows in order."""
+    """Runs unfinished windows in order; stops with `StoppedError` over the error budget."""
 
     def __init__(
         self,
-        job: WindowJob,
+        window_job: WindowJob,
         runs: Sequence[WindowRun],
         budget: ErrorBudget,
         switch: StopSwitch,
-        progress: Progress | None = None,
+        progress: JobProgress,
     ) -> None:
-        self._job, self._runs, self._budget, self._switch = job, runs, budget, switch
-        self._progress = progress or Progress()
-        self._ahead: RoutedAhead | None = None
+        self._window_job, self._runs, self._budget, self._switch = window_job, runs, budget, switch
+        self._progress = progress
+        self._prefetched: PrefetchedWindow | None = None
 
     def run(self, counted: Counts) -> int:
-        """How many rows stay without an answer. ``counted``: of the finished windows; over the budget the job stops."""
+        """Answer all windows; return the number of rows without an answer. ``counted``: counts of finished windows."""
         incomplete = 0
-        for number, run in enumerate(self._runs):
-            if self._budget.is_over(counted):
-                raise StoppedError(self._budget.explain(counted))
-            ahead, self._ahead = self._ahead, None
-            self._progress.stage("routing", run.window)
-            log, stop, refused = self._job.log, self._switch.stop, run.incidents.refusals
-            begun, counting = partial(self._begun, number), self._progress.committed
-            still = partial(self._say_shortage, run)
-            with Watch(log, run.window, counted, self._budget, stop, begun, counting, refused, still):
-                missing, counts = self._job.run(run, ahead)
+        for index, run in enumerate(self._runs):
+            if problem := self._budget.problem(counted):
+                raise StoppedError(StopReason(StopKind.BUDGET, problem))
+            prefetched, self._prefetched = self._prefetched, None
+            self._progress.set_stage("routing", run.window)
+            watch = Watch(
+                self._window_job.markers,
+                run.window,
+                counted,
+                self._budget,
+                self._switch.stop,
+                on_first_shard=partial(self._prefetch, index + 1),
+                on_counts=self._progress.update,
+                store_refusals=run.incidents.store_refusals,
+                on_stall=partial(self._log_shortage, run),
+            )
+            with watch:
+                missing, counts = self._window_job.run(run, prefetched)
             incomplete, counted = incomplete + missing, counted + counts
-            self._progress.committed(counted, "committed")
+            self._progress.update(counted, "committed")
             if run is not self._runs[-1]:
-                gc.collect()  # Ray Data's executors are cycles, and hold what was of the window in Ray's store and here
-                give_back_freed_memory()
+                gc.collect()  # Ray Data's executors are reference cycles, which hold the window's blocks
+                trim_heap()
         return incomplete
 
-    def _say_shortage(self, run: WindowRun) -> None:
-        """Ray waits without a word for a node that has gone: it may come back."""
-        for problem in islice(shortages(run.pools, living_nodes()), 1):
-            self._job.say(f"window {run.window + 1}: nothing was committed for {STILL:.0f} s; cluster: {problem}")
+    def _log_shortage(self, run: WindowRun) -> None:
+        """Log what the cluster lacks: Ray waits silently for a node that is gone, because it may come back."""
+        for problem in islice(shortages(run.pools, alive_nodes()), 1):
+            log = self._window_job.log
+            log(f"window {run.window + 1}: nothing was committed for {STALL_SECONDS:.0f} s; cluster: {problem}")
 
-    def _begun(self, number: int) -> None:
-        """The window commits: the next one is routed. Before, its own routing would be the slower for it."""
-        self._progress.stage("generating")
-        self._route(number + 1)
-
-    def _route(self, number: int) -> None:
-        if number < len(self._runs):
-            run = self._runs[number]
-            missing = self._job.missing(run)
+    def _prefetch(self, index: int) -> None:
+        """Route the next window once the current one commits; earlier, it would slow down the current one's routing."""
+        self._progress.set_stage("generating")
+        if index < len(self._runs):
+            run = self._runs[index]
+            missing = self._window_job.missing(run)
             if len(missing):
-                self._ahead = RoutedAhead(run, missing, self._job.settings.shard_records)
+                self._prefetched = PrefetchedWindow(run, missing, self._window_job.settings.shard_records)

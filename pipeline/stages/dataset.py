@@ -1,4 +1,4 @@
-"""The Ray Data graph of one window."""
+"""The Ray Data pipeline of one window: read, route, shuffle, generate, commit."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,27 +10,28 @@ from ray.data import ActorPoolStrategy
 
 from pipeline.cluster.resources import Pools, StageResources
 from pipeline.settings import JobSettings
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.plan import InputPlan
 from pipeline.telemetry.incidents import Incidents
 
-from .commit import CommitSink, OutputShape, Place
+from .commit import CommitSink, WindowAttempt
 from .generate import GenerateRecords
+from .output_schema import OutputSchema
 from .read import SplitReader, split_tables
 from .route import RouteRecords
 from .shard_plan import ShardLimits
 from .shuffle import GenerateShards, Shuffle
 
-# Batches of the route stage: one tokenizer call each.
+# Rows of a batch of the route stage, which makes one tokenizer call for it.
 _ROUTE_ROWS = 512
 
-# Tries of a task after its process died. Ray Data's own default is for ever: a record that kills the process that reads
-# or routes it would do so again and again. What is given up is missing, and comes again in smaller batches.
+# Retries of a task whose process died. Ray Data retries without end by default, also for a record that kills the
+# process that reads it each time. Rows that are given up stay without an answer, and run again in smaller batches.
 TASK_RETRIES = 3
-_MORE_STARTS = 1  # of an actor in the place of one that could not start, before the job stops
+_MAX_FAILED_STARTS = 1  # of actors that replace one that could not start, before the job stops
 
-# Shards in one generating actor: while the last rows of one end, those of the next fill the engine. None waits there:
-# it goes to the actor that is free first, so that a slow node holds few of the last ones.
+# Shards in one generating actor at a time: while the last rows of one finish, the next one fills the engine. None is
+# queued in an actor: it goes to the actor that is free first, so that a slow node holds few of the last shards.
 _SHARDS_AT_ONCE = 2
 
 
@@ -38,9 +39,8 @@ _SHARDS_AT_ONCE = 2
 class WindowRun:
     """Passes over the rows of a window that have no answer yet.
 
-    ``generator``, ``router``: the classes of the actors, with the arguments and the result of `GenerateRecords` and
-    `RouteRecords`.
-    ``rows``: those that are to be answered; None: all.
+    ``context``: of the model, in tokens. ``generator`` and ``router``: classes of the actors, with the arguments and
+    results of `GenerateRecords` and `RouteRecords`. ``rows``: rows of the window to answer, None for all.
     """
 
     settings: JobSettings
@@ -48,7 +48,7 @@ class WindowRun:
     plan: InputPlan
     window: int
     context: int
-    shape: OutputShape
+    schema: OutputSchema
     incidents: Incidents
     generator: type = GenerateRecords
     router: type = RouteRecords
@@ -56,17 +56,17 @@ class WindowRun:
 
     @property
     def wanted(self) -> np.ndarray:
-        """Rows of the window that are to be answered: ``rows``, or all."""
+        """Rows of the window to answer."""
         return np.arange(self.plan.window_size(self.window)) if self.rows is None else self.rows
 
     def some(self, missing: np.ndarray) -> np.ndarray | None:
-        """The rows as `routed` takes them."""
+        """Return the missing rows as `routed` takes them: None if all rows of the window are missing."""
         return None if len(missing) == self.plan.window_size(self.window) else missing
 
     def routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
-        """Read, route, shuffle: a Ray dataset of the rows ``missing`` (all: None), as shards: rows that run together.
+        """Read, route and shuffle the ``missing`` rows (None: all); return a Ray dataset of shards.
 
-        Blocks that fail are dropped: the caller compares and runs again.
+        Blocks that fail are dropped, so the caller compares and runs the missing rows again.
         """
         # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -75,8 +75,8 @@ class WindowRun:
         options = {"num_cpus": self.pools.read.cpus, "max_retries": TASK_RETRIES}
         return Shuffle(count, limits, self.settings.shuffle_task_records, options)(self._routed(missing, shard_records))
 
-    def generate(self, routed: Any, log: CommitLog, attempt: str) -> None:
-        """Answer and commit the rows that `routed` gave, or those that a materialised one holds."""
+    def generate(self, routed: Any, markers: MarkerStore, attempt: str) -> None:
+        """Answer and commit the shards of `routed`. ``attempt``: a name that no other pass over the window has."""
         warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for 'Write'")
         pools = self.pools
         device = "cuda" if pools.generate.gpus else "cpu"
@@ -93,50 +93,62 @@ class WindowRun:
             ),
             max_restarts=-1,
             max_task_retries=1,
-            **pools.generate.asked,
+            **pools.generate.ray_options,
         )
         first_row = self.window * self.plan.window_rows
-        sink = CommitSink(log, self.shape, Place(self.window, first_row, attempt), self.incidents)
-        # No more writers than shards are in work: each is a process, seconds of CPU to start.
+        sink = CommitSink(markers, self.schema, WindowAttempt(self.window, first_row, attempt), self.incidents)
+        # No more writers than running shards: each is a process, which takes seconds of CPU to start.
         writers = _SHARDS_AT_ONCE * pools.generate.max_actors
-        asked = pools.write.asked | {"max_retries": TASK_RETRIES}
-        generated.write_datasink(sink, ray_remote_args=asked, concurrency=writers)
+        options = pools.write.ray_options | {"max_retries": TASK_RETRIES}
+        generated.write_datasink(sink, ray_remote_args=options, concurrency=writers)
 
     def _routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
         reader = SplitReader(
             self.settings.input, self.settings.columns, self.plan, self.window, missing, self.incidents, shard_records
         )
-        splits = _settled(ray.data.from_arrow(split_tables(self.plan, self.window, missing)))
-        asked = self.pools.read.asked | {"max_retries": TASK_RETRIES}
-        records = splits.map_batches(reader.read, batch_format="pyarrow", **asked)
+        splits = _drop_failed_blocks(ray.data.from_arrow(split_tables(self.plan, self.window, missing)))
+        options = self.pools.read.ray_options | {"max_retries": TASK_RETRIES}
+        records = splits.map_batches(reader.read, batch_format="pyarrow", **options)
         rows = min(_ROUTE_ROWS, shard_records)
-        if shard_records < self.settings.shard_records:  # blocks are lost whole: what was lost with one record parts
+        if shard_records < self.settings.shard_records:  # a failed block is lost whole, so blocks get smaller too
             records = records.repartition(target_num_rows_per_block=rows)
-        return records.map_batches(
-            self.router,
-            fn_constructor_args=(self.settings, self.context, self.incidents),
-            batch_format="pyarrow",
-            batch_size=rows,
-            compute=_pool(self.pools.route),
-            max_restarts=-1,
-            max_task_retries=1,
-            **self.pools.route.asked,
+        arguments = (self.settings, self.context, self.incidents)
+        return map_in_actors(
+            records, self.router, arguments, self.pools.route, rows, max_restarts=-1, max_task_retries=1
         )
 
 
-def _settled(dataset: Any) -> Any:
-    """A dataset whose failed blocks are dropped; what is made of it inherits that, other datasets do not.
+def map_in_actors(
+    dataset: Any, stage: type, arguments: tuple[Any, ...], resources: StageResources, batch_size: int, **options: Any
+) -> Any:
+    """Return a Ray Dataset, lazily, of a stage's results for batches of another one; the stage runs in actors.
 
-    Ray Data would end an execution in which nothing moves for half an hour, as where a shard takes longer: a pass that
-    hangs has a watchdog of its own, and nodes may come late.
+    ``arguments``: of the constructor of ``stage``. ``options``: further options of the actors.
+    """
+    return dataset.map_batches(
+        stage,
+        fn_constructor_args=arguments,
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        compute=_pool(resources),
+        **resources.ray_options,
+        **options,
+    )
+
+
+def _drop_failed_blocks(dataset: Any) -> Any:
+    """Let a dataset, and the datasets made from it, drop failed blocks and wait without a limit.
+
+    Ray Data would end an execution that makes no progress for half an hour, but a shard may take longer and nodes may
+    come late. A forward pass that hangs has a watchdog of its own.
     """
     context = dataset.context
     context.max_errored_blocks = -1
-    context.max_consecutive_actor_init_deaths = _MORE_STARTS
+    context.max_consecutive_actor_init_deaths = _MAX_FAILED_STARTS
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     return dataset
 
 
-def _pool(share: StageResources, **options: Any) -> ActorPoolStrategy:
-    return ActorPoolStrategy(min_size=share.actors, max_size=share.max_actors, **options)
+def _pool(resources: StageResources, **options: Any) -> ActorPoolStrategy:
+    return ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors, **options)

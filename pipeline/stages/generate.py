@@ -1,4 +1,4 @@
-"""Generate stage: an engine in an actor; a record that breaks it is found and set aside."""
+"""Generate stage: answer records with an engine in an actor; a record that cannot be answered becomes a dead letter."""
 
 import threading
 import time
@@ -8,9 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 
-from pipeline.cluster.node_cache import on_this_node
+from pipeline.adapters import AdapterBank
+from pipeline.cluster.node_cache import cache_on_node
 from pipeline.engine import Failure, Request
+from pipeline.engine.backend import Backend, EngineContext
+from pipeline.engine.registry import spec_of
+from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.records import (
     COMPLETED,
     SENTENCE_MIXTURES,
@@ -18,22 +23,48 @@ from pipeline.records import (
     Completion,
     DeadLetter,
     Mixture,
-    joined,
+    concat_schemas,
     logprob_rows,
     output_rows,
     parse_spans,
     span_rows,
 )
+from pipeline.routing import SentenceRouter, load_router
 from pipeline.settings import JobSettings
 from pipeline.telemetry.incidents import Incidents
-from pipeline.telemetry.logs import tell_here
+from pipeline.telemetry.logs import log_worker_event
 from pipeline.telemetry.metrics import EngineMetrics
 
 from .record_sampling import RecordSampling
-from .start_engine import start_backend
 from .tables import with_columns, with_dead_letters
 
-_SHOWN_EVERY = 5.0  # seconds between two looks at the engine, for metrics
+_METRICS_SECONDS = 5.0  # between two looks at the engine
+
+
+def start_engine(settings: JobSettings, device: str, threads: int) -> Backend:
+    """Load the bank and start the configured engine. ``settings``: of `cache_on_node`; ``threads``: of this process."""
+    torch.set_num_threads(threads)
+    model = settings.model
+    tokenizer = load_tokenizer(model.path, model.trust_remote_code)
+    reroute = None
+    if settings.sentences:
+        reroute = SentenceRouter(load_router(settings.router), settings.routing, settings.sentences, tokenizer)
+    context = EngineContext(
+        model_path=model.path,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        trust_remote_code=model.trust_remote_code,
+        tokenizer=tokenizer,
+        bank=AdapterBank.load(settings.bank, settings.adapters),
+        sampling=settings.sampling,
+        encode=PromptFormat(tokenizer, model.prompt_format).encode_answer,
+        max_adapters=settings.routing.max_adapters,
+        reroute=reroute,
+        device=device,
+        threads=threads,
+        hang_seconds=settings.hang_seconds,
+    )
+    return spec_of(settings.engine).start(settings.engine, context)
 
 
 class GenerateRecords:
@@ -41,48 +72,49 @@ class GenerateRecords:
 
     def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Incidents | None = None) -> None:
         self.incidents = incidents or Incidents()
-        begun = time.monotonic()
-        with self.incidents.starting("generate"):
+        start = time.monotonic()
+        with self.incidents.recording_start("generate"):
             self._start(settings, device, threads)
         actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
         if actor:
-            tell_here("engine ready", run=settings.run, device=device, seconds=round(time.monotonic() - begun, 1))
+            seconds = round(time.monotonic() - start, 1)
+            log_worker_event("engine ready", run=settings.run, device=device, seconds=seconds)
             metrics = EngineMetrics(settings.run, actor)
-            threading.Thread(target=self._show, args=(metrics,), daemon=True, name="metrics").start()
+            threading.Thread(target=self._report, args=(metrics,), daemon=True, name="metrics").start()
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
-        settings = on_this_node(settings)
+        settings = cache_on_node(settings)
         self.sampling = RecordSampling(settings.sampling)
-        self.asked = settings.asked
+        self.requested_columns = settings.requested_columns
         self.sentences = settings.sentences is not None
-        self.backend = start_backend(settings, device, threads)
+        self.backend = start_engine(settings, device, threads)
 
-    def _show(self, metrics: EngineMetrics) -> None:
+    def _report(self, metrics: EngineMetrics) -> None:
         while True:
-            with suppress(RuntimeError):  # a look at what another thread changes
-                metrics.show(self.backend.load())
-            time.sleep(_SHOWN_EVERY)
+            with suppress(RuntimeError):  # another thread changes the load meanwhile
+                metrics.report(self.backend.load())
+            time.sleep(_METRICS_SECONDS)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
 
-        Those of `records.ASKED` too where the settings may ask for them, and where sentences are routed that of
-        `records.SENTENCE_MIXTURES`.
+        Appends columns of `records.REQUESTED` too if the settings may request them, and `records.SENTENCE_MIXTURES` if
+        sentences are routed one by one.
         """
-        with self.incidents.telling("generate"):
-            return self._answered(table)
+        with self.incidents.recording("generate"):
+            return self._answer_table(table)
 
-    def _answered(self, table: pa.Table) -> pa.Table:
-        alive = [i for i, dead in enumerate(table["dead_stage"].to_pylist()) if dead is None]
+    def _answer_table(self, table: pa.Table) -> pa.Table:
+        alive = [i for i, dead in enumerate(table["dead"].to_pylist()) if dead is None]
         requests = self._requests(table.take(pa.array(alive, pa.int64())))
-        schema = joined(COMPLETED, self.asked, *([SENTENCE_MIXTURES] if self.sentences else []))
+        schema = concat_schemas(COMPLETED, self.requested_columns, *([SENTENCE_MIXTURES] if self.sentences else []))
         columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in schema}
         dead: dict[int, DeadLetter] = {}
-        for row, request, found in zip(alive, requests, self._answers(requests), strict=True):
-            if isinstance(found, Failure):
-                dead[row] = DeadLetter("generate", found.error_type, found.message)
+        for row, request, answer in zip(alive, requests, self._answer(requests), strict=True):
+            if isinstance(answer, Failure):
+                dead[row] = DeadLetter("generate", answer.error_type, answer.message)
                 continue
-            for name, value in _values(request, found).items():
+            for name, value in _values(request, answer).items():
                 if name in columns:
                     columns[name][row] = value
         return with_columns(with_dead_letters(table, dead), schema, columns)
@@ -101,12 +133,12 @@ class GenerateRecords:
             for row in table.select(names).to_pylist()
         ]
 
-    def _answers(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+    def _answer(self, requests: Sequence[Request]) -> list[Completion | Failure]:
         return self.backend.answer(requests)
 
 
 def _values(request: Request, completion: Completion) -> dict[str, Any]:
-    """Values of all columns that an answer may have."""
+    """Return the values of all columns that an answer may have."""
     return {
         **{name: getattr(completion, name) for name in COMPLETED.names},
         "outputs": output_rows(completion.answers),

@@ -1,4 +1,4 @@
-"""Read stage: splits of the input become tables of records."""
+"""Read stage: turn splits of the input into tables of records."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +15,11 @@ from pipeline.storage.input.read import read_split, staged_tables
 from pipeline.storage.store.redact import masked, masking
 from pipeline.telemetry.incidents import Incidents
 
-_ROWS = 512  # a table's rows: small, so that routing starts early
+_MAX_TABLE_ROWS = 512  # small, so that routing starts early
 
 
 def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> list[pa.Table]:
-    """One table of one row for each split of a window that has rows to answer."""
+    """Return a table of one row for each split of a window that has rows to answer. ``missing``: None for all."""
     rows = [
         {
             "path": s.path,
@@ -36,7 +36,7 @@ def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> li
 
 
 class SplitReader:
-    """Reads splits; rows that are committed already are left out. ``rows``: of its tables, at most."""
+    """Reads splits, without the rows that are committed already; ``max_rows``: of a table."""
 
     def __init__(
         self,
@@ -46,21 +46,21 @@ class SplitReader:
         window: int,
         missing: np.ndarray | None,
         incidents: Incidents,
-        rows: int = _ROWS,
+        max_rows: int = _MAX_TABLE_ROWS,
     ) -> None:
         self.url = url
         self.columns = columns
         self.passed = plan.passed
         self.incidents = incidents
-        self.rows = min(rows, _ROWS)
-        read = {split.path for split in plan.splits(window)}
-        self.files = {file.path: file for file in plan.files if file.path in read}
-        # Shared by all tasks through the object store: a window's worth of numbers, not one copy a task.
+        self.max_rows = min(max_rows, _MAX_TABLE_ROWS)
+        paths = {split.path for split in plan.splits(window)}
+        self.files = {file.path: file for file in plan.files if file.path in paths}
+        # Shared by all tasks through the object store: these are arrays over a whole window.
         self.shared = ray.put((plan.duplicates_of(window), missing))
 
     def read(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Tables of `storage.input.read.staged_schema` for the splits in ``table``."""
-        with self.incidents.telling("read"):
+        """Yield tables of `storage.input.read.staged_schema` for the splits in ``table``."""
+        with self.incidents.recording("read"):
             yield from self._read(table)
 
     def _read(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -76,8 +76,8 @@ class SplitReader:
             if missing is not None:
                 wanted = set(missing[(missing >= row["row"]) & (missing < row["row"] + row["take"])].tolist())
                 records = (record for record in records if record.row in wanted)
-            for part in staged_tables(records, self.passed, self.rows):
-                # After it was read, before it is answered: what comes from another file must never be committed.
+            for part in staged_tables(records, self.passed, self.max_rows):
+                # Checked after the read and before the answer: rows of another file must never be committed.
                 if is_changed(self.url, self.files[row["path"]]):
                     raise RuntimeError(f"{masked(row['path'])} was changed or removed while it was read")
                 yield part

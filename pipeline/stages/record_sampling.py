@@ -1,27 +1,27 @@
-"""The sampling settings of each record: those of the job, with what the record overrides."""
+"""Sampling settings of each record: the settings of the job, with the record's own on top."""
 
 from functools import lru_cache
 
 import orjson
 
-from pipeline.engine import Sampling, overridden
+from pipeline.engine import Sampling, override_sampling
 
-_KEPT = 4096  # parsed settings; most records share theirs with many
-_LONGEST_KEPT = 4096  # characters: what one record alone has of schemas or choices must not fill the memory
+_CACHED_SETTINGS = 4096  # parsed settings; most records share theirs with many others
+_MAX_CACHED_LENGTH = 4096  # characters: long schemas or choices of single records must not fill the memory
 
 
 class RecordSampling:
-    """Settings by the text of the column `sampling` of `records.STAGED`."""
+    """Parses the column `sampling` of `records.STAGED`."""
 
     def __init__(self, base: Sampling) -> None:
         self._base = base
-        self._parsed = lru_cache(_KEPT)(self._parse)
+        self._parsed = lru_cache(_CACHED_SETTINGS)(self._parse)
 
     def __call__(self, text: str | None) -> Sampling:
-        """Settings of a record; `ValueError` with one line where they are wrong."""
+        """Return the settings of a record; raises `ValueError` with one line if they are wrong."""
         if text is None:
             return self._base
-        return self._parsed(text) if len(text) <= _LONGEST_KEPT else self._parse(text)
+        return self._parsed(text) if len(text) <= _MAX_CACHED_LENGTH else self._parse(text)
 
     def _parse(self, text: str) -> Sampling:
-        return overridden(self._base, orjson.loads(text))
+        return override_sampling(self._base, orjson.loads(text))

@@ -1,4 +1,4 @@
-"""Route stage: each record is tokenised once and gets its mixture."""
+"""Route stage: tokenise each record once, and choose its mixture of adapters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline.cluster.node_cache import on_this_node
+from pipeline.cluster.node_cache import cache_on_node
 from pipeline.engine import Sampling
 from pipeline.models import PromptFormat, load_tokenizer
-from pipeline.models.prompt import PlacedTokens
-from pipeline.records import ROUTED, SENTENCES, DeadLetter, Prompt, joined, span_rows
-from pipeline.routing import Route, Router, SentenceRoute, route_sentences
-from pipeline.routing.sentences import Sentences, cut_left, cut_right, of_prompt
+from pipeline.models.prompt import TokensWithOffsets
+from pipeline.records import ROUTED, SENTENCES, DeadLetter, Prompt, concat_schemas, span_rows
+from pipeline.routing import Route, SentenceRoute, load_router, route_sentences
+from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences
 from pipeline.settings import JobSettings
 from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.metrics import count_routed
@@ -23,59 +23,59 @@ from .record_sampling import RecordSampling
 from .shard_plan import DEAD_KEY
 from .tables import prompts_of, with_columns, with_dead_letters
 
-_LONGEST_KEPT = 4096  # characters in a list of choices
-_CHOICES = 4096  # lists of choices whose tokens are kept; most records share theirs with many
+_MAX_CACHED_LENGTH = 4096  # characters of a list of choices
+_CACHED_CHOICES = 4096  # lists of choices whose tokens are kept; most records share theirs with many others
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids, and its sentences where each is routed for itself."""
+    """A prompt as token ids, and its sentences if they are routed one by one."""
 
     tokens: list[int]
     sentences: Sentences = ()
 
 
 class RouteRecords:
-    """Actor of the route stage; also used without Ray, by `jobs.route`."""
+    """Actor of the route stage; `jobs.route` uses it without Ray."""
 
     def __init__(self, settings: JobSettings, context: int, incidents: Incidents | None = None) -> None:
         self.incidents = incidents or Incidents()
-        with self.incidents.starting("route"):
+        with self.incidents.recording_start("route"):
             self._start(settings, context)
 
     def _start(self, settings: JobSettings, context: int) -> None:
         torch.set_num_threads(1)
-        settings = on_this_node(settings)
+        settings = cache_on_node(settings)
         self.settings = settings
         model = settings.model
-        self.prompts = PromptFormat(load_tokenizer(model.folder, model.trust_remote_code), model.prompt_format)
-        self.frame = cache(self.prompts.frame)
-        self.router = Router.load(settings.router)
+        self.prompts = PromptFormat(load_tokenizer(model.path, model.trust_remote_code), model.prompt_format)
+        self.frame = cache(self.prompts.template_tokens)
+        self.router = load_router(settings.router)
         self.context = context
         self.sampling = RecordSampling(settings.sampling)
-        self._known_choices = lru_cache(_CHOICES)(self.prompts.encode_answer)
+        self._known_choices = lru_cache(_CACHED_CHOICES)(self.prompts.encode_answer)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Append the columns of `records.ROUTED`; refused records become dead letters.
+        """Append the columns of `records.ROUTED`, and of `records.SENTENCES` if sentences are routed one by one.
 
-        Where sentences are routed, those of `records.SENTENCES` too.
+        Records that cannot be routed become dead letters.
         """
-        with self.incidents.telling("route"):
-            routed = self._routed(table)
+        with self.incidents.recording("route"):
+            routed = self._route_table(table)
         count_routed(self.settings.run, routed)
         return routed
 
-    def _routed(self, table: pa.Table) -> pa.Table:
+    def _route_table(self, table: pa.Table) -> pa.Table:
         limits, refused = self._limits(table)
         alive = list(limits)
         prompts = prompts_of(table.take(pa.array(alive, pa.int64())))
         encoded, unfit = self.tokenise(prompts, list(limits.values()))
-        refused |= {alive[place]: dead for place, dead in unfit.items()}
+        refused |= {alive[index]: dead for index, dead in unfit.items()}
         by_row = dict(zip(alive, encoded, strict=True))
         routed = {i: by_row[i] for i in alive if i not in refused}
         routes = self._route(list(routed.values()))
         table = with_dead_letters(table, refused)
-        schema = joined(ROUTED, SENTENCES) if self.settings.sentences else ROUTED
+        schema = concat_schemas(ROUTED, SENTENCES) if self.settings.sentences else ROUTED
         return with_columns(table, schema, _columns(table.num_rows, schema, routed, routes))
 
     def _route(self, prompts: list[Encoded]) -> Sequence[Route | SentenceRoute]:
@@ -86,65 +86,64 @@ class RouteRecords:
         return route_sentences(self.router, policy, tokens, divided, self.settings.sentences.context_sentences)
 
     def _limits(self, table: pa.Table) -> tuple[dict[int, int], dict[int, DeadLetter]]:
-        """Prompt tokens that the context leaves room for, by the place of the record; and records of bad settings."""
+        """Return the maximum number of prompt tokens by row, and a dead letter for each row of bad settings."""
         limits: dict[int, int] = {}
         refused: dict[int, DeadLetter] = {}
-        for place, (dead, text) in enumerate(
-            zip(table["dead_stage"].to_pylist(), table["sampling"].to_pylist(), strict=True)
-        ):
+        settings = zip(table["dead"].to_pylist(), table["sampling"].to_pylist(), strict=True)
+        for row, (dead, text) in enumerate(settings):
             if dead is not None:
                 continue
             try:
-                limits[place] = self.context - self._answer_room(self.sampling(text))
+                limits[row] = self.context - self._max_answer_tokens(self.sampling(text))
             except ValueError as error:
-                refused[place] = DeadLetter("route", "BadSampling", str(error))
+                refused[row] = DeadLetter("route", "BadSampling", str(error))
         return limits, refused
 
-    def _answer_room(self, sampling: Sampling) -> int:
+    def _max_answer_tokens(self, sampling: Sampling) -> int:
         choices = sampling.choices
-        encode = self._known_choices if sum(map(len, choices)) <= _LONGEST_KEPT else self.prompts.encode_answer
+        encode = self._known_choices if sum(map(len, choices)) <= _MAX_CACHED_LENGTH else self.prompts.encode_answer
         return max(map(len, encode(choices)), default=sampling.max_new_tokens)
 
     def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> tuple[list[Encoded], dict[int, DeadLetter]]:
-        """Token ids of each prompt, cut to its limit where the settings say so; refused ones by their place."""
+        """Return the token ids of each prompt, cut to its limit if the settings say so, and dead letters by index."""
         refused: dict[int, DeadLetter] = {}
         try:
-            found = self._encode(prompts)
+            encoded = self._encode(prompts)
         except Exception:  # a template may refuse single conversations (roles out of order) with any error
-            found = [self._encode_one(prompt, place, refused) for place, prompt in enumerate(prompts)]
-        for place, encoded in enumerate(found):
-            if place in refused:
+            encoded = [self._encode_one(prompt, index, refused) for index, prompt in enumerate(prompts)]
+        for index, one in enumerate(encoded):
+            if index in refused:
                 continue
-            if not encoded.tokens:
-                refused[place] = DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
-            elif len(encoded.tokens) > limits[place]:
-                found[place] = self._shortened(encoded, prompts[place], limits[place], place, refused)
-        return found, refused
+            if not one.tokens:
+                refused[index] = DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
+            elif len(one.tokens) > limits[index]:
+                encoded[index] = self._shorten(one, prompts[index], limits[index], index, refused)
+        return encoded, refused
 
     def _encode(self, prompts: list[Prompt]) -> list[Encoded]:
         if self.settings.sentences is None:
             return [Encoded(tokens) for tokens in self.prompts.encode(prompts)]
-        placed = zip(prompts, self.prompts.encode_placed(prompts), strict=True)
-        return [Encoded(found.tokens, self._sentences(prompt, found)) for prompt, found in placed]
+        encoded = zip(prompts, self.prompts.encode_with_offsets(prompts), strict=True)
+        return [Encoded(found.tokens, self._sentences(prompt, found)) for prompt, found in encoded]
 
-    def _sentences(self, prompt: Prompt, placed: PlacedTokens) -> Sentences:
+    def _sentences(self, prompt: Prompt, encoded: TokensWithOffsets) -> Sentences:
         assert self.settings.sentences is not None
         head, tail = map(len, self.frame(isinstance(prompt, list)))
-        return of_prompt(placed.text, placed.ends, head, tail, self.settings.sentences)
+        return prompt_sentences(encoded.text, encoded.ends, head, tail, self.settings.sentences)
 
-    def _encode_one(self, prompt: Prompt, place: int, refused: dict[int, DeadLetter]) -> Encoded:
+    def _encode_one(self, prompt: Prompt, index: int, refused: dict[int, DeadLetter]) -> Encoded:
         try:
             return self._encode([prompt])[0]
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            refused[place] = DeadLetter("route", "ChatTemplateError", message)
+            refused[index] = DeadLetter("route", "ChatTemplateError", message)
             return Encoded([])
 
-    def _shortened(
-        self, prompt: Encoded, given: Prompt, limit: int, place: int, refused: dict[int, DeadLetter]
+    def _shorten(
+        self, encoded: Encoded, prompt: Prompt, limit: int, index: int, refused: dict[int, DeadLetter]
     ) -> Encoded:
-        ids, sentences = prompt.tokens, prompt.sentences
-        head, tail = self.frame(isinstance(given, list))
+        ids, sentences = encoded.tokens, encoded.sentences
+        head, tail = self.frame(isinstance(prompt, list))
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
         policy = self.settings.long_prompts if limit > len(head) + len(tail) else "dead_letter"
         if policy == "truncate_left":
@@ -153,13 +152,13 @@ class RouteRecords:
         if policy == "truncate_right":
             kept = limit - len(tail)
             return Encoded(ids[:kept] + tail, cut_right(sentences, kept, shortest))
-        refused[place] = DeadLetter(
+        refused[index] = DeadLetter(
             "route",
             "PromptTooLong",
             f"{len(ids)} prompt tokens; beside the answer's {self.context - limit} (generation.max_new_tokens) the"
             f" context leaves {max(0, limit)}; input.long_prompts can cut it",
         )
-        return prompt
+        return encoded
 
 
 def _columns(

@@ -1,4 +1,4 @@
-"""Which records of a window run together: hot mixtures fill shards of their own, rare ones that share adapters join."""
+"""Plan which records of a window run together: frequent mixtures fill shards alone, rare ones share adapters."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,14 +8,14 @@ import numpy as np
 
 from pipeline.records import Mixture
 
-DEAD_KEY = ""  # where the mixture of a dead letter would be: dead letters travel together
+DEAD_KEY = ""  # the mixture of dead letters, which go into shards of their own
 
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """``records`` of a shard at most. ``adapters``: of all its mixtures together, unless one mixture alone has more.
+    """The maximum size of a shard.
 
-    ``mixtures``: distinct ones of a shard at most; 0: any number.
+    ``adapters``: of all its mixtures together, unless one mixture alone has more. ``mixtures``: 0 for any number.
     """
 
     records: int
@@ -24,15 +24,15 @@ class ShardLimits:
 
 
 Piece = tuple[str, int]
-"""A mixture's key, and how many of its records a shard takes."""
+"""A mixture's key, and the number of its records in a shard."""
 
 
 def plan_shards(counts: Mapping[str, int], limits: ShardLimits) -> list[list[Piece]]:
     """Divide the records of a window, counted by their mixture's key, into shards.
 
-    A mixture with enough records fills shards alone: the engine runs those at the speed of the base model. What is left
-    of each is put in an order in which mixtures with common adapters are neighbours, and cut where a shard is full or
-    would have too many adapters or mixtures. The largest shards come first, so that none is waited for last.
+    A mixture with enough records fills shards alone, which the engine runs at the speed of the base model. The others
+    are sorted so that mixtures with common adapters are neighbours, and cut where a shard is full or would have too
+    many adapters or mixtures. The largest shards come first, so that the job does not wait for one at the end.
     """
     full = [[(key, limits.records)] for key, count in sorted(counts.items()) for _ in range(count // limits.records)]
     rest = {key: count % limits.records for key, count in counts.items() if count % limits.records}
@@ -41,9 +41,9 @@ def plan_shards(counts: Mapping[str, int], limits: ShardLimits) -> list[list[Pie
 
 
 def shard_of_rows(keys: Sequence[str], codes: np.ndarray, limits: ShardLimits) -> np.ndarray:
-    """The number of each row's shard [rows]; ``codes`` [rows]: the place of its mixture's key in ``keys``."""
-    found = np.bincount(codes, minlength=len(keys))
-    counts = {key: int(count) for key, count in zip(keys, found, strict=True) if count}
+    """Return the shard of each row [rows]. ``codes`` [rows]: the index of its mixture's key in ``keys``."""
+    key_counts = np.bincount(codes, minlength=len(keys))
+    counts = {key: int(count) for key, count in zip(keys, key_counts, strict=True) if count}
     numbers: dict[str, list[np.ndarray]] = {key: [] for key in counts}
     for number, shard in enumerate(plan_shards(counts, limits)):
         for key, count in shard:
@@ -57,30 +57,30 @@ def shard_of_rows(keys: Sequence[str], codes: np.ndarray, limits: ShardLimits) -
 def _packed(counts: Mapping[str, int], limits: ShardLimits) -> Iterator[list[Piece]]:
     adapters = {key: _adapters(key) for key in counts}
     shard: list[Piece] = []
-    held: frozenset[str] = frozenset()
-    room = limits.records
+    shard_adapters: frozenset[str] = frozenset()
+    free = limits.records
     for key in _neighbours(counts, adapters):
         left = counts[key]
         while left:
-            joined = held | adapters[key]
-            many = len(joined) > max(limits.adapters, len(adapters[key])) or 0 < limits.mixtures <= len(shard)
-            if shard and (room == 0 or many):
+            joined = shard_adapters | adapters[key]
+            over_limits = len(joined) > max(limits.adapters, len(adapters[key])) or 0 < limits.mixtures <= len(shard)
+            if shard and (free == 0 or over_limits):
                 yield shard
-                shard, held, room = [], frozenset(), limits.records
+                shard, shard_adapters, free = [], frozenset(), limits.records
                 continue
-            taken = min(left, room)
+            taken = min(left, free)
             shard.append((key, taken))
-            held, room, left = joined, room - taken, left - taken
+            shard_adapters, free, left = joined, free - taken, left - taken
     if shard:
         yield shard
 
 
 def _neighbours(counts: Mapping[str, int], adapters: Mapping[str, frozenset[str]]) -> list[str]:
-    """Keys in an order that keeps those with common adapters together: by their adapters, the most common first."""
+    """Sort keys so that mixtures with common adapters are neighbours: by their adapters, the most frequent first."""
     records: Counter[str] = Counter()
     for key, count in counts.items():
         records.update(dict.fromkeys(adapters[key], count))
-    rank = {name: place for place, name in enumerate(sorted(records, key=lambda name: (-records[name], name)))}
+    rank = {name: index for index, name in enumerate(sorted(records, key=lambda name: (-records[name], name)))}
     return sorted(counts, key=lambda key: (sorted(rank[name] for name in adapters[key]), key))
 
 

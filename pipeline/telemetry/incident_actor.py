@@ -1,46 +1,80 @@
-"""The actor that keeps the incidents of a job. It imports nothing: its process is there for the whole job."""
+"""An incident of a job, and the actor that counts them.
+
+Its process lives as long as the job, so this module imports only the standard library.
+"""
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 
-_KINDS = 100  # different incidents that are told apart
-
-
-def _decides(what: str) -> bool:
-    """Whether the driver stops for it: the store refuses, an actor cannot start (`incidents`)."""
-    return "StoreError" in what or ", at the start of an actor" in what
+START, RUN, PREFETCH = "start", "run", "prefetch"
+STORE_ERROR = "StoreError"
+_MAX_KINDS = 100  # different incidents that are counted one by one
 
 
-class Notes:
-    """Counts of what went wrong, starts of actors that have no end yet, and the time that stages took."""
+@dataclass(frozen=True)
+class Incident:
+    """An error in a task or an actor.
+
+    ``phase``: ``start`` of an actor, ``run`` of a batch, ``prefetch`` of the next window. ``error_type``: the class of
+    the error; `STORE_ERROR` for every subclass of `StoreError`.
+    """
+
+    stage: str
+    phase: str
+    error_type: str
+    message: str
+
+    @property
+    def is_failed_start(self) -> bool:
+        """Whether an actor could not start."""
+        return self.phase == START
+
+    @property
+    def is_store_refusal(self) -> bool:
+        """Whether the store refused to take something, so that other shards would fail too."""
+        return self.error_type == STORE_ERROR
+
+    def __str__(self) -> str:
+        where = {START: f"{self.stage} actor could not start", RUN: self.stage}
+        return f"{where.get(self.phase, f'{self.stage} ({self.phase})')}: {self.error_type}: {self.message}"
+
+
+_OTHERS = Incident("any", RUN, "others", f"more than {_MAX_KINDS} different incidents")
+
+
+class IncidentCounter:
+    """Counts incidents, unfinished starts of actors, and the seconds that each stage was busy."""
 
     def __init__(self) -> None:
-        self._noted: Counter[str] = Counter()
-        self._open: Counter[str] = Counter()  # starts without an end, by actor
+        self._incidents: Counter[Incident] = Counter()
+        self._unfinished_starts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
 
-    def note(self, what: str) -> None:
-        """One more of these."""
-        self._noted[what if what in self._noted or len(self._noted) < _KINDS or _decides(what) else "others"] += 1
+    def record(self, incident: Incident) -> None:
+        """Count an incident; those that stop the job are never counted among the others."""
+        is_counted = incident in self._incidents or len(self._incidents) < _MAX_KINDS
+        stops_job = incident.is_store_refusal or incident.is_failed_start
+        self._incidents[incident if is_counted or stops_job else _OTHERS] += 1
 
-    def begin(self, actor: str) -> int:
-        """An actor starts; how often it did so without an end."""
-        self._open[actor] += 1
-        return self._open[actor]
+    def incidents(self) -> list[tuple[Incident, int]]:
+        """Return incidents and how often each happened, the most frequent first."""
+        return self._incidents.most_common()
 
-    def end(self, actor: str) -> None:
-        """An actor has started."""
-        del self._open[actor]
+    def begin_start(self, actor: str) -> int:
+        """Count a start of an actor; return how many of its starts have not finished."""
+        self._unfinished_starts[actor] += 1
+        return self._unfinished_starts[actor]
 
-    def noted(self) -> list[tuple[str, int]]:
-        """What was noted and how often, the most frequent first."""
-        return self._noted.most_common()
+    def finish_start(self, actor: str) -> None:
+        """Forget the starts of an actor, which has started."""
+        del self._unfinished_starts[actor]
 
-    def spend(self, stage: str, seconds: float) -> None:
-        """A call of a stage took so long."""
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add one call of a stage."""
         self._seconds[stage] += seconds
         self._calls[stage] += 1
 
-    def spent(self) -> dict[str, tuple[float, int]]:
-        """Seconds of all calls of each stage, and how many there were."""
+    def stage_seconds(self) -> dict[str, tuple[float, int]]:
+        """Return the seconds of all calls of each stage, and the number of calls."""
         return {stage: (seconds, self._calls[stage]) for stage, seconds in self._seconds.items()}

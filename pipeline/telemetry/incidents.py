@@ -1,4 +1,4 @@
-"""What goes wrong in tasks and actors, told to the driver: Ray drops a failed block, and its error with it."""
+"""Errors of tasks and actors, reported to the driver: Ray Data drops a failed block together with its error."""
 
 import time
 from collections import Counter
@@ -11,80 +11,78 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.storage.store.objects import StoreError
-from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.redact import masked_error
 
-from .incident_actor import Notes
+from .incident_actor import RUN, START, STORE_ERROR, Incident, IncidentCounter
 
-_STARTS = 3  # of one actor, each ended by the death of its process
-_AT_START = ", at the start of an actor"
+_MAX_STARTS = 3  # of one actor, each ended by the death of its process
 
 
 class Incidents:
-    """Travels to tasks and actors, which note their errors with it. `listening` makes one that is heard.
+    """Records errors and busy seconds of the tasks and actors that it is sent to.
 
-    Notes are a help for people, and tell the driver why to stop. Where the actor that keeps them dies, those so far are
-    lost.
+    `with_actor` makes one whose records reach the driver; others record nothing. If the actor dies, its records are
+    lost: they inform people, and tell the driver why to stop.
     """
 
     def __init__(self, actor: Any = None) -> None:
         self._actor = actor
 
     @classmethod
-    def listening(cls) -> "Incidents":
-        """With an actor beside the driver, which a lost node does not take along."""
+    def with_actor(cls) -> "Incidents":
+        """Start the actor on the driver's node, so that the loss of another node does not end it."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return cls(ray.remote(Notes).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote())
+        return cls(ray.remote(IncidentCounter).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote())
 
     @contextmanager
-    def telling(self, stage: str) -> Iterator[None]:
-        """Note how long what runs inside takes, and its error, which goes on."""
+    def recording(self, stage: str, phase: str = RUN) -> Iterator[None]:
+        """Record the duration of the block and its error, which is raised again."""
         start = time.monotonic()
         try:
             yield
         except Exception as error:
-            self._note(f"{stage}: {type(error).__name__}: {masked(one_line(error))[:300]}")
+            kind = STORE_ERROR if isinstance(error, StoreError) else type(error).__name__
+            self._call("record", Incident(stage, phase, kind, masked_error(error)[:300]))
             raise
         finally:
             if self._actor:
-                with suppress(RayError):  # nobody waits for it either
-                    self._actor.spend.remote(stage, time.monotonic() - start)
+                with suppress(RayError):  # not waited for
+                    label = stage if phase == RUN else f"{stage} {phase}"
+                    self._actor.add_seconds.remote(label, time.monotonic() - start)
 
     @contextmanager
-    def starting(self, stage: str) -> Iterator[None]:
-        """The start of an actor. `RuntimeError` where its process has died several times in it.
+    def recording_start(self, stage: str) -> Iterator[None]:
+        """Record the start of an actor; `RuntimeError` if its process has died in it several times.
 
-        Ray starts an actor whose process dies again and again, but not one that raises.
+        Ray starts an actor again and again if its process dies, but not if its constructor raises.
         """
-        with self.telling(f"{stage}{_AT_START}"):
+        with self.recording(stage, START):
             actor = ray.get_runtime_context().get_actor_id() if self._actor else None
-            if self._actor and actor and (self._ask("begin", actor) or 0) > _STARTS:
-                raise RuntimeError(f"the process of an actor died {_STARTS} times while it started (out of memory?)")
+            if actor and (self._call("begin_start", actor) or 0) > _MAX_STARTS:
+                raise RuntimeError(f"its process died {_MAX_STARTS} times while it started (out of memory?)")
             yield
-            if self._actor and actor:
-                self._ask("end", actor)
+            if actor:
+                self._call("finish_start", actor)
 
-    def noted(self) -> list[tuple[str, int]]:
-        """What was noted, and how often, the most frequent first."""
-        return (self._ask("noted") or []) if self._actor else []
+    def counts(self) -> list[tuple[Incident, int]]:
+        """Return incidents and how often each happened, the most frequent first."""
+        return self._call("incidents") or []
 
-    def spent(self) -> dict[str, tuple[float, int]]:
-        """Seconds that tasks and actors of each stage were busy, added up over all of them, and how many calls."""
-        spent = (self._ask("spent") or {}) if self._actor else {}
-        return {stage.replace(_AT_START, " start"): found for stage, found in spent.items()}
+    def stage_seconds(self) -> dict[str, tuple[float, int]]:
+        """Return the busy seconds of all tasks and actors of each stage together, and the number of calls."""
+        return self._call("stage_seconds") or {}
 
-    def failed_starts(self) -> Counter[str]:
-        """Those of actors that could not start, and how often."""
-        return Counter({what: count for what, count in self.noted() if _AT_START in what})
+    def failed_starts(self) -> Counter[Incident]:
+        """Return the incidents of actors that could not start."""
+        return Counter({incident: times for incident, times in self.counts() if incident.is_failed_start})
 
-    def refusals(self) -> list[str]:
-        """What the store refused for good: other shards would fare no better."""
-        return [what for what, _ in self.noted() if StoreError.__name__ in what]
+    def store_refusals(self) -> list[Incident]:
+        """Return the incidents of a store that refuses for good: it would refuse other shards too."""
+        return [incident for incident, _ in self.counts() if incident.is_store_refusal]
 
-    def _note(self, what: str) -> None:
+    def _call(self, method: str, *args: Any) -> Any:
+        """Call the actor; None if there is none, or it does not answer."""
         if self._actor:
-            self._ask("note", what)
-
-    def _ask(self, name: str, *args: Any) -> Any:
-        with suppress(RayError):
-            return ray.get(getattr(self._actor, name).remote(*args), timeout=30)
+            with suppress(RayError):
+                return ray.get(getattr(self._actor, method).remote(*args), timeout=30)
         return None

@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line, with the run and, where there is one, the window and the shard.
+"""Structured logs: one JSON object per line, with the run and, if it has one, the window and the shard.
 
-Tasks and actors write them to their own stderr, which Ray keeps in the session's ``logs`` folder of each node and shows
-in its dashboard. The driver does so with ``cluster.log_format=json``.
+Tasks and actors write to their own stderr, which Ray keeps in the session's ``logs`` folder of each node and shows in
+its dashboard. The driver writes to stderr if ``cluster.log_format=json``.
 """
 
 import json
@@ -17,10 +17,10 @@ _LOGGER = logging.getLogger("loraloom")
 
 
 class JsonLines(logging.Formatter):
-    """``{"time", "level", "event", "pid", ...}``, the values of an event beside them; without credentials."""
+    """Formats an event as ``{"time", "level", "event", "pid", ...}`` with its values, and masks credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the event as one line."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{at}.{int(record.msecs):03d}Z",
@@ -33,7 +33,7 @@ class JsonLines(logging.Formatter):
 
 
 def write_json_lines() -> None:
-    """Write this process's events to stderr from now on."""
+    """Write the events of this process to stderr from now on."""
     if _LOGGER.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
@@ -43,13 +43,13 @@ def write_json_lines() -> None:
     _LOGGER.propagate = False
 
 
-def tell(event: str, level: int = logging.INFO, **values: Any) -> None:
-    """An event of the driver: a line where `write_json_lines` was called, else nothing."""
+def log_event(event: str, level: int = logging.INFO, **values: Any) -> None:
+    """Log an event of the driver; it is dropped unless `write_json_lines` was called."""
     if _LOGGER.handlers:
         _LOGGER.log(level, event, extra={"values": values})
 
 
-def tell_here(event: str, level: int = logging.INFO, **values: Any) -> None:
-    """An event of a task or an actor."""
+def log_worker_event(event: str, level: int = logging.INFO, **values: Any) -> None:
+    """Log an event of a task or an actor."""
     write_json_lines()
-    tell(event, level, **values)
+    log_event(event, level, **values)

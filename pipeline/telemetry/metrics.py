@@ -1,7 +1,7 @@
-"""What the stages count for Prometheus, through Ray; docker/grafana/loraloom.json draws it.
+"""Metrics of the stages for Prometheus, through Ray; docker/grafana/loraloom.json is their dashboard.
 
-Ray's agents export it where ``ray[default]`` is installed, under these names with ``ray_`` before them; elsewhere it
-goes nowhere. Metrics are made once a process: tasks share theirs.
+Ray's agents export them if ``ray[default]`` is installed, under these names with the prefix ``ray_``; without it they
+are dropped. Each process creates a metric once.
 """
 
 from functools import cache
@@ -15,29 +15,29 @@ from ray.util.metrics import Counter, Gauge, Metric
 from pipeline.storage.commit.counts import Counts
 
 if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
-    from pipeline.engine.backend import Load
+    from pipeline.engine.backend import EngineLoad
 
 COUNTERS = {
     "loraloom_routed_records": "Records that got a mixture",
-    "loraloom_fallback_records": "Of those, records that the gate left to the base model alone",
-    "loraloom_records": "Records that are answered and committed",
-    "loraloom_dead_letters": "Records that are committed as dead letters",
+    "loraloom_fallback_records": "Records that got a mixture of the base model alone, from the gate",
+    "loraloom_records": "Records that were answered and committed",
+    "loraloom_dead_letters": "Records that were committed as dead letters",
     "loraloom_prompt_tokens": "Prompt tokens of committed records",
     "loraloom_completion_tokens": "Generated tokens of committed records",
-    "loraloom_adapter_loads": "Adapters brought to the device",
-    "loraloom_adapter_evictions": "Adapters put out of the device to make room",
+    "loraloom_adapter_loads": "Adapters loaded to the device",
+    "loraloom_adapter_evictions": "Adapters evicted from the device",
 }
 GAUGES = {
-    "loraloom_batch_fill": "Rows of the engine that are in use, 0 to 1",
-    "loraloom_batch_mixtures": "Distinct mixtures among the rows",
-    "loraloom_queue_depth": "Requests that wait in an actor",
-    "loraloom_kv_use": "Positions of the KV cache that are held, 0 to 1",
+    "loraloom_batch_fill": "Share of the engine's batch rows in use, 0 to 1",
+    "loraloom_batch_mixtures": "Distinct mixtures in the batch",
+    "loraloom_queue_depth": "Requests waiting in an actor",
+    "loraloom_kv_use": "Share of the KV cache in use, 0 to 1",
 }
 
 
 def count_routed(run: str, table: pa.Table) -> None:
     """Count the rows of a routed table."""
-    routed = table.filter(table["dead_stage"].is_null())
+    routed = table.filter(table["dead"].is_null())
     _count(run, "loraloom_routed_records", routed.num_rows)
     _count(run, "loraloom_fallback_records", pc.sum(routed["fallback"]).as_py() or 0)
 
@@ -51,17 +51,17 @@ def count_committed(run: str, counts: Counts) -> None:
 
 
 class EngineMetrics:
-    """Of one generating actor; `show` is called every few seconds."""
+    """The metrics of one generating actor."""
 
     def __init__(self, run: str, actor: str) -> None:
         self._run = run
         self._tags = {"run": run, "actor": actor}
         self._loads = self._evictions = 0
 
-    def show(self, load: "Load") -> None:
-        """Put the engine's state out; loads and evictions are counted from the last time."""
+    def report(self, load: "EngineLoad") -> None:
+        """Set the gauges, and count adapter loads and evictions since the last call."""
         for name, value in {
-            "loraloom_batch_fill": load.rows / load.most_rows,
+            "loraloom_batch_fill": load.rows / load.max_rows,
             "loraloom_batch_mixtures": load.mixtures,
             "loraloom_queue_depth": load.waiting,
             "loraloom_kv_use": load.kv_positions / load.kv_limit,

@@ -1,4 +1,4 @@
-"""How far a job is: what the watch over the markers saw, put together for people. It asks the store for nothing."""
+"""Progress of a job, from the counts that the watch over its markers reads; it asks the store for nothing itself."""
 
 import threading
 import time
@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 
 from pipeline.storage.commit.counts import Counts
 
-_RECENT = 60.0  # seconds that rates are taken over, at least two looks
-_POINTS = 400  # of a timeline; beyond, every second one is dropped
+_RATE_SECONDS = 60.0  # span over which rates are taken; at least two updates
+_MAX_POINTS = 400  # of a timeline; beyond, every second one is dropped
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A job at one moment. ``window`` counts from 1; ``counts``: of all that is committed, also by earlier commands.
+    """A job at one moment.
 
-    ``done_before``: records that were committed when this command began. Rates are those of the last minute: records
-    and generated tokens a second, None before the first look at this command's shards.
+    ``window`` counts from 1, 0 before the first. ``counts``: of all that is committed, by earlier commands too.
+    ``done_before``: records that were committed when this command started. Rates are per second over the last minute,
+    None before the first update.
     """
 
     stage: str
@@ -44,7 +45,7 @@ class Snapshot:
 
     @property
     def fallback_share(self) -> float:
-        """Of the answered records, those of the base model alone."""
+        """Share of the answered records that the base model answered alone."""
         return self.counts.fallback / max(1, self.counts.data)
 
 
@@ -52,8 +53,8 @@ Listener = Callable[[Snapshot], None]
 
 
 @dataclass(frozen=True)
-class Point:
-    """What was committed at a moment: ``time`` in seconds since 1970."""
+class TimelinePoint:
+    """Counts of the committed records at a moment; ``time``: seconds since 1970."""
 
     time: float
     records: int
@@ -61,53 +62,55 @@ class Point:
     tokens: int
 
 
-class Progress:
-    """Collects what happens in a job, from any thread; tells a listener at each stage and each look at the store."""
+class JobProgress:
+    """Collects the progress of a job from any thread, and calls a listener at each change.
+
+    ``listener`` is called with a lock held, one call at a time, so it must not block.
+    """
 
     def __init__(self, listener: Listener = lambda snapshot: None) -> None:
-        """``listener``: called with the lock held, so one call at a time; it must not wait."""
         self._listener = listener
         self._lock = threading.Lock()
-        self._began = time.monotonic()
-        self._now = Snapshot("starting", 0, 0, 0, 0, Counts(), 0.0)
+        self._started = time.monotonic()
+        self._snapshot = Snapshot("starting", 0, 0, 0, 0, Counts(), 0.0)
         self._recent: deque[tuple[float, Counts]] = deque()
-        self.timeline: list[Point] = []
+        self.timeline: list[TimelinePoint] = []
 
-    def begin(self, records: int, windows: int, before: Counts) -> None:
-        """The job's size is known, and what earlier commands have committed."""
-        self._began = time.monotonic()
-        self._recent.append((self._began, before))
-        self._note(before)
+    def start(self, records: int, windows: int, before: Counts) -> None:
+        """Set the job's size, and the counts that earlier commands have committed."""
+        self._started = time.monotonic()
+        self._recent.append((self._started, before))
+        self._add_point(before)
         done = before.data + before.dead
-        self._tell(records=records, windows=windows, counts=before, done_before=done)
+        self._change(records=records, windows=windows, counts=before, done_before=done)
 
-    def stage(self, name: str, window: int | None = None) -> None:
-        """Another stage has begun; ``window`` counts from 0."""
-        self._tell(stage=name, **({} if window is None else {"window": window + 1}))
+    def set_stage(self, name: str, window: int | None = None) -> None:
+        """Set the stage, and the window if it changed too; ``window`` counts from 0."""
+        self._change(stage=name, **({} if window is None else {"window": window + 1}))
 
-    def committed(self, counts: Counts, stage: str | None = None) -> None:
-        """So much is committed now, which may be what was before; ``stage``: another one has begun with that."""
+    def update(self, counts: Counts, stage: str | None = None) -> None:
+        """Set the counts of all committed records, and the stage if it changed too."""
         now = time.monotonic()
         with self._lock:
             self._recent.append((now, counts))
-            while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT:
+            while len(self._recent) > 2 and now - self._recent[0][0] > _RATE_SECONDS:
                 self._recent.popleft()
-            if counts != self._now.counts:
-                self._note(counts)
-        self._tell(counts=counts, **({} if stage is None else {"stage": stage}))
+            if counts != self._snapshot.counts:
+                self._add_point(counts)
+        self._change(counts=counts, **({} if stage is None else {"stage": stage}))
 
-    def _tell(self, **changes: object) -> None:
+    def _change(self, **changes: object) -> None:
         with self._lock:
             records, tokens = self._rates()
-            seconds = time.monotonic() - self._began
+            seconds = time.monotonic() - self._started
             rates = {"records_per_second": records, "tokens_per_second": tokens, "seconds": seconds}
-            self._now = replace(self._now, **{**changes, **rates})  # type: ignore[arg-type]
-            self._listener(self._now)
+            self._snapshot = replace(self._snapshot, **{**changes, **rates})  # type: ignore[arg-type]
+            self._listener(self._snapshot)
 
-    def _note(self, counts: Counts) -> None:
-        """A point of the timeline. Between the last of an earlier command and the first of this one nothing is done."""
-        self.timeline.append(Point(round(time.time(), 1), counts.data, counts.dead, counts.completion_tokens))
-        if len(self.timeline) > _POINTS:
+    def _add_point(self, counts: Counts) -> None:
+        point = TimelinePoint(round(time.time(), 1), counts.data, counts.dead, counts.completion_tokens)
+        self.timeline.append(point)
+        if len(self.timeline) > _MAX_POINTS:
             self.timeline = [*self.timeline[:-1:2], self.timeline[-1]]
 
     def _rates(self) -> tuple[float | None, float | None]:

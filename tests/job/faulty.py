@@ -17,8 +17,8 @@ from pipeline.stages.route import RouteRecords
 class RefusesSome(GenerateRecords):
     """Has no answer for records whose number is a multiple of 3, as if memory had ended."""
 
-    def _answers(self, requests: Sequence[Request]) -> list[Any]:
-        answers = super()._answers(requests)
+    def _answer(self, requests: Sequence[Request]) -> list[Any]:
+        answers = super()._answer(requests)
         refused = Failure("OutOfMemoryError", "CUDA out of memory")
         return [refused if int(r.id[1:]) % 3 == 0 else a for r, a in zip(requests, answers, strict=True)]
 
@@ -60,10 +60,10 @@ class HangsOnce(GenerateRecords):
 
 
 class ChangesItsInput(GenerateRecords):
-    def _answered(self, table: pa.Table) -> pa.Table:
+    def _answer_table(self, table: pa.Table) -> pa.Table:
         for path in Path(self.input).iterdir():
             path.write_text(path.read_text() + "\n")
-        return super()._answered(table)
+        return super()._answer_table(table)
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         super()._start(settings, device, threads)

@@ -10,37 +10,41 @@ import pyarrow as pa
 import pytest
 
 from pipeline.cluster.resources import Pools
-from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job import retry_dead as retry_module
 from pipeline.job.generate import GenerateJob
 from pipeline.job.retry_dead import RetryJob
-from pipeline.job.stop import StoppedError
+from pipeline.job.session import open_session
+from pipeline.job.stop import StopKind, StoppedError
 from pipeline.job.window import WindowJob
 from pipeline.records import DEAD
-from pipeline.settings import JobSettings, ModelRef
+from pipeline.settings import JobSettings
 from pipeline.stages.dataset import WindowRun
 from pipeline.storage.commit.counts import count_rows
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
-from pipeline.storage.commit.retry import RetryFilter, amend_window
+from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters
+from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.output.dataset_card import CARD
-from pipeline.storage.output.run import RUN
+from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.objects import StoreError
 from pipeline.telemetry.incidents import Incidents
+from tests.stages import default_job, tiny_pools
 
 ROWS = 4
+PARTS = {"model": "m", "bank": "b", "router": "r", "tokenizer": "t"}
+DEATH = {"stage": "route", "phase": "run", "error_type": "ActorDiedError", "message": "a death", "times": 2}
 STAYED = {"devices": {"generate_actors": 7, "device_seconds": 60.0}, "timings": {"seconds": 9}}
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     """Of a job whose parts are taken for good."""
-    parts = {"model": "m", "bank": "b", "router": "r", "tokenizer": "t"}
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, parts))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "prompt": "red{i}"}}\n' for i in range(ROWS)))
     url, out = str(tmp_path / "in.jsonl"), str(tmp_path / "out")
-    return JobSettings(url, out, ModelRef("model", "fp32", "raw"), "bank", "router", sampling=Sampling())
+    return default_job(url, out)
 
 
 def letters(rows: list[int]) -> pa.Table:
@@ -49,27 +53,33 @@ def letters(rows: list[int]) -> pa.Table:
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DEAD], schema=DEAD)
 
 
-def answers(job: GenerateJob, rows: list[int]) -> pa.Table:
+def answers(settings: JobSettings, rows: list[int]) -> pa.Table:
     values: dict[str, Any] = {"id": [str(r) for r in rows], "prompt_tokens": [1] * len(rows)}
     values |= {"finish_reason": ["stop"] * len(rows), "completion_tokens": [2] * len(rows)}
     values |= {"fallback": [False] * len(rows), "mixture": ["a:1.0"] * len(rows)}
-    schema = job.shape(job.prepare()).schema
+    schema = GenerateJob(settings).prepare(new_run=True).schema.data
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in schema], schema=schema)
 
 
-def commit(job: GenerateJob, name: str, answered: list[int], dead: list[int]) -> None:
-    tables = answers(job, answered), letters(dead)
+def commit(settings: JobSettings, markers: MarkerStore, name: str, answered: list[int], dead: list[int]) -> None:
+    tables = answers(settings, answered), letters(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    job.log.commit(Shard(f"{job.log.prefix(0)}{name}", None, None, *places, count_rows(*tables)), *tables)
+    commit_shard(markers, Shard(f"{markers.shard_prefix(0)}{name}", None, None, *places, count_rows(*tables)), *tables)
 
 
-def begun(settings: JobSettings, state: str, dead: list[int]) -> GenerateJob:
-    """A run of one window, finished; ``state``: of `run.json`."""
-    job = GenerateJob(settings, lambda line: None)
-    prepared = job.prepare(new_run=True)
-    job.log.run = "today"
-    commit(job, "a-0", [row for row in range(ROWS) if row not in dead], dead)
-    counts = asdict(job.log.finish_window(0, ROWS).counts)
+def markers_of(settings: JobSettings) -> MarkerStore:
+    return MarkerStore(settings.output).with_run("today")
+
+
+def begun(settings: JobSettings, state: str, dead: list[int]) -> RunFolder:
+    """The output of a run of one window, finished; ``state``: of `run.json`."""
+    prepared, markers, folder = (
+        GenerateJob(settings).prepare(new_run=True),
+        markers_of(settings),
+        RunFolder(settings.output),
+    )
+    commit(settings, markers, "a-0", [row for row in range(ROWS) if row not in dead], dead)
+    counts = asdict(finish_window(markers, 0, ROWS).counts)
     told = {
         "state": state,
         "run": "today",
@@ -77,10 +87,10 @@ def begun(settings: JobSettings, state: str, dead: list[int]) -> GenerateJob:
         "schemas": {},
         "counts": {"records": ROWS} | counts,
     }
-    job.folder.save_plan(prepared.plan)
-    job.folder.write_json(RUN, told | STAYED | {"incidents": [{"what": "a death", "times": 2}]})
-    job.folder.write(CARD, b"card")
-    return job
+    folder.save_plan(prepared.plan)
+    folder.write_json(RUN, told | STAYED | {"incidents": [DEATH]})
+    folder.write(CARD, b"card")
+    return folder
 
 
 def no_ray() -> Pools:
@@ -94,12 +104,12 @@ def retrying(
     job = RetryJob(settings, RetryFilter(), lambda line: None)
 
     def rounds(self: WindowJob, run: WindowRun) -> np.ndarray:
-        commit(job, "b-0", run.wanted.tolist(), [])
+        commit(settings, self.markers, "b-0", run.wanted.tolist(), [])
         meanwhile(job)
         return np.empty(0, np.int64)
 
     monkeypatch.setattr(WindowJob, "rounds", rounds)
-    monkeypatch.setattr(Incidents, "listening", staticmethod(Incidents))
+    monkeypatch.setattr(Incidents, "with_actor", staticmethod(Incidents))
     return job
 
 
@@ -111,14 +121,14 @@ def test_a_run_whose_end_alone_was_missing_keeps_its_devices_and_incidents(setti
     assert told is not None
     assert told["state"] == "finished"
     assert {key: told[key] for key in STAYED} == STAYED
-    assert told["incidents"] == [{"what": "a death", "times": 2}]
+    assert told["incidents"] == [DEATH]
 
 
 def test_dead_letters_are_answered_and_counted(settings: JobSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(settings, "finished", [1, 3])
     cards: list[bytes | None] = []
     job = retrying(settings, monkeypatch, lambda job: cards.append(job.folder.read(CARD)))
-    result = job.retry(Pools)
+    result = job.run(tiny_pools)
     assert (result.retried, result.answered, result.dead) == (2, 2, 0)
     assert cards == [None], "a reader is told that files may lie there that no marker names"
     told = job.folder.read_json(RUN)
@@ -131,30 +141,31 @@ def test_what_a_killed_command_left_undone_is_done_by_the_next(
 ) -> None:
     begun(settings, "finished", [1, 3])
     job = retrying(settings, monkeypatch)
-    monkeypatch.setattr(RetryJob, "_done", lambda self, *args: 1 / 0)  # killed behind the last window
+    monkeypatch.setattr(retry_module, "_write_counts", lambda *args: 1 / 0)  # killed behind the last window
     with pytest.raises(ZeroDivisionError):
-        job.retry(Pools)
+        job.run(tiny_pools)
     monkeypatch.undo()
-    late = job.log.write_table("data", f"{job.log.prefix(0)}late", answers(job, [1]))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
+    markers = markers_of(settings).with_session()
+    late = markers.write_table("data", f"{markers.shard_prefix(0)}late", answers(settings, [1]))
     assert late is not None
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, job.prepare().fingerprints))
     again = RetryJob(settings, RetryFilter(), lambda line: None)
-    result = again.retry(no_ray)
+    result = again.run(no_ray)
     assert (result.retried, result.answered, result.dead) == (0, 0, 0)
     told = again.folder.read_json(RUN)
     assert told is not None
     assert (told["counts"]["data"], told["counts"]["dead"]) == (4, 0)
-    assert not again.log.fs.exists(again.log.path(late))
+    assert not markers.fs.exists(markers.path(late))
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "incomplete"])
 def test_a_run_that_has_not_ended_is_refused(settings: JobSettings, state: str) -> None:
     begun(settings, state, [1])
     with pytest.raises(UserError, match="is not finished; finish it first"):
-        RetryJob(settings, RetryFilter(), lambda line: None).retry(no_ray)
+        RetryJob(settings, RetryFilter(), lambda line: None).run(no_ray)
 
 
-def take_over(job: GenerateJob) -> None:
+def take_over(job: RetryJob) -> None:
     """Another command takes the lease."""
     number = max(int(path.stem) for path in Path(job.settings.output, "_lease").glob("*.json"))
     Path(job.settings.output, "_lease", f"{number + 1:06d}.json").write_text("{}")
@@ -164,10 +175,11 @@ def test_a_command_that_was_taken_over_amends_nothing(settings: JobSettings, mon
     begun(settings, "finished", [1, 3])
     job = retrying(settings, monkeypatch, take_over)
     told = job.folder.read_json(RUN)
-    with pytest.raises(StoppedError, match="another driver took the output over"):
-        job.retry(Pools)
+    with pytest.raises(StoppedError, match="another driver took the output over") as caught:
+        job.run(tiny_pools)
+    assert caught.value.reason.kind is StopKind.LEASE_LOST
     assert job.folder.read_json(RUN) == told
-    assert job.log.finished() == {0: "window-000000-today.json"}
+    assert markers_of(settings).finished_markers() == {0: "window-000000-today.json"}
 
 
 def test_a_command_that_is_taken_over_behind_its_last_window_writes_no_counts(
@@ -175,60 +187,61 @@ def test_a_command_that_is_taken_over_behind_its_last_window_writes_no_counts(
 ) -> None:
     begun(settings, "finished", [1, 3])
     job = retrying(settings, monkeypatch)
-    told, amend = job.folder.read_json(RUN), amend_window
+    told, amend = job.folder.read_json(RUN), replace_dead_letters
 
     def amend_and_lose(*args: Any) -> Any:
         found = amend(*args)
         take_over(job)
         return found
 
-    monkeypatch.setattr(retry_module, "amend_window", amend_and_lose)
-    with pytest.raises(StoppedError, match="another driver took the output over"):
-        job.retry(Pools)
+    monkeypatch.setattr(retry_module, "replace_dead_letters", amend_and_lose)
+    with pytest.raises(StoppedError, match="another driver took the output over") as caught:
+        job.run(tiny_pools)
+    assert caught.value.reason.kind is StopKind.LEASE_LOST
     assert job.folder.read_json(RUN) == told
 
 
 def test_a_run_that_is_begun_anew_as_the_lease_is_taken_is_left_alone(
     settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = begun(settings, "finished", [1])
-    told = job.folder.read_json(RUN)
+    folder = begun(settings, "finished", [1])
+    told = folder.read_json(RUN)
     assert told is not None
-    retried, leased = retrying(settings, monkeypatch), RetryJob._leased
 
-    def begun_anew(self: RetryJob, switch: Any) -> Any:
-        job.folder.write_json(RUN, told | {"run": "other"})
-        return leased(self, switch)
+    def begun_anew(*args: Any) -> Any:
+        folder.write_json(RUN, told | {"run": "other"})
+        return open_session(*args)
 
-    monkeypatch.setattr(RetryJob, "_leased", begun_anew)
-    with pytest.raises(UserError, match="was begun anew meanwhile"):
-        retried.retry(no_ray)
+    monkeypatch.setattr(retry_module, "open_session", begun_anew)
+    with pytest.raises(UserError, match="was replaced by a new run meanwhile"):
+        retrying(settings, monkeypatch).run(no_ray)
 
 
 def test_an_answer_without_a_letter_is_refused(settings: JobSettings) -> None:
-    job = begun(settings, "finished", [1])
-    job.log.begin_session()
-    commit(job, "b-0", [1, 2], [])
-    marker, files = job.log.newest(0)
+    begun(settings, "finished", [1])
+    markers = markers_of(settings).with_session()
+    commit(settings, markers, "b-0", [1, 2], [])
+    marker, files = markers.newest_marker(0)
     with pytest.raises(StoreError, match="its dead letters changed"):
-        amend_window(job.log, 0, marker, 0, np.array([1, 2]))
-    assert job.log.newest(0) == (marker, files)
+        replace_dead_letters(markers, 0, marker, 0, np.array([1, 2]))
+    assert markers.newest_marker(0) == (marker, files)
 
 
 def test_a_file_that_changed_while_records_ran_alone_blames_none(settings: JobSettings) -> None:
-    job = GenerateJob(settings, lambda line: None)
-    prepared, problems = job.prepare(), iter(["", "input: changed"])
-    window = WindowJob(settings, job.log, print, lambda: None, lambda: next(problems))
-    window.rounds = lambda run, ahead=None: np.array([0])  # type: ignore[method-assign]
+    prepared, problems = GenerateJob(settings).prepare(), iter(["", "input: changed"])
+    markers = MarkerStore(settings.output)
+    window = WindowJob(settings, markers, print, lambda: None, lambda: next(problems))
+    window.rounds = lambda run, prefetched=None: np.array([0])  # type: ignore[method-assign]
     window._fails_alone = lambda run, row: True  # type: ignore[method-assign]
-    run = job._window_run(prepared, Pools(), job.shape(prepared), 0)
-    with pytest.raises(StoppedError, match="input: changed"):
+    run = WindowRun(settings, tiny_pools(), prepared.plan, 0, prepared.context, prepared.schema, Incidents())
+    with pytest.raises(StoppedError, match="input: changed") as caught:
         window.run(run)
-    assert list(job.log.shards(0)) == []
+    assert caught.value.reason.kind is StopKind.INPUT_CHANGED
+    assert list(markers.shards(0)) == []
 
 
 def test_too_many_windows_are_refused(settings: JobSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "MOST_WINDOWS", 3)
+    monkeypatch.setattr(prepare_module, "MAX_WINDOWS", 3)
     settings = JobSettings(**vars(settings) | {"window_records": 1})
     with pytest.raises(UserError, match=r"window\.records=1 cuts the input into 4 windows; 3 at most"):
         GenerateJob(settings).prepare()

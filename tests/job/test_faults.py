@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from ray.data import DataContext
 
-from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
 from pipeline.job import watch as watch_module
+from pipeline.job import window as window_module
 from pipeline.job.generate import GenerateJob
-from pipeline.job.prefetch import RoutedAhead
+from pipeline.job.prefetch import PrefetchedWindow
 from pipeline.job.result import JobResult
 from pipeline.job.retry_dead import RetryJob
-from pipeline.job.stop import StoppedError
+from pipeline.job.stop import SIGTERM, StopKind, StoppedError
 from pipeline.job.window import WindowJob
 from pipeline.records import Record
 from pipeline.settings import JobSettings
@@ -26,15 +26,15 @@ from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.lease import Lease
-from pipeline.storage.commit.log import CommitLog
-from pipeline.storage.commit.retry import RetryFilter
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.replace import RetryFilter
 from pipeline.storage.input.read import staged_table
 from pipeline.storage.output.run import RunFolder
 from pipeline.storage.store.objects import put
 from pipeline.telemetry.progress import Listener, Snapshot
 from tests import tiny
 from tests.job import faulty
-from tests.stages import tiny_job
+from tests.stages import tiny_job, tiny_pools
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -52,7 +52,7 @@ def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Pat
 
 def run(settings: JobSettings, generator: type = GenerateRecords, router: type = RouteRecords) -> JobResult:
     job = GenerateJob(settings, lambda line: None, generator=generator, router=router)
-    return job.run(lambda: Pools(threads=1))
+    return job.run(tiny_pools)
 
 
 def outputs_without_ray(settings: JobSettings) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def retry(
     settings: JobSettings, generator: type = GenerateRecords, listener: Listener = lambda snapshot: None
 ) -> tuple[int, int, int]:
     job = RetryJob(settings, RetryFilter(), lambda line: None, generator=generator, listener=listener)
-    result = job.retry(lambda: Pools(threads=1))
+    result = job.run(tiny_pools)
     return result.retried, result.answered, result.dead
 
 
@@ -86,7 +86,7 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     run(settings, faulty.RefusesSome)
     refused = [("OutOfMemoryError", row) for row in range(0, 20, 3)]
     assert letters(settings) == [("InvalidJson", 20), *refused]
-    none = RetryJob(settings, RetryFilter(errors=["NoAnswer"])).retry(lambda: pytest.fail("Ray was started"))
+    none = RetryJob(settings, RetryFilter(errors=["NoAnswer"])).run(lambda: pytest.fail("Ray was started"))
     assert none.retried == 0
     assert retry(settings, faulty.RefusesSome) == (7, 0, 8)
     assert letters(settings) == [("InvalidJson", 20), *refused]
@@ -99,7 +99,7 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
     told = json.loads((Path(settings.output) / "run.json").read_text())
     assert (told["counts"]["data"], told["counts"]["errors"]) == (20, {"InvalidJson": 1})
     assert [again["answered"] for again in told["retries"]] == [0, 7]
-    log, out = CommitLog(settings.output), Path(settings.output)
+    log, out = MarkerStore(settings.output), Path(settings.output)
     assert [path.name for path in (out / "_commits").iterdir()] == [f"window-000000-{told['run']}-002.json"]
     for kind in ("data", "dead"):
         assert sorted(map(str, (out / kind).iterdir())) == sorted(log.committed_files(kind))
@@ -109,15 +109,21 @@ def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSetti
 
 def test_only_a_finished_run_is_retried(settings: JobSettings) -> None:
     with pytest.raises(UserError, match="is not finished; finish it first"):
-        RetryJob(settings, RetryFilter()).retry(lambda: pytest.fail("Ray was started"))
+        RetryJob(settings, RetryFilter()).run(lambda: pytest.fail("Ray was started"))
 
 
 def test_an_actor_that_cannot_start_stops_the_job_with_its_reason(settings: JobSettings) -> None:
     with pytest.raises(
-        StoppedError, match=r"generate, at the start of an actor: RuntimeError: the driver of the GPU is too old"
-    ):
+        StoppedError, match=r"generate actor could not start: RuntimeError: the driver of the GPU is too old"
+    ) as caught:
         run(settings, faulty.RaisesAtStart)
-    assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
+    assert caught.value.reason.kind is StopKind.START_FAILED
+    told = json.loads((Path(settings.output) / "run.json").read_text())
+    assert told["state"] == "stopped"
+    [incident] = told["incidents"]
+    assert incident.pop("times") > 0
+    message = "the driver of the GPU is too old"
+    assert incident == {"stage": "generate", "phase": "start", "error_type": "RuntimeError", "message": message}
     assert run(settings).counts.data == 20
 
 
@@ -132,7 +138,7 @@ def test_one_actor_that_cannot_start_is_replaced(settings: JobSettings) -> None:
 def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settings: JobSettings) -> None:
     down = ConnectionResetError("the store is down")
     with (
-        mock.patch.object(CommitLog, "finish_window", side_effect=down),
+        mock.patch.object(window_module, "finish_window", side_effect=down),
         pytest.raises(StoppedError, match="output: ConnectionResetError: the store is down"),
     ):
         run(settings)
@@ -143,7 +149,9 @@ def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settin
 
 @pytest.mark.slow
 def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settings: JobSettings) -> None:
-    with pytest.raises(StoppedError, match="the process of an actor died 3 times while it started"):
+    with pytest.raises(
+        StoppedError, match="generate actor could not start: .*its process died 3 times while it started"
+    ):
         run(settings, faulty.DiesAtStart)
     assert run(settings).counts.data == 20
 
@@ -166,7 +174,7 @@ def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) 
 def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSettings) -> None:
     with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
         run(settings, faulty.ChangesItsInput)
-    assert CommitLog(settings.output).finished_windows() == {}
+    assert MarkerStore(settings.output).finished_windows() == {}
     assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
     with pytest.raises(UserError, match=r"input \(changed, added or removed"):
         run(settings)
@@ -179,8 +187,8 @@ def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(setting
     job.prepare()
     path.write_text(right.replace("red", "tall"))
     with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
-        job.run(lambda: Pools(threads=1))
-    assert not job.log.has_markers()
+        job.run(tiny_pools)
+    assert not MarkerStore(settings.output).has_markers()
     path.write_text(right)
     os.utime(path, (time, time))
     assert run(settings).counts.data == 20
@@ -188,16 +196,16 @@ def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(setting
 
 
 def test_a_driver_whose_output_was_taken_over_writes_nothing_more(settings: JobSettings) -> None:
-    def finish_late(log: CommitLog, *args: Any) -> Any:
+    def finish_late(*args: Any) -> Any:
         """Meanwhile another command has discarded the run and begun its own."""
         other = Lease(settings.output, lambda: None, lambda line: None)
         put(other.fs, other._path(99), other._content(0))
         RunFolder(settings.output).write_json("run.json", {"state": "running", "run": "ofanother"})
-        return finish(log, *args)
+        return finish(*args)
 
-    finish = CommitLog.finish_window
+    finish = window_module.finish_window
     taken = pytest.raises(StoppedError, match="another driver took the output over")
-    with mock.patch.object(CommitLog, "finish_window", finish_late), taken:
+    with mock.patch.object(window_module, "finish_window", finish_late), taken:
         run(settings)
     told = json.loads((Path(settings.output) / "run.json").read_text())
     assert told == {"state": "running", "run": "ofanother"}
@@ -219,7 +227,7 @@ def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -
 
     def stopped(job: WindowJob, *args: Any) -> Any:
         rounds(job, *args)
-        raise StoppedError("SIGTERM")
+        raise StoppedError(SIGTERM)
 
     with mock.patch.object(WindowJob, "rounds", stopped), pytest.raises(StoppedError):
         retry(settings)
@@ -236,14 +244,14 @@ def test_windows_after_the_first_are_routed_while_one_generates(
     settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[int, bool]] = []
-    take = RoutedAhead.take
+    take = PrefetchedWindow.take
 
-    def noting(ahead: RoutedAhead) -> Any:
+    def noting(ahead: PrefetchedWindow) -> Any:
         found = take(ahead)
         taken.append((ahead.window, found is not None))
         return found
 
-    monkeypatch.setattr(RoutedAhead, "take", noting)
+    monkeypatch.setattr(PrefetchedWindow, "take", noting)
     monkeypatch.setattr(watch_module, "SECONDS", 0.2)
     result = run(replace(settings, window_records=11, shard_records=3))
     assert (result.ok, result.counts.data, result.incidents) == (True, 20, [])

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.resources import Pools
 from pipeline.job.generate import GenerateJob
 from pipeline.job.result import JobResult
-from pipeline.job.stop import StoppedError
+from pipeline.job.stop import StopKind, StoppedError
 from pipeline.settings import JobSettings
 from pipeline.storage import read_dead, read_run
 from tests import tiny
-from tests.stages import tiny_job
+from tests.stages import tiny_job, tiny_pools
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 FULL = "size=64k"  # room for the plan, run.json and the lease, and for a few of ten shards at 8 KiB each
@@ -33,7 +32,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(settings: JobSettings) -> JobResult:
-    return GenerateJob(settings, lambda line: None).run(lambda: Pools(threads=1))
+    return GenerateJob(settings, lambda line: None).run(tiny_pools)
 
 
 def test_a_full_disk_stops_the_job_and_nothing_is_lost_or_blamed(
@@ -44,8 +43,9 @@ def test_a_full_disk_stops_the_job_and_nothing_is_lost_or_blamed(
     rows = [{"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(40)]
     Path(settings.input).mkdir()
     (Path(settings.input) / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(StoppedError, match="No space left on device"):
+    with pytest.raises(StoppedError, match="No space left on device") as caught:
         run(settings)
+    assert caught.value.reason.kind is StopKind.STORE
     seen = read_run(settings.output).to_table()["id"].to_pylist()
     assert len(seen) == len(set(seen)) < 40
     assert read_dead(settings.output).count_rows() == 0

@@ -47,7 +47,7 @@ def test_the_same_parts_elsewhere_are_the_same(begun: JobSettings, tmp_path: Pat
 
 
 def test_a_model_of_other_weights_is_refused(begun: JobSettings) -> None:
-    change_a_weight(Path(begun.model.folder) / "model.safetensors")
+    change_a_weight(Path(begun.model.path) / "model.safetensors")
     assert "differs in fingerprints.model (was '" in refusal(begun)
 
 
@@ -59,7 +59,7 @@ def test_an_adapter_of_other_weights_is_refused(begun: JobSettings) -> None:
 
 
 def test_a_router_that_was_trained_otherwise_is_refused(begun: JobSettings, tmp_path: Path) -> None:
-    other = tiny.make_router(tmp_path / "other", Path(begun.model.folder), prompt_format="chat")
+    other = tiny.make_router(tmp_path / "other", Path(begun.model.path), prompt_format="chat")
     raw = replace(begun, model=replace(begun.model, prompt_format="chat"), router=str(other))
     said = refusal(raw)
     assert "fingerprints.router (was '" in said

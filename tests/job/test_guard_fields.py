@@ -13,26 +13,26 @@ from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job.generate import GenerateJob
 from pipeline.routing import RoutingPolicy, SentenceSettings
-from pipeline.settings import JobSettings, ModelRef
+from pipeline.settings import JobSettings
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.output.run import RUN
+from tests.stages import MODEL, default_job
 
 PARTS = {"model": "m", "bank": "b", "router": "r", "tokenizer": "t"}
-MODEL = ModelRef("model", "fp32", "raw")
 SENTENCES = SentenceSettings()
 # What the message says of a setting, and settings that differ in it from those of the run.
 CHANGES: dict[str, dict[str, Any]] = {
     "columns.id": {"columns": Columns(id="prompt")},
     "columns.layout": {"columns": Columns(layout="openai_batch")},
     "long_prompts": {"long_prompts": "truncate_left"},
-    "output.prompt": {"keep_prompt": True},
+    "output.keep_prompt": {"keep_prompt": True},
     "generation.max_new_tokens": {"sampling": Sampling(max_new_tokens=9)},
     "generation.temperature": {"sampling": Sampling(max_new_tokens=8, temperature=0.5)},
     "routing.top_p": {"routing": RoutingPolicy(top_p=0.5)},
     "routing.gate": {"routing": RoutingPolicy(gate=False)},
     "routing.granularity": {"sentences": SENTENCES},
     "seed": {"engine": EngineSettings(seed=1)},
-    "engine.backend": {"engine": EngineSettings(vllm=VllmSettings())},
+    "engine.backend": {"engine": VllmSettings()},
     "dtype": {"model": replace(MODEL, dtype="bf16")},
     "quantization": {"model": replace(MODEL, quantization="8bit")},
     "prompt_format": {"model": replace(MODEL, prompt_format="chat")},
@@ -55,7 +55,7 @@ def begun(tmp_path: Path, parts: dict[str, str]) -> JobSettings:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text('{"id": "a", "prompt": "red1"}\n')
     url, out = str(tmp_path / "in"), str(tmp_path / "out")
-    settings = JobSettings(url, out, MODEL, "bank", "router", sampling=Sampling(max_new_tokens=8))
+    settings = default_job(url, out, sampling=Sampling(max_new_tokens=8))
     begin(settings)
     GenerateJob(settings).prepare()
     return settings

@@ -17,20 +17,21 @@ from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.job import generate as job_module
+from pipeline.job import window as window_module
 from pipeline.job.generate import GenerateJob
 from pipeline.job.result import JobResult
-from pipeline.job.stop import StoppedError
+from pipeline.job.stop import SIGTERM, StopKind, StoppedError
 from pipeline.records import DATA, DEAD, PROVENANCE, Record
 from pipeline.report import write_report
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
 from pipeline.storage import read_dead, read_run
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import WindowFiles
 from pipeline.storage.input.read import staged_table
 from tests import tiny
-from tests.stages import tiny_job
+from tests.stages import tiny_job, tiny_pools
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -57,7 +58,7 @@ def write_lines(path: Path, lines: list[bytes]) -> None:
 
 
 def run(settings: JobSettings, pools: Pools | None = None) -> JobResult:
-    return GenerateJob(settings, say=lambda line: None).run(lambda: pools or Pools(threads=1))
+    return GenerateJob(settings, log=lambda line: None).run(lambda: pools or tiny_pools())
 
 
 def outputs_without_ray(settings: JobSettings, rows: list[dict[str, Any]]) -> list[str]:
@@ -128,7 +129,10 @@ def test_output_does_not_depend_on_batches_actors_windows_or_input_order(
         shard_records=7,
         window_records=23,
     )
-    run(other, Pools(route=StageResources(actors=1, max_actors=2), generate=StageResources(actors=2, max_actors=2)))
+    run(
+        other,
+        tiny_pools(route=StageResources(0.25, max_actors=2), generate=StageResources(0.25, min_actors=2, max_actors=2)),
+    )
     assert by_id(other.output) == expected
     assert by_id(other.output, "mixture") == by_id(base.output, "mixture")
 
@@ -137,7 +141,7 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     path = Path(job_settings.input) / "a.jsonl"
     write_lines(path, [json.dumps(row).encode() for row in good_rows(6)])
     first = run(job_settings)
-    again = GenerateJob(job_settings, say=lambda line: None).run(lambda: pytest.fail("Ray was started"))
+    again = GenerateJob(job_settings, log=lambda line: None).run(lambda: pytest.fail("Ray was started"))
     assert (again.counts, again.generated_tokens) == (first.counts, 0)
     changed = replace(job_settings, sampling=Sampling(max_new_tokens=9))
     with pytest.raises(UserError, match=r"generation.max_new_tokens \(was 8, is 9\)"):
@@ -148,30 +152,30 @@ def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_sett
     finished = (Path(job_settings.output) / "run.json").read_bytes()
     kept = Path(job_settings.output) / "data" / "mine.parquet"
     kept.write_bytes(b"not of a run")
-    fresh = GenerateJob(job_settings, say=lambda line: None)
+    fresh = GenerateJob(job_settings, log=lambda line: None)
     fresh.prepare(new_run=True)
     assert (Path(job_settings.output) / "run.json").read_bytes() == finished, "discarded before Ray has started"
-    assert fresh.run(lambda: Pools(threads=1)).counts.data == 7
+    assert fresh.run(tiny_pools).counts.data == 7
     assert kept.read_bytes() == b"not of a run"
     # Killed while it discards, a job does not take what is left for an earlier run of its own.
-    killed = GenerateJob(job_settings, say=lambda line: None)
+    killed = GenerateJob(job_settings, log=lambda line: None)
     killed.prepare(new_run=True)
-    with mock.patch.object(job_module, "discard", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        killed.run(lambda: Pools(threads=1))
+    with mock.patch.object(job_module, "discard_run", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        killed.run(tiny_pools)
     with pytest.raises(UserError, match=r"holds commit markers but no run\.json"):
         GenerateJob(job_settings).prepare()
 
 
 def test_a_run_that_another_driver_began_meanwhile_is_compared_too(job_settings: JobSettings) -> None:
     write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(3)])
-    first, second = (GenerateJob(job_settings, say=lambda line: None) for _ in range(2))
+    first, second = (GenerateJob(job_settings, log=lambda line: None) for _ in range(2))
     prepared = first.prepare()
     second.prepare()
     guard = prepared.guard | {"seed": 99}
     first.folder.write_json("run.json", {"guard": guard, "schemas": {}, "run": "abcd"})
     with pytest.raises(UserError, match=r"differs in seed \(was 99, is 0\)"):
-        second.run(lambda: Pools(threads=1))
-    assert not second.log.has_markers()
+        second.run(tiny_pools)
+    assert not MarkerStore(job_settings.output).has_markers()
 
 
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
@@ -180,14 +184,14 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     settings = replace(job_settings, shard_records=4, window_records=33, file_bytes=0)
     run(settings)
     expected = by_id(settings.output)
-    settings, finish = replace(settings, output=str(tmp_path / "half")), CommitLog.finish_window
+    settings, finish = replace(settings, output=str(tmp_path / "half")), window_module.finish_window
 
-    def die_at_the_second(log: CommitLog, window: int, *rest: Any) -> WindowFiles:
+    def die_at_the_second(markers: MarkerStore, window: int, *rest: Any) -> WindowFiles:
         if window == 1:
-            raise StoppedError("killed")
-        return finish(log, window, *rest)
+            raise StoppedError(SIGTERM)
+        return finish(markers, window, *rest)
 
-    with mock.patch.object(CommitLog, "finish_window", die_at_the_second), pytest.raises(StoppedError):
+    with mock.patch.object(window_module, "finish_window", die_at_the_second), pytest.raises(StoppedError):
         run(settings)
     out = Path(settings.output)
     assert json.loads((out / "run.json").read_text())["state"] == "stopped"
@@ -195,7 +199,7 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     lost, *kept = sorted((out / "_commits").glob("w000001-*.json"))
     lost_rows = pq.read_metadata(out / json.loads(lost.read_text())["data"]).num_rows
     lost.unlink()
-    before = {path.stem: path.read_bytes() for path in map(Path, CommitLog(str(out)).committed_files("data"))}
+    before = {path.stem: path.read_bytes() for path in map(Path, MarkerStore(str(out)).committed_files("data"))}
     assert len(by_id(settings.output)) == 40 - lost_rows
     result = run(settings)
     assert result.ok
@@ -203,7 +207,7 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     after = {path.stem: path.read_bytes() for path in (out / "data").iterdir()}
     assert kept
     assert before.items() < after.items(), "committed files stay as they are"
-    assert sorted(after) == sorted(Path(f).stem for f in CommitLog(str(out)).committed_files("data")), (
+    assert sorted(after) == sorted(Path(f).stem for f in MarkerStore(str(out)).committed_files("data")), (
         "the rest is swept"
     )
     assert read_run(settings.output).count_rows() == 40
@@ -214,11 +218,12 @@ def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: 
     bad = [b"{not json" for _ in range(4)]
     lines = [json.dumps(row).encode() for row in good_rows(24)]
     write_lines(Path(job_settings.input) / "a.jsonl", [*bad, *lines])
-    settings = replace(job_settings, window_records=14, error_max=3, sampling=Sampling(max_new_tokens=1))
-    with pytest.raises(StoppedError, match=r"4 dead letters, over errors.max=3: 4 InvalidJson"):
+    settings = replace(job_settings, window_records=14, max_errors=3, sampling=Sampling(max_new_tokens=1))
+    with pytest.raises(StoppedError, match=r"4 dead letters, over errors.max=3: 4 InvalidJson") as caught:
         run(settings)
+    assert caught.value.reason.kind is StopKind.BUDGET
     assert len(by_id(settings.output)) == 10
-    assert run(replace(settings, error_max=4)).counts.data == 24
+    assert run(replace(settings, max_errors=4)).counts.data == 24
 
 
 @pytest.mark.slow

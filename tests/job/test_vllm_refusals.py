@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine import EngineSettings, Sampling
+from pipeline.engine import EngineSettings, Sampling, registry
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
-from pipeline.job import preflight as module
+from pipeline.job.guard import changes
 from pipeline.job.preflight import check_models, prepare
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
@@ -17,7 +17,7 @@ from pipeline.storage.output.run import RunFolder
 from tests import tiny
 from tests.stages import tiny_job
 
-VLLM = EngineSettings(vllm=VllmSettings(max_loras=3))
+VLLM = VllmSettings(max_loras=3)
 
 
 @pytest.fixture
@@ -27,15 +27,21 @@ def settings(tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Pat
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "check_installed", lambda: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: name)
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sentences": SentenceSettings()}, "engine=vllm does not do routing.granularity=sentence; use engine=native"),
-        ({"sampling": Sampling(temperature=2.5)}, "generation: temperature 2.5: vLLM takes 2 at most"),
+        (
+            {"sentences": SentenceSettings()},
+            "config: routing.granularity=sentence: engine=vllm gives each request one mixture; use engine=native",
+        ),
+        (
+            {"sampling": Sampling(temperature=2.5)},
+            "config: generation: engine=vllm: temperature 2.5: the engine takes 2 at most",
+        ),
     ],
 )
 def test_settings_that_vllm_does_not_take(settings: JobSettings, change: dict[str, Any], said: str) -> None:
@@ -46,7 +52,9 @@ def test_settings_that_vllm_does_not_take(settings: JobSettings, change: dict[st
 @pytest.mark.usefixtures("installed")
 def test_quantised_models_are_refused(settings: JobSettings) -> None:
     model = replace(settings.model, quantization="8bit")
-    with pytest.raises(UserError, match=r"engine=vllm does not do model\.quantization=8bit"):
+    with pytest.raises(
+        UserError, match=r"model\.quantization=8bit: engine=vllm does not load such models; use engine=native"
+    ):
         check_models(replace(settings, model=model))
 
 
@@ -57,7 +65,7 @@ def test_a_bank_of_too_large_ranks(settings: JobSettings, tiny_model: Path, tmp_
     large = replace(settings, bank=str(tmp_path / "large"), routing=RoutingPolicy(max_adapters=4, gate=False))
     with pytest.raises(UserError, match="mixtures of 4 adapters of this bank may have rank 600"):
         check_models(large)
-    native = replace(VLLM, vllm=VllmSettings(over_rank="native"))
+    native = VllmSettings(over_rank="native")
     assert check_models(replace(large, engine=native))[0] == tiny.CONTEXT
     assert check_models(replace(large, routing=RoutingPolicy(max_adapters=3, gate=False)))[0] == tiny.CONTEXT
 
@@ -70,6 +78,6 @@ def test_a_run_keeps_its_engine_and_shards_have_the_mixtures_it_takes(settings: 
         prepare(replace(settings, engine=engine), RunFolder(settings.output)).guard
         for engine in (VLLM, EngineSettings())
     ]
-    assert module.changes(*guards) == ["engine.backend (was 'vllm', is 'native')"]
+    assert changes(*guards) == ["engine.backend (was 'vllm', is 'native')"]
     assert settings.shard_mixtures == 3
     assert replace(settings, engine=EngineSettings()).shard_mixtures == 0

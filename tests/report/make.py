@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, joined
+from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, concat_schemas
 from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.markers import Shard, shard_prefix
-from pipeline.storage.output.run import RUN, RunFolder, packed_schema
+from pipeline.storage.commit.window import commit_shard, finish_window
+from pipeline.storage.output.run import RUN, RunFolder, encode_schema
+from pipeline.telemetry.incident_actor import Incident
 
 ADAPTERS = ("legal", "medical", "sql", "poems", "<b>odd & name</b>")
-SCHEMA = joined(DATA, pa.schema([("prompt", pa.string())]), PROVENANCE)
+SCHEMA = concat_schemas(DATA, pa.schema([("prompt", pa.string())]), PROVENANCE)
 SHARD = 500
 
 
@@ -30,8 +32,8 @@ def make_run(
         letters = _letters(rows[dead[rows]])
         name = f"{shard_prefix(0)}made-{number:06d}"
         shard = Shard(name, None, None, rows[~dead[rows]], rows[dead[rows]], count_rows(data, letters))
-        total += folder.log.commit(shard, data, letters).counts
-    folder.log.finish_window(0, records)
+        total += commit_shard(folder.log, shard, data, letters).counts
+    finish_window(folder.log, 0, records)
     folder.write_json(RUN, _run(total, records, config or {}))
 
 
@@ -98,10 +100,10 @@ def _run(total: Counts, records: int, config: dict[str, Any]) -> dict[str, Any]:
         "versions": {"python": "3.11.7", "ray": "2.60.0"},
         "fingerprints": {"model": "m1", "bank": "b1", "router": "r1", "tokenizer": "t1"},
         "guard": {},
-        "schemas": {"data": packed_schema(SCHEMA), "dead": packed_schema(DEAD)},
+        "schemas": {"data": encode_schema(SCHEMA), "dead": encode_schema(DEAD)},
         "started": "2026-11-25T20:00:00Z",
         "counts": {"records": records, "incomplete": 0, **asdict(total)},
-        "incidents": [{"what": "generate: RuntimeError: told for the test", "times": 2}],
+        "incidents": [asdict(Incident("generate", "run", "RuntimeError", "told for the test")) | {"times": 2}],
         "devices": {"generate_actors": 4, "gpus_each": 1, "threads_each": 1, "device_seconds": 4.0 * seconds},
         "timeline": [
             [1.7e9 + seconds * i / 60, int(total.data * s), int(total.dead * s), int(total.completion_tokens * s)]

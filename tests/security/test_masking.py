@@ -12,10 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.records import COMPLETED, ROUTED, Record
 from pipeline.stages import read as read_module
-from pipeline.stages.commit import CommitSink, OutputShape, Place
+from pipeline.stages.commit import CommitSink, WindowAttempt
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.read import SplitReader, split_tables
 from pipeline.stages.tables import with_columns
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import staged_table
@@ -62,7 +63,7 @@ def test_errors_of_committing_are_masked() -> None:
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     table = with_columns(table, COMPLETED, done)
-    sink = CommitSink(CommitLog(memory_url()), OutputShape(passed, False, "r", "b"), Place(0, 0, "a"))
+    sink = CommitSink(MarkerStore(memory_url()), OutputSchema(passed, False, "r", "b"), WindowAttempt(0, 0, "a"))
     with failing("pipe_file"):
         said = error_of(lambda: sink.write([table], SimpleNamespace(task_idx=0)))
     assert "https://h/x?***" in said

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import Record
-from pipeline.stages.commit import OutputShape
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.storage.commit.counts import Counts
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE
@@ -86,11 +88,11 @@ IDS = ["../../x", "/etc/passwd", "a\nb", "a\0b", "\x1b[2J", "x" * 1_000_000, "co
 def test_an_id_is_kept_as_it_is_and_names_no_file(identity: str, tmp_path: Path) -> None:
     (record,) = records_of(json.dumps({"id": identity, "prompt": "a"}).encode())
     assert (record.id, record.dead) == (identity, None)
-    shape = OutputShape(pa.schema([]), False, "r", "b")
+    schema = OutputSchema(pa.schema([]), False, "r", "b").data
     dead = pa.table({"id": [record.id], "stage": ["s"], "error_type": ["e"], "message": ["m"], "record": ["x"]})
-    rows = shape.schema.empty_table()["route_score"].to_numpy().astype("int64")
-    log = CommitLog(str(tmp_path / "out"))
-    log.commit(Shard("w000000-a-000000", None, None, rows, rows, Counts()), shape.schema.empty_table(), dead)
+    rows = schema.empty_table()["route_score"].to_numpy().astype("int64")
+    log = MarkerStore(str(tmp_path / "out"))
+    commit_shard(log, Shard("w000000-a-000000", None, None, rows, rows, Counts()), schema.empty_table(), dead)
     written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(name.split("/")[1] for name in written) == ["_commits", "dead"]
     assert all(name.split("/")[2].startswith("w000000-a-000000") for name in written)
@@ -134,7 +136,7 @@ def test_a_value_that_its_column_cannot_hold_is_a_dead_letter_and_spoils_no_othe
     tables = list(staged_tables(iter(records), passed, 4))
     assert [table.num_rows for table in tables] == [4, 1]
     staged = pa.concat_tables(tables)
-    assert staged["dead_type"].to_pylist() == [None, None, "InvalidValue", None, None]
+    assert pc.struct_field(staged["dead"], "error_type").to_pylist() == [None, None, "InvalidValue", None, None]
     assert json.loads(staged["raw"][2].as_py()) == {"id": "2", "prompt": "a", "n": 1000}
 
 
@@ -217,7 +219,7 @@ def test_an_arrow_batch_that_unpacks_to_gigabytes_is_refused(compression: str, m
         return buffer.getvalue()
 
     assert kinds(records_of(stream(1000), ".arrow")) == ["a"]
-    monkeypatch.setattr("pipeline.storage.input.formats.arrow._MOST_BYTES", 2**22)
+    monkeypatch.setattr("pipeline.storage.input.formats.arrow._MAX_BATCH_BYTES", 2**22)
     content = stream(2**23)
     assert len(content) < 2**18
     with user_error("has a record batch of 83", "write smaller ones"):

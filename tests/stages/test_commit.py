@@ -6,7 +6,7 @@ import sys
 import pyarrow as pa
 
 from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, Record
-from pipeline.stages.commit import OutputShape
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.tables import with_columns
 from pipeline.storage.input.read import staged_table
 
@@ -22,7 +22,7 @@ def test_read_shuffle_and_write_tasks_load_no_torch() -> None:
 
 def names(*passed: str) -> list[str]:
     schema = pa.schema([(name, pa.string()) for name in passed])
-    return [n for n in OutputShape(schema, False, "r", "b").schema.names if n not in {*DATA.names, *PROVENANCE.names}]
+    return [n for n in OutputSchema(schema, False, "r", "b").data.names if n not in {*DATA.names, *PROVENANCE.names}]
 
 
 def test_passed_through_columns_keep_their_names_and_order() -> None:
@@ -37,8 +37,8 @@ def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> No
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     table = with_columns(table, COMPLETED, done)
-    assert OutputShape(passed, False, "r", "b").data(table)["prompt"].to_pylist() == ["passed"]
-    both = OutputShape(passed, True, "r", "b").data(table)
+    assert OutputSchema(passed, False, "r", "b").data_table(table)["prompt"].to_pylist() == ["passed"]
+    both = OutputSchema(passed, True, "r", "b").data_table(table)
     assert (both["prompt"].to_pylist(), both["input_prompt"].to_pylist()) == (["asked"], ["passed"])
 
 

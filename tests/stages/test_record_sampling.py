@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster.resources import Pools
 from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
@@ -23,7 +22,7 @@ from pipeline.storage import read_dead, read_run
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.read import staged_table
 from tests import tiny
-from tests.stages import tiny_job
+from tests.stages import tiny_job, tiny_pools
 
 SCHEMA = {
     "type": "object",
@@ -47,6 +46,10 @@ def rows_without_ray(settings: JobSettings, records: list[Record]) -> list[dict[
     return rows
 
 
+def error_type(row: dict[str, Any]) -> str | None:
+    return row["dead"] and row["dead"]["error_type"]
+
+
 def test_a_prompt_has_the_room_that_its_own_settings_leave(job_settings: JobSettings) -> None:
     prompt = "red1 " * 80  # about 160 tokens of 256
     settings = replace(job_settings, sampling=Sampling(max_new_tokens=8), long_prompts="truncate_left")
@@ -58,7 +61,7 @@ def test_a_prompt_has_the_room_that_its_own_settings_leave(job_settings: JobSett
     assert len(whole) > 100
     assert rows[1]["tokens"] == whole[-56:]
     assert rows[2]["tokens"] == whole[-(tiny.CONTEXT - len(label)) :]
-    assert [row["dead_type"] for row in rows] == [None, None, None, "PromptTooLong", "PromptTooLong"]
+    assert [error_type(row) for row in rows] == [None, None, None, "PromptTooLong", "PromptTooLong"]
 
 
 def test_bad_settings_are_dead_letters_of_their_record(job_settings: JobSettings) -> None:
@@ -71,10 +74,17 @@ def test_bad_settings_are_dead_letters_of_their_record(job_settings: JobSettings
     ]
     records = [Record(i, f"r{i}", "red1 red2", sampling=one) for i, one in enumerate([*own, None])]
     rows = rows_without_ray(job_settings, records)
-    assert [row["dead_stage"] for row in rows] == ["route", "route", "generate", "generate", "route", None]
-    assert {row["dead_type"] for row in rows[:5]} == {"BadSampling"}
-    assert "unknown setting 'heat'" in rows[0]["dead_message"]
-    assert "unclosed group" in rows[2]["dead_message"]
+    assert [row["dead"] and row["dead"]["stage"] for row in rows] == [
+        "route",
+        "route",
+        "generate",
+        "generate",
+        "route",
+        None,
+    ]
+    assert {error_type(row) for row in rows[:5]} == {"BadSampling"}
+    assert "unknown setting 'heat'" in rows[0]["dead"]["message"]
+    assert "unclosed group" in rows[2]["dead"]["message"]
 
 
 def test_choices_are_scored_where_sentences_are_routed(job_settings: JobSettings) -> None:
@@ -113,7 +123,7 @@ def test_a_job_over_all_formats_with_choices_overrides_and_a_schema(job_settings
         for k, own in structs.items()
     ]
     pq.write_table(pa.Table.from_pylist(parquet), tmp_path / "in" / "c.parquet")
-    result = GenerateJob(job_settings, say=lambda line: None).run(lambda: Pools(threads=1))
+    result = GenerateJob(job_settings, log=lambda line: None).run(tiny_pools)
     assert (result.counts.data, result.counts.dead, result.counts.errors) == (12, 2, {"BadSampling": 2})
     found = {row["id"]: row for row in read_run(job_settings.output).to_table().to_pylist()}
     for source in ("jsonl", "csv", "parquet"):

@@ -69,9 +69,9 @@ def test_a_cut_conversation_keeps_its_template(route_settings: JobSettings, poli
 
 def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None:
     long, short = route(route_settings, "red1 red2 " * 150, "red1 red2")
-    assert (long["dead_stage"], long["dead_type"]) == ("route", "PromptTooLong")
-    assert "the context leaves 248" in long["dead_message"]
-    assert (long["mixture"], long["tokens"], short["dead_type"]) == ("", None, None)
+    assert (long["dead"]["stage"], long["dead"]["error_type"]) == ("route", "PromptTooLong")
+    assert "the context leaves 248" in long["dead"]["message"]
+    assert (long["mixture"], long["tokens"], short["dead"]) == ("", None, None)
 
 
 def test_messages_go_through_the_chat_template(route_settings: JobSettings) -> None:
@@ -86,16 +86,16 @@ def test_a_conversation_that_the_template_refuses_is_dead_alone(route_settings: 
     stage.prompts.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     records = [Record(0, "a", "red1"), Record(1, "b", [{"role": "user", "content": "x"}]), Record(2, "c", "cold1")]
     rows = stage(staged_table(records, pa.schema([]))).to_pylist()
-    assert [row["dead_type"] for row in rows] == [None, "ChatTemplateError", None]
-    assert "roles must alternate" in rows[1]["dead_message"]
+    assert [row["dead"] and row["dead"]["error_type"] for row in rows] == [None, "ChatTemplateError", None]
+    assert "roles must alternate" in rows[1]["dead"]["message"]
     assert [rows[0]["mixture"], rows[2]["mixture"]] == ["red:1.0", "cold:1.0"]
 
 
 def test_dead_letters_pass_untouched(route_settings: JobSettings) -> None:
     letter = DeadLetter("read", "InvalidJson", "unexpected end")
     good, dead = route(route_settings, "red1", dead=letter)
-    assert good["dead_type"] is None
-    assert (dead["dead_stage"], dead["dead_type"], dead["raw"], dead["mixture"]) == ("read", "InvalidJson", "{", "")
+    assert good["dead"] is None
+    assert (DeadLetter(**dead["dead"]), dead["raw"], dead["mixture"]) == (letter, "{", "")
 
 
 def test_a_table_of_dead_letters_alone_is_routed(route_settings: JobSettings) -> None:
@@ -109,4 +109,4 @@ def test_a_table_of_dead_letters_alone_needs_no_generation(route_settings: JobSe
         staged_table([Record(0, "dead", raw="", dead=letter)], pa.schema([]))
     )
     [row] = GenerateRecords(route_settings, "cpu", 1)(routed).to_pylist()
-    assert (row["dead_type"], row["output"]) == ("EmptyLine", None)
+    assert (row["dead"]["error_type"], row["output"]) == ("EmptyLine", None)

@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from jobs import route as route_job
-from pipeline.cluster.resources import Pools
 from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
@@ -25,7 +24,7 @@ from pipeline.stages.route import RouteRecords
 from pipeline.storage import read_run
 from pipeline.storage.input.read import staged_table
 from tests import tiny
-from tests.stages import tiny_job
+from tests.stages import tiny_job, tiny_pools
 
 SENTENCES = SentenceSettings(min_sentence_tokens=4)
 TASKS = [(tiny.ADAPTERS[i % 8], tiny.ADAPTERS[(i + 3) % 8]) for i in range(16)]
@@ -71,7 +70,7 @@ def generated(settings: JobSettings, table: pa.Table) -> list[dict[str, Any]]:
 
 def starts_and_texts(settings: JobSettings, row: dict[str, Any]) -> list[tuple[str, str]]:
     """The text and the mixture of each sentence of a routed prompt."""
-    tokenizer = load_tokenizer(settings.model.folder)
+    tokenizer = load_tokenizer(settings.model.path)
     ends = [*(span["start"] for span in row["spans"][1:]), len(row["tokens"])]
     return [
         (tokenizer.decode(row["tokens"][span["start"] : end]), span["mixture"])
@@ -164,7 +163,7 @@ def test_record_granularity_has_no_columns_of_sentences(settings: JobSettings) -
 def words_of(settings: JobSettings, output: Path) -> list[str]:
     values = {
         "model": "custom",
-        "model.path": settings.model.folder,
+        "model.path": settings.model.path,
         "model.dtype": "fp32",
         "bank": "custom",
         "bank.path": settings.bank,
@@ -205,7 +204,7 @@ def test_wrong_settings_are_refused(settings: JobSettings, tmp_path: Path, wrong
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_by_sentence(settings: JobSettings) -> None:
     write_input(settings)
-    result = GenerateJob(settings, say=lambda line: None).run(lambda: Pools(threads=1))
+    result = GenerateJob(settings, log=lambda line: None).run(tiny_pools)
     assert (result.ok, result.counts.data) == (True, len(TASKS))
     table = read_run(settings.output).to_table()
     assert table.schema.names == [*DATA.names, "sentence_mixtures", "input_sentence_mixtures", *PROVENANCE.names]

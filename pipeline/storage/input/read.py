@@ -1,4 +1,4 @@
-"""Read one split of the input into records, and records into the table that travels between the stages."""
+"""Read a split of the input into records, and turn records into the tables that the stages exchange."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,8 +6,8 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.records import PASSED, STAGED, DeadLetter, Record, joined
-from pipeline.storage.store.redact import one_line
+from pipeline.records import PASSED, STAGED, DeadLetter, Record, concat_schemas
+from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
 
 from .columns import Columns, record_text, row_text, settings_text
@@ -18,26 +18,26 @@ from .schema import passed_table
 
 
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
-    """The records of a split; ``repeated`` as `InputPlan.duplicates_of` gives it."""
+    """The records of a split. ``repeated``: see `InputPlan.duplicates_of`."""
     fs, _ = open_url(url)
     rows = format_of(split.path, columns.layout).read(fs, split.path, split.start)
-    for number, row in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
-        record = columns.record(number, row)
-        yield _repeat(record, columns.given_id(row), *repeated[number]) if number in repeated else record
+    for index, (_, row) in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
+        record = columns.record(index, row)
+        yield _repeated(record, columns.given_id(row), *repeated[index]) if index in repeated else record
 
 
-def _repeat(record: Record, given_id: str | None, first: int, rank: int) -> Record:
-    """A repeated id is a dead letter; a row without an id of its own, that repeats a whole row, gets a numbered one."""
+def _repeated(record: Record, given_id: str | None, first: int, rank: int) -> Record:
+    """Make a repeated id a dead letter; a copy of a row without a given id gets a numbered one."""
     if given_id is None:
         return replace(record, id=f"{record.id}-{rank + 1}")
     if record.dead:
         return record
-    message = f"the id {given_id[:100]!r} was given to row {first + 1} of the input already"
+    message = f"the id {given_id[:100]!r} is already used by row {first + 1} of the input"
     return replace(record, dead=DeadLetter("read", "DuplicateId", message))
 
 
 def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
-    """Records in lists of at most ``rows`` rows and about 64 MiB of text (one record may have up to 16 MiB)."""
+    """Split records into lists of at most ``rows`` rows and about 64 MiB of text; a record has up to 16 MiB."""
     part: list[Record] = []
     size = 0
     for record in records:
@@ -51,26 +51,26 @@ def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
 
 
 def staged_tables(records: Iterator[Record], passed: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """Records as tables of `staged_schema` of at most ``rows`` rows; what no table can hold is a dead letter."""
+    """Records as tables of `staged_schema` of ``rows`` rows or fewer; a value that Arrow cannot hold is a dead letter."""
     for part in portions(records, rows):
         try:
             table = staged_table(part, passed)
-        except Exception:  # a value that its column cannot hold, with errors of Arrow's and Python's: which one?
-            table = pa.concat_tables([_alone(record, passed) for record in part])
+        except Exception:  # some record has a value that its column cannot hold; Arrow raises errors of many types
+            table = pa.concat_tables([_single_table(record, passed) for record in part])
         yield table
 
 
-def _alone(record: Record, passed: pa.Schema) -> pa.Table:
+def _single_table(record: Record, passed: pa.Schema) -> pa.Table:
     try:
         return staged_table([record], passed)
     except Exception as error:
-        dead = DeadLetter("read", "InvalidValue", f"{type(error).__name__}: {one_line(error)[:300]}")
+        dead = DeadLetter("read", "InvalidValue", f"{type(error).__name__}: {masked_error(error)[:300]}")
         return staged_table([Record(record.row, record.id, raw=record_text(record), dead=record.dead or dead)], passed)
 
 
 def staged_schema(passed: pa.Schema) -> pa.Schema:
-    """Schema of `staged_table`."""
-    return joined(STAGED, pa.schema([f.with_name(PASSED + f.name) for f in passed]))
+    """The schema of `staged_table`."""
+    return concat_schemas(STAGED, pa.schema([f.with_name(PASSED + f.name) for f in passed]))
 
 
 def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
@@ -82,7 +82,7 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
         [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
         [None if r.sampling is None else settings_text(r.sampling) for r in records],
         [r.raw for r in records],
-        *([getattr(r.dead, name, None) for r in records] for name in ("stage", "error_type", "message")),
+        [None if r.dead is None else vars(r.dead) for r in records],
     ]
     arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
     extra = passed_table([r.passed for r in records], passed)

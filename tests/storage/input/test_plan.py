@@ -237,4 +237,4 @@ def test_staged_tables_hold_records_as_they_are() -> None:
     assert (first["row"], first["id"], first["prompt"], first["in.n"], first["in.row"]) == (0, "a", "p", 1, "r")
     assert (second["prompt"], second["in.n"]) == (None, None)
     assert orjson.loads(second["messages"]) == [{"role": "user", "content": "hi"}]
-    assert (third["raw"], third["dead_stage"], third["dead_type"]) == ("bad", "read", "InvalidJson")
+    assert (third["raw"], third["dead"]["stage"], third["dead"]["error_type"]) == ("bad", "read", "InvalidJson")
