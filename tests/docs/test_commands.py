@@ -48,9 +48,9 @@ def test_a_command_is_taken(page: str, command: str, tmp_path: Path, monkeypatch
         return
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    for place in (module, importlib.import_module("jobs._arguments")):
-        if hasattr(place, "load_settings"):
-            monkeypatch.setattr(place, "load_settings", _stopping(place.load_settings))
+    for holder in (module, importlib.import_module("conf.generate")):
+        if hasattr(holder, "load_settings"):
+            monkeypatch.setattr(holder, "load_settings", _stopping(holder.load_settings))
     with pytest.raises((_CheckedError, UserError)) as stopped:
         module.main(words)
     if stopped.type is UserError:  # where there is no config to check: what the command works on is not there
