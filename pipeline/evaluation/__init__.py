@@ -1,30 +1,29 @@
-"""Metrics over the outputs of a run, and the comparison of ways to choose mixtures over a suite."""
+"""Compute metrics of the outputs of runs, and compare ways to choose mixtures over a suite."""
 
 from .bootstrap import BootstrapSettings
-from .comparison import Comparison, ComparisonSettings
-from .configurations import Configuration, check_adapters, configurations
-from .report import Evaluation, write_evaluation
-from .runs import read_answers, read_reference
-from .sentence_routing import sentence_configuration
-from .setup import SetupSettings, load_setup
+from .configurations import Configuration, check_adapters, configurations, sentence_configuration
+from .metrics import METRICS, Metric
+from .model_stack import ModelStackSettings, load_model_stack
+from .results import Evaluation, write_evaluation
+from .runs import read_predictions, read_reference
 from .suite import SUITES, load_suite
-from .text_metrics import cleaned, normalised
+from .suite_runner import SuiteRunner, SuiteRunSettings
 
 __all__ = [
+    "METRICS",
     "SUITES",
     "BootstrapSettings",
-    "Comparison",
-    "ComparisonSettings",
     "Configuration",
     "Evaluation",
-    "SetupSettings",
+    "Metric",
+    "ModelStackSettings",
+    "SuiteRunSettings",
+    "SuiteRunner",
     "check_adapters",
-    "cleaned",
     "configurations",
-    "load_setup",
+    "load_model_stack",
     "load_suite",
-    "normalised",
-    "read_answers",
+    "read_predictions",
     "read_reference",
     "sentence_configuration",
     "write_evaluation",

@@ -1,4 +1,4 @@
-"""Percentile bootstrap (Efron 1979) over records: how far a figure would move on other records of the same kind."""
+"""Percentile bootstrap (Efron 1979) over records: how much a figure would vary on other records of the same kind."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ _CELLS = 2**22  # of a block of draws, 32 MiB
 
 @dataclass(frozen=True)
 class BootstrapSettings:
-    """``resamples``: how often the records are drawn anew."""
+    """``resamples``: number of samples drawn from the records, with replacement."""
 
     resamples: int = 1000
     seed: int = 0
 
 
 def resampled(statistics: Floats, value: Callable[[Floats], Floats], settings: BootstrapSettings, group: str) -> Floats:
-    """The figure [resamples] that ``value`` makes of the summed statistics of records drawn with replacement.
+    """Return the figure [resamples] of each resample of the records.
 
-    ``statistics`` [records x k]; ``value``: from sums [m x k] to figures [m]. Draws depend on the seed, on ``group``
-    and on the number of records: configurations that answered the same records are resampled alike, groups
-    independently.
+    ``statistics`` [records x k] are summed over a resample; ``value``: from sums [m x k] to figures [m]. Draws depend
+    on the seed, on ``group`` and on the number of records: configurations that answered the same records get the same
+    draws, groups get independent ones.
     """
     blocks = [value(draws @ statistics) for draws in _draws(len(statistics), settings, group)]
     return np.concatenate(blocks)
 
 
 def interval(samples: Floats) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled figures."""
+    """Return the 95 % percentile interval of resampled figures."""
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
 
 
 def _draws(records: int, settings: BootstrapSettings, group: str) -> Iterator[Floats]:
-    """How often each record is drawn, [block x records] at a time, so that memory is bounded."""
+    """Yield the number of times each record is drawn, [block x records] at a time to bound memory."""
     block = max(1, min(settings.resamples, _CELLS // records))
     for start in range(0, settings.resamples, block):
         yield _block(records, min(block, settings.resamples - start), start, settings.seed, group)

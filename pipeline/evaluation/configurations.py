@@ -1,4 +1,4 @@
-"""What is compared: ways to choose the mixture of each question."""
+"""The compared ways to choose the mixture of each question."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,17 +6,19 @@ from typing import Any
 
 from pipeline.engine import Request
 from pipeline.errors import UserError
+from pipeline.models import PromptFormat
 from pipeline.records import Mixture
-from pipeline.routing import Router, RoutingPolicy
+from pipeline.routing import Router, RoutingPolicy, SentenceRouter, SentenceSettings, route_sentences
+from pipeline.routing.sentences import prompt_sentences
 
 from .suite import Question
 
-_ROUTE_ROWS = 1024  # prompts of one forward pass of the router
+_ROUTE_ROWS = 1024  # prompts in one forward pass of the router
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question and its prompt's token ids."""
+class TokenizedQuestion:
+    """A question and the token ids of its prompt."""
 
     question: Question
     tokens: list[int]
@@ -24,29 +26,28 @@ class Asked:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A named way from questions to requests, in the same order.
+    """A named function from questions to requests, in the same order.
 
-    Answers are shared among configurations by record and mixture. A configuration whose answers depend on more (a
-    mixture that changes along the text) says so by a ``variant`` that holds all of it; ``generate`` are further
-    arguments of `Engine.generate` for its requests.
+    Configurations share answers by record and mixture. If answers depend on more (a mixture that changes along the
+    text), ``variant`` holds all of it. ``generate``: further arguments of `Engine.generate` for the requests.
     """
 
     name: str
-    requests: Callable[[Sequence[Asked]], list[Request]]
+    requests: Callable[[Sequence[TokenizedQuestion]], list[Request]]
     variant: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, request: Request) -> str:
-        """What decides the answer to this request, besides the record."""
+        """Return everything that decides the answer to a request, besides the record."""
         return f"{self.variant} {request.mixture.key}" if self.variant else request.mixture.key
 
 
 def configurations(
     composite: bool, adapters: Sequence[str], router: Router, policy: RoutingPolicy
 ) -> list[Configuration]:
-    """The base model, the tasks' own adapters, routed mixtures, and simpler ways to mix.
+    """List the base model, the tasks' own adapters, routed mixtures, and simpler ways to mix.
 
-    ``policy``: the limits and steps of all routed mixtures; the gate is off but for the one named so.
+    ``policy``: the limits and steps of all routed mixtures; the gate is only on in the configuration named after it.
     """
     ungated = replace(policy, gate=False)
 
@@ -68,13 +69,13 @@ def configurations(
 
 
 def own_adapters(question: Question) -> Mixture:
-    """The adapters of the question's own tasks, at equal weight."""
+    """Mix the adapters of the question's own tasks with equal weights."""
     tasks = sorted(set(question.tasks))
     return Mixture.of({task: 1 / len(tasks) for task in tasks})
 
 
 def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank: str) -> None:
-    """`UserError` where the bank has no adapter for a task of the questions."""
+    """Raise `UserError` if the bank has no adapter for a task of the questions."""
     missing = sorted({task for question in questions for task in question.tasks} - set(adapters))
     if missing:
         raise UserError(
@@ -83,17 +84,44 @@ def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank:
 
 
 def _fixed(name: str, mixture: Callable[[Question], Mixture]) -> Configuration:
-    def requests(asked: Sequence[Asked]) -> list[Request]:
-        return [Request(one.question.id, one.tokens, mixture(one.question)) for one in asked]
+    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
+        return [Request(one.question.id, one.tokens, mixture(one.question)) for one in questions]
 
     return Configuration(name, requests)
 
 
 def _routed(name: str, router: Router, policy: RoutingPolicy) -> Configuration:
-    def requests(asked: Sequence[Asked]) -> list[Request]:
-        prompts = [one.tokens for one in asked]
+    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
+        prompts = [one.tokens for one in questions]
         parts = [prompts[start : start + _ROUTE_ROWS] for start in range(0, len(prompts), _ROUTE_ROWS)]
         routes = [route for part in parts for route in router.route(part, policy)]
-        return [Request(one.question.id, one.tokens, route.mixture) for one, route in zip(asked, routes, strict=True)]
+        return [
+            Request(one.question.id, one.tokens, route.mixture) for one, route in zip(questions, routes, strict=True)
+        ]
 
     return Configuration(name, requests)
+
+
+def sentence_configuration(
+    prompts: PromptFormat, router: Router, policy: RoutingPolicy, settings: SentenceSettings
+) -> Configuration:
+    """Route every sentence of prompt and answer for itself; out-of-domain sentences keep the mixture before them."""
+    policy = replace(policy, gate=True)
+
+    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
+        head, tail = map(len, prompts.template_tokens(False))
+        encoded = prompts.encode_with_offsets([one.question.prompt for one in questions])
+        sentences = [prompt_sentences(one.text, one.ends, head, tail, settings) for one in encoded]
+        tokens = [one.tokens for one in encoded]
+        routes = route_sentences(router, policy, tokens, sentences, settings.context_sentences)
+        return [
+            Request(one.question.id, ids, route.mixture, route.spans, route.context)
+            for one, ids, route in zip(questions, tokens, routes, strict=True)
+        ]
+
+    return Configuration(
+        name=f"sentence p={policy.top_p:g}",
+        requests=requests,
+        variant=f"{settings} {policy} {router.fingerprint}",
+        generate={"reroute": SentenceRouter(router, policy, settings, prompts.tokenizer)},
+    )

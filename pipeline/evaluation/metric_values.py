@@ -1,4 +1,4 @@
-"""Figures with their intervals: each metric for each task and configuration, and its mean over the tasks."""
+"""Values of metrics with their intervals, for each task and configuration, and their means over the tasks."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bootstrap import BootstrapSettings, interval, resampled
-from .metrics import Answer, Metric
+from .metrics import Metric, Prediction
 from .text_metrics import Floats
-
-Groups = dict[str, dict[str, list[Answer]]]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure, 0 to 100, and its interval. ``group``: the task; None for the mean over tasks."""
+class MetricValue:
+    """A value, 0 to 100, and its 95 % interval. ``group``: the task; None for the mean over tasks."""
 
     configuration: str
     metric: str
@@ -26,48 +24,50 @@ class Estimate:
     high: float
 
 
-_Resampled = tuple[Estimate, Floats]
+_Resampled = tuple[MetricValue, Floats]
 
 
-def estimates(answers: Iterable[Answer], metrics: Sequence[Metric], settings: BootstrapSettings) -> list[Estimate]:
-    """Every figure that there are answers for, those of the tasks before their mean.
+def metric_values(
+    predictions: Iterable[Prediction], metrics: Sequence[Metric], settings: BootstrapSettings
+) -> list[MetricValue]:
+    """Compute every metric that applies: first the values of the tasks, then their mean.
 
-    The mean gives each task the same weight, however many records it has; its interval comes from resampling within
+    The mean gives each task the same weight, whatever its number of records; its interval comes from resampling within
     the tasks.
     """
     tasks: dict[tuple[str, str], list[_Resampled]] = defaultdict(list)
-    for group, configurations in sorted(_grouped(answers).items()):
+    for group, configurations in sorted(_grouped(predictions).items()):
         for metric in metrics:
-            for configuration, given in configurations.items():
-                tasks[metric.name, configuration] += _of_group(metric, group, configuration, given, settings)
-    return [estimate for parts in tasks.values() if parts for estimate in _with_mean(parts)]
+            for name, some in configurations.items():
+                tasks[metric.name, name] += _of_group(metric, group, name, some, settings)
+    return [value for parts in tasks.values() if parts for value in _with_mean(parts)]
 
 
-def _grouped(answers: Iterable[Answer]) -> Groups:
-    """Answers by group and configuration, in the order of their ids: resampling then draws the same records."""
-    groups: Groups = defaultdict(lambda: defaultdict(list))
-    for answer in answers:
-        groups[answer.question.group][answer.configuration].append(answer)
+def _grouped(predictions: Iterable[Prediction]) -> dict[str, dict[str, list[Prediction]]]:
+    """Group by group and configuration, sorted by id: resampling then draws the same records for each."""
+    groups: dict[str, dict[str, list[Prediction]]] = defaultdict(lambda: defaultdict(list))
+    for prediction in predictions:
+        groups[prediction.question.group][prediction.configuration].append(prediction)
     for configurations in groups.values():
-        for given in configurations.values():
-            given.sort(key=lambda answer: answer.question.id)
+        for some in configurations.values():
+            some.sort(key=lambda one: one.question.id)
     return groups
 
 
 def _of_group(
-    metric: Metric, group: str, configuration: str, answers: list[Answer], settings: BootstrapSettings
+    metric: Metric, group: str, configuration: str, predictions: list[Prediction], settings: BootstrapSettings
 ) -> Iterator[_Resampled]:
-    rows = [metric.statistics(answer) for answer in answers if metric.applies(answer)]
+    rows = [metric.statistics(prediction) for prediction in predictions if metric.applies(prediction)]
     if not rows:
         return
     statistics = np.array(rows, dtype=np.float64)
     value = float(metric.value(statistics.sum(0, keepdims=True))[0])
     samples = resampled(statistics, metric.value, settings, group)
-    yield Estimate(configuration, metric.name, group, len(rows), value, *interval(samples)), samples
+    yield MetricValue(configuration, metric.name, group, len(rows), value, *interval(samples)), samples
 
 
-def _with_mean(tasks: list[_Resampled]) -> list[Estimate]:
-    found = [estimate for estimate, _ in tasks]
+def _with_mean(tasks: list[_Resampled]) -> list[MetricValue]:
+    values = [value for value, _ in tasks]
     low, high = interval(np.mean([samples for _, samples in tasks], axis=0))
-    value, records = float(np.mean([one.value for one in found])), sum(one.records for one in found)
-    return [*found, Estimate(found[0].configuration, found[0].metric, None, records, value, low, high)]
+    mean, records = float(np.mean([one.value for one in values])), sum(one.records for one in values)
+    return [*values, MetricValue(values[0].configuration, values[0].metric, None, records, mean, low, high)]

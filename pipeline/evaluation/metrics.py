@@ -1,6 +1,9 @@
-"""The metrics: which answers each applies to, what it takes of an answer, and the figure of many answers."""
+"""The registry of metrics: `jobs.evaluate` computes, prints and writes every metric in `METRICS`.
 
-from collections.abc import Callable, Sequence
+A new metric is one entry here and, unless one line does it, a function of two texts in `text_metrics`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +14,15 @@ from .text_metrics import Floats, answers_found, bleu, bleu_statistics, chrf, ex
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """For each choice: the sum of log probabilities of its tokens, and how many they are."""
+    """For each choice: the sum of the log probabilities of its tokens, and their number."""
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one configuration said to one question."""
+class Prediction:
+    """The output of one configuration for one question."""
 
     configuration: str
     question: Question
@@ -29,83 +32,101 @@ class Answer:
     likelihoods: Likelihoods | None = None
 
 
-def _mean(sums: Floats) -> Floats:
-    """Percent [m] of sums [m x 2] of (1, share)."""
+def _mean_percent(sums: Floats) -> Floats:
+    """Percent [m] from sums [m x 2] of (1, share)."""
     percent: Floats = 100 * sums[:, 1] / sums[:, 0]
     return percent
 
 
 @dataclass(frozen=True)
 class Metric:
-    """``statistics`` [k] of an answer add up over answers; ``value`` turns sums [m x k] into figures [m], 0 to 100."""
+    """A metric of the questions of some ``kinds``.
+
+    ``name``: key in JSON and column in Parquet; ``title``: header of tables. ``statistics`` [k] of a prediction are
+    summed over predictions; ``value`` turns sums [m x k] into figures [m] from 0 to 100. ``needs_likelihoods``: only
+    computed if choices were scored by the model.
+    """
 
     name: str
     title: str
-    applies: Callable[[Answer], bool]
-    statistics: Callable[[Answer], Sequence[float]]
-    value: Callable[[Floats], Floats] = _mean
+    kinds: tuple[Kind, ...]
+    statistics: Callable[[Prediction], Sequence[float]]
+    value: Callable[[Floats], Floats] = _mean_percent
+    needs_likelihoods: bool = False
 
-    def of(self, answer: Answer) -> float:
-        """The figure of one answer alone."""
-        return float(self.value(np.array([self.statistics(answer)], dtype=np.float64))[0])
+    def applies(self, prediction: Prediction) -> bool:
+        """Whether the metric is defined for a prediction."""
+        return prediction.question.kind in self.kinds
+
+    def of(self, prediction: Prediction) -> float:
+        """Return the figure of one prediction alone."""
+        return float(self.value(np.array([self.statistics(prediction)], dtype=np.float64))[0])
 
 
-def predicted(likelihoods: Likelihoods, per_token: bool = False) -> int:
-    """Place of the most likely choice, the first of equals; ``per_token``: by the mean over its tokens."""
+def mean_metric(
+    name: str,
+    title: str,
+    kinds: tuple[Kind, ...],
+    share: Callable[[Prediction], float],
+    needs_likelihoods: bool = False,
+) -> Metric:
+    """Create a metric that is the mean over the predictions of ``share``, from 0 to 1."""
+    return Metric(name, title, kinds, lambda p: (1.0, share(p)), needs_likelihoods=needs_likelihoods)
+
+
+def likeliest_choice(likelihoods: Likelihoods, per_token: bool = False) -> int:
+    """Return the index of the likeliest choice, the first of equals; ``per_token``: by the mean over its tokens."""
     lengths = likelihoods.tokens if per_token else (1,) * len(likelihoods.tokens)
     scores = [total / length for total, length in zip(likelihoods.sums, lengths, strict=True)]
     return scores.index(max(scores))
 
 
-def _mean_of(share: Callable[[Answer], float]) -> Callable[[Answer], tuple[float, float]]:
-    return lambda answer: (1.0, share(answer))
+def _exact(prediction: Prediction) -> float:
+    return exact_match(prediction.output, prediction.question.reference)
 
 
-def _exact(answer: Answer) -> float:
-    return exact_match(answer.output, answer.question.reference)
+def _likeliest_correct(prediction: Prediction, per_token: bool) -> float:
+    """1 if the likeliest choice is the reference, else 0; also 0 if the choices could not be scored."""
+    if prediction.likelihoods is None:
+        return 0.0
+    choice = prediction.question.choices[likeliest_choice(prediction.likelihoods, per_token)]
+    return float(normalised(choice) == normalised(prediction.question.reference))
 
 
-def _likeliest_right(per_token: bool) -> Callable[[Answer], float]:
-    def right(answer: Answer) -> float:
-        if answer.likelihoods is None:
-            return 0.0
-        choice = answer.question.choices[predicted(answer.likelihoods, per_token)]
-        return float(normalised(choice) == normalised(answer.question.reference))
-
-    return right
+def _texts(prediction: Prediction) -> tuple[str, str]:
+    return prediction.output, prediction.question.reference
 
 
-def _texts(answer: Answer) -> tuple[str, str]:
-    return answer.output, answer.question.reference
-
-
-def _of_kind(*kinds: Kind) -> Callable[[Answer], bool]:
-    return lambda answer: answer.question.kind in kinds
-
-
-def metrics(likelihoods: bool) -> list[Metric]:
-    """All metrics; ``likelihoods``: also those of choice likelihoods, where a model has scored the choices.
-
-    `accuracy` is exact match of multiple choice. BLEU is that of the corpus, the others are means over the records.
-    A question whose choices could not be scored counts as wrong.
-    """
-    mcq, text, composite = _of_kind("mcq"), _of_kind("qa", "composite"), _of_kind("composite")
-    by_likelihood = [
-        Metric("choice_accuracy", "likeliest choice", mcq, _mean_of(_likeliest_right(False))),
-        Metric("choice_accuracy_per_token", "likeliest, per token", mcq, _mean_of(_likeliest_right(True))),
-    ]
-    return [
-        Metric("accuracy", "accuracy", mcq, _mean_of(_exact)),
-        *(by_likelihood if likelihoods else []),
-        Metric("exact_match", "exact match", _of_kind("qa"), _mean_of(_exact)),
-        Metric("bleu", "BLEU", text, lambda a: bleu_statistics(*_texts(a)), bleu),
-        Metric("chrf", "chrF", text, _mean_of(lambda a: chrf(*_texts(a)))),
-        Metric("rouge1", "ROUGE-1", text, _mean_of(lambda a: rouge(*_texts(a))[0])),
-        Metric("rougeL", "ROUGE-L", text, _mean_of(lambda a: rouge(*_texts(a))[1])),
-        Metric(
-            "answers_found",
-            "answers found",
-            composite,
-            _mean_of(lambda a: answers_found(a.output, a.question.answers)),
+_MCQ: tuple[Kind, ...] = ("mcq",)
+_TEXT: tuple[Kind, ...] = ("qa", "composite")
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        mean_metric("accuracy", "accuracy", _MCQ, _exact),
+        mean_metric("choice_accuracy", "likeliest choice", _MCQ, lambda p: _likeliest_correct(p, False), True),
+        mean_metric(
+            "choice_accuracy_per_token", "likeliest, per token", _MCQ, lambda p: _likeliest_correct(p, True), True
         ),
+        mean_metric("exact_match", "exact match", ("qa",), _exact),
+        Metric("bleu", "BLEU", _TEXT, lambda p: bleu_statistics(*_texts(p)), bleu),
+        mean_metric("chrf", "chrF", _TEXT, lambda p: chrf(*_texts(p))),
+        mean_metric("rouge1", "ROUGE-1", _TEXT, lambda p: rouge(*_texts(p))[0]),
+        mean_metric("rougeL", "ROUGE-L", _TEXT, lambda p: rouge(*_texts(p))[1]),
+        mean_metric(
+            "answers_found", "answers found", ("composite",), lambda p: answers_found(p.output, p.question.answers)
+        ),
+    )
+}
+"""Metrics by name, in the order of columns and tables. `accuracy` is exact match of multiple choice; BLEU is that of
+the corpus, the others are means over the predictions."""
+
+
+def applicable_metrics(predictions: Iterable[Prediction]) -> list[Metric]:
+    """Return the metrics that apply to at least one of the predictions."""
+    predictions = list(predictions)
+    scored = any(prediction.likelihoods for prediction in predictions)
+    return [
+        metric
+        for metric in METRICS.values()
+        if any(map(metric.applies, predictions)) and (scored or not metric.needs_likelihoods)
     ]

@@ -1,4 +1,4 @@
-"""What an evaluation has worked out so far, kept so that an interrupted one goes on where it stopped."""
+"""Results that an evaluation has computed so far, so that an interrupted one continues where it stopped."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from pipeline.storage.store.redact import masked, masked_error
 from pipeline.storage.store.urls import open_url
 
 Key = tuple[str, str]
-"""Record id, and what else decides the result: the mixture's key, and the variant of the configuration if any."""
+"""Record id, and `Configuration.key`: the mixture's key, with the variant of the configuration if it has one."""
 
 _KEY = [("id", pa.string()), ("mixture", pa.string()), ("error", pa.string())]
 ANSWERS = pa.schema(
@@ -32,11 +32,11 @@ ANSWERS = pa.schema(
 )
 LIKELIHOODS = pa.schema([*_KEY, ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
 
-_PART_ROWS, _PART_SECONDS = 256, 30  # at most so much is lost
+_PART_ROWS, _PART_SECONDS = 256, 30  # the most that an interruption loses
 
 
 def work_folder(url: str, identity: Mapping[str, Any]) -> str:
-    """The folder below ``url`` for results of one identity: all that decides them besides their key."""
+    """Create the folder below ``url`` for results of one identity: everything that decides them besides their key."""
     content = orjson.dumps(dict(identity), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
     folder = f"{url.rstrip('/')}/{hashlib.sha256(content).hexdigest()[:16]}"
     fs, path = open_url(folder)
@@ -47,7 +47,7 @@ def work_folder(url: str, identity: Mapping[str, Any]) -> str:
     return folder
 
 
-class Store:
+class ResultCache:
     """Rows of one schema by their `Key`, in Parquet parts that are written whole and never changed."""
 
     def __init__(self, folder: str, kind: str, schema: pa.Schema) -> None:
@@ -62,7 +62,7 @@ class Store:
                 self._load(f"{self.path}/{name}")
 
     def add(self, key: Key, values: Mapping[str, Any]) -> None:
-        """Keep a row; ``values``: by column of the schema, null where absent."""
+        """Add a row; ``values``: by column of the schema, null if absent."""
         row = {"id": key[0], "mixture": key[1], **values}
         self.rows[key] = row
         self._new.append(row)
@@ -70,7 +70,7 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that no part has yet."""
+        """Write the rows that are in no part yet."""
         if self._new:
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._new, schema=self.schema), buffer, compression="zstd")
@@ -78,7 +78,7 @@ class Store:
         self._new = []
         self._flushed = time.monotonic()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "ResultCache":
         return self
 
     def __exit__(
@@ -90,5 +90,7 @@ class Store:
         try:
             rows = pq.read_table(io.BytesIO(self.fs.cat_file(path)), schema=self.schema).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"evaluate: cannot read {masked(path)}: {masked_error(error)}; remove it (--work)") from None
+            raise UserError(
+                f"evaluate: cannot read {masked(path)}: {masked_error(error)}; remove it (--work)"
+            ) from None
         self.rows |= {(row["id"], row["mixture"]): row for row in rows}

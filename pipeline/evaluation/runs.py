@@ -1,7 +1,7 @@
-"""The answers of a run of `jobs.generate`, with the references they are held against."""
+"""Read the outputs of runs of `jobs.generate` with their references, and compare exact match by group."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ from pipeline.storage import read_run
 from pipeline.storage.input.labelled import read_table
 from pipeline.storage.store.redact import masked
 
-from .metrics import Answer
+from .metrics import Prediction
 from .suite import Question
-from .text_metrics import cleaned
+from .text_metrics import cleaned, exact_match
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,31 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class JudgedRun:
-    """``unreferenced``: records of the run that have no right answer and are left out."""
+class RunPredictions:
+    """The outputs of a run. ``unreferenced``: number of records without a right answer, which are left out."""
 
-    answers: list[Answer]
+    predictions: list[Prediction]
     unreferenced: int
 
 
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """Records of a group that have a right answer, and the number of outputs that match it."""
+
+    records: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of matching outputs."""
+        return self.right / self.records
+
+
+GroupAccuracies = dict[str, GroupAccuracy]
+
+
 def read_reference(url: str, answer: str) -> Reference:
-    """The table of right answers; `UserError` for a missing column or a repeated id."""
+    """Read the table of right answers; raise `UserError` for a missing column or a repeated id."""
     rows = read_table(url, ["id", answer])
     repeated = [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
     if repeated:
@@ -40,11 +56,11 @@ def read_reference(url: str, answer: str) -> Reference:
     return Reference(url, {str(row["id"]): row for row in rows})
 
 
-def read_answers(url: str, answer: str, by: str, reference: Reference | None) -> JudgedRun:
-    """The run's records that have a right answer: in the column ``answer`` of the reference or of the run itself.
+def read_predictions(url: str, answer: str, by: str, reference: Reference | None) -> RunPredictions:
+    """Read the run's records that have a right answer: in the column ``answer`` of the reference or of the run itself.
 
-    ``by``: column to group by. Multiple choice is a record whose `kind` is ``mcq``, or without such a column one that
-    has `choices`.
+    ``by``: column to group by. A record is multiple choice if its `kind` is ``mcq`` or, without such a column, if it
+    has `choices`. Raises `UserError` if no record has an answer.
     """
     dataset = read_run(url)
     columns = dataset.schema.names
@@ -58,14 +74,14 @@ def read_answers(url: str, answer: str, by: str, reference: Reference | None) ->
     known = [(row, row if reference is None else row | dict(reference.rows.get(row["id"], {}))) for row in rows]
     if reference is not None:
         known = [pair for pair in known if pair[0]["id"] in reference.rows]
-    answers = [_answer(url, row, right, answer, by) for row, right in known if right[answer] is not None]
-    if not answers:
+    predictions = [_prediction(url, row, right, answer, by) for row, right in known if right[answer] is not None]
+    if not predictions:
         where = f"in {masked(reference.url)}" if reference else f"in its column {answer!r}"
         raise UserError(f"evaluate: none of the {len(rows)} records of {masked(url)} has an answer {where}")
-    return JudgedRun(answers, len(rows) - len(answers))
+    return RunPredictions(predictions, len(rows) - len(predictions))
 
 
-def _answer(url: str, row: dict[str, Any], right: Mapping[str, Any], answer: str, by: str) -> Answer:
+def _prediction(url: str, row: dict[str, Any], right: Mapping[str, Any], answer: str, by: str) -> Prediction:
     is_mcq = right["kind"] == "mcq" if "kind" in right else bool(right.get("choices"))
     question = Question(
         id=row["id"],
@@ -74,4 +90,30 @@ def _answer(url: str, row: dict[str, Any], right: Mapping[str, Any], answer: str
         answers=(cleaned(str(right[answer])),),
         choices=tuple(right.get("choices") or ()),
     )
-    return Answer(masked(url), question, cleaned(row["output"]), row["mixture"], row["finish_reason"])
+    return Prediction(masked(url), question, cleaned(row["output"]), row["mixture"], row["finish_reason"])
+
+
+def accuracy_by_group(predictions: Iterable[Prediction]) -> GroupAccuracies:
+    """Compute exact match by group, over questions of all kinds."""
+    matches: dict[str, list[float]] = defaultdict(list)
+    for prediction in predictions:
+        matches[prediction.question.group].append(exact_match(prediction.output, prediction.question.reference))
+    return {group: GroupAccuracy(len(found), int(sum(found))) for group, found in sorted(matches.items())}
+
+
+def mean_accuracy(accuracies: GroupAccuracies) -> float:
+    """Average over the groups, each with the same weight."""
+    return sum(group.accuracy for group in accuracies.values()) / max(1, len(accuracies))
+
+
+def accuracy_table(runs: Mapping[str, GroupAccuracies]) -> str:
+    """Format a line for each group and one for their mean, with a column for each run."""
+    groups = sorted({group for accuracies in runs.values() for group in accuracies})
+    width = max([len(group) for group in groups] + [11])
+    lines = [f"{'exact match':{width}}  records  " + "  ".join(f"{url:>14}" for url in runs)]
+    for group in groups:
+        found = [accuracies.get(group) for accuracies in runs.values()]
+        cells = "  ".join(f"{a.accuracy:>14.1%}" if a else f"{'-':>14}" for a in found)
+        lines.append(f"{group:{width}}  {max(a.records for a in found if a):7d}  {cells}")
+    means = "  ".join(f"{mean_accuracy(accuracies):>14.1%}" for accuracies in runs.values())
+    return "\n".join([*lines, f"{'mean':{width}}  {'':7}  {means}"])

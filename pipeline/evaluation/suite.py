@@ -20,9 +20,10 @@ SUITES = ("suite-test", "composite2-test", "composite3-test")
 
 @dataclass(frozen=True)
 class Question:
-    """One question. ``group``: what metrics are averaged over first, its task or the size of its composite.
+    """One question and its right ``answers``: one, or one for each question of a composite.
 
-    ``tasks``: names of the adapters made for it. ``answers``: one, or one for each question of a composite.
+    ``group``: metrics are averaged within it first; its task, or the size of the composite. ``tasks``: names of the
+    adapters made for it.
     """
 
     id: str
@@ -35,7 +36,7 @@ class Question:
 
     @property
     def reference(self) -> str:
-        """The answer as one text; those of a composite are numbered, one a line."""
+        """Return the answer as one text; the answers of a composite are numbered, one a line."""
         if self.kind != "composite":
             return self.answers[0]
         return "\n".join(f"{number}. {answer}" for number, answer in enumerate(self.answers, 1))
@@ -43,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Suite:
-    """Some or all questions of a file; ``fingerprint`` is of the whole file, so that any part shares its cache."""
+    """Some or all questions of a file; ``fingerprint`` is that of the whole file, so that all parts share one cache."""
 
     name: str
     fingerprint: str
@@ -56,9 +57,9 @@ class Suite:
 
 
 def load_suite(name: str, folder: Path, tasks: Iterable[str] | None = None, limit: int | None = None) -> Suite:
-    """The suite ``name`` of a folder, or that at a URL.
+    """Read the suite ``name`` in a folder, or the one at a URL; raise `UserError` if it is not as it should be.
 
-    ``tasks``: only questions all of whose tasks are among these. ``limit``: at most so many of each group, the first.
+    ``tasks``: only questions all of whose tasks are among these. ``limit``: the first N of each group.
     """
     url, short = _located(name, folder)
     rows, url = read_table(url, ["id", "prompt"]), masked(url)
@@ -111,13 +112,15 @@ def _question(row: dict[str, Any]) -> Question:
 
 
 def _check_choices(questions: list[Question], url: str) -> None:
-    lost = [
+    unlisted = [
         question.id
         for question in questions
         if question.kind == "mcq" and normalised(question.reference) not in map(normalised, question.choices)
     ]
-    if lost:
-        raise UserError(f"evaluate: {url}: the answer is none of the choices in {len(lost)} rows (id {lost[0]!r})")
+    if unlisted:
+        raise UserError(
+            f"evaluate: {url}: the answer is none of the choices in {len(unlisted)} rows (id {unlisted[0]!r})"
+        )
 
 
 def _check_ids(questions: list[Question], url: str) -> None:
@@ -142,10 +145,12 @@ def _of_tasks(questions: list[Question], tasks: Iterable[str] | None, url: str) 
 
 
 def _limited(questions: list[Question], limit: int | None) -> list[Question]:
-    taken: dict[str, int] = defaultdict(int)
-    kept = []
+    if limit is None:
+        return questions
+    counts: dict[str, int] = defaultdict(int)
+    chosen = []
     for question in questions:
-        if limit is None or taken[question.group] < limit:
-            kept.append(question)
-            taken[question.group] += 1
-    return kept
+        counts[question.group] += 1
+        if counts[question.group] <= limit:
+            chosen.append(question)
+    return chosen

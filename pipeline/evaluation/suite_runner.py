@@ -1,5 +1,6 @@
 """Answer a suite under every configuration, each distinct record and mixture once."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,20 +8,20 @@ from typing import Any
 from pipeline.engine import Failure, Request, Sampling
 from pipeline.engine.scoring.score import Choices, score_choices
 
-from .configurations import Asked, Configuration
-from .metrics import Answer, Likelihoods
-from .progress import Progress
-from .setup import Setup
-from .store import ANSWERS, LIKELIHOODS, Key, Store, work_folder
+from .configurations import Configuration, TokenizedQuestion
+from .metrics import Likelihoods, Prediction
+from .model_stack import ModelStack
+from .result_cache import ANSWERS, LIKELIHOODS, Key, ResultCache, work_folder
 from .suite import Suite
 from .text_metrics import cleaned
 
-# For the time that is left: on a CPU a new token costs about as much as ten of the prompt.
+# Work units for the time left: on a CPU a new token costs about as much as ten of the prompt.
 _NEW_TOKEN_WORK = 10
+_MIN_DONE = 20  # items before the time left is estimated: the first ones wait for a whole batch
 
 
 @dataclass(frozen=True)
-class ComparisonSettings:
+class SuiteRunSettings:
     """``work``: URL of the folder for results; ``score_tokens``: see `score_choices`."""
 
     work: str
@@ -29,88 +30,120 @@ class ComparisonSettings:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """One answer to get: its question, its request and the configuration that asks for it first."""
+class _Item:
+    """One answer to compute: its question, its request and the first configuration that needs it."""
 
-    asked: Asked
+    question: TokenizedQuestion
     request: Request
     configuration: Configuration
 
 
-class Comparison:
-    """The answers of all configurations to a suite; what an earlier start has worked out is not done again."""
+class SuiteRunner:
+    """Computes the answers of all configurations to a suite, except those that an earlier run has stored."""
 
-    def __init__(self, setup: Setup, suite: Suite, settings: ComparisonSettings, say: Callable[[str], None]) -> None:
-        self.setup, self.suite, self.settings, self.say = setup, suite, settings, say
-        self.identity = setup.identity | {"suite": suite.fingerprint, "max_new_tokens": str(settings.max_new_tokens)}
+    def __init__(self, stack: ModelStack, suite: Suite, settings: SuiteRunSettings, log: Callable[[str], None]) -> None:
+        self.stack, self.suite, self.settings, self.log = stack, suite, settings, log
+        self.identity = stack.identity | {"suite": suite.fingerprint, "max_new_tokens": str(settings.max_new_tokens)}
 
-    def answers(self, compared: Sequence[Configuration]) -> list[Answer]:
-        """One answer for each configuration and question."""
+    def predictions(self, configurations: Sequence[Configuration]) -> list[Prediction]:
+        """Return one prediction for each configuration and question."""
         folder = work_folder(self.settings.work, self.identity)
-        tokens = self.setup.prompts.encode([question.prompt for question in self.suite.questions])
-        asked = [Asked(question, ids) for question, ids in zip(self.suite.questions, tokens, strict=True)]
-        requests = {one.name: one.requests(asked) for one in compared}
-        wanted: dict[Key, _Wanted] = {}
-        for one in compared:
-            for question, request in zip(asked, requests[one.name], strict=True):
-                wanted.setdefault((request.id, one.key(request)), _Wanted(question, request, one))
-        with Store(folder, "answers", ANSWERS) as outputs:
-            self._generate(wanted, outputs)
-        with Store(folder, "likelihoods", LIKELIHOODS) as likelihoods:
-            self._score(wanted, likelihoods)
-        self._say_failures(wanted, outputs, likelihoods)
+        tokens = self.stack.prompts.encode([question.prompt for question in self.suite.questions])
+        questions = [TokenizedQuestion(*pair) for pair in zip(self.suite.questions, tokens, strict=True)]
+        requests = {one.name: one.requests(questions) for one in configurations}
+        items: dict[Key, _Item] = {}
+        for one in configurations:
+            for question, request in zip(questions, requests[one.name], strict=True):
+                items.setdefault((request.id, one.key(request)), _Item(question, request, one))
+        with ResultCache(folder, "answers", ANSWERS) as outputs:
+            self._generate(items, outputs)
+        with ResultCache(folder, "likelihoods", LIKELIHOODS) as likelihoods:
+            self._score(items, likelihoods)
+        self._log_failures(items, outputs, likelihoods)
         return [
-            _answer(one, question, request, outputs, likelihoods)
-            for one in compared
-            for question, request in zip(asked, requests[one.name], strict=True)
+            _prediction(one, question, request, outputs, likelihoods)
+            for one in configurations
+            for question, request in zip(questions, requests[one.name], strict=True)
         ]
 
-    def _generate(self, wanted: dict[Key, _Wanted], outputs: Store) -> None:
-        missing = {key: want for key, want in wanted.items() if key not in outputs.rows}
-        self.say(f"answers: {len(wanted)} distinct records and mixtures, {len(wanted) - len(missing)} there already")
-        progress = Progress(
-            "answers", len(missing), sum(self._work(want.request) for want in missing.values()), self.say
-        )
+    def _generate(self, items: dict[Key, _Item], outputs: ResultCache) -> None:
+        missing = {key: item for key, item in items.items() if key not in outputs.rows}
+        self.log(f"answers: {len(items)} distinct records and mixtures, {len(items) - len(missing)} already stored")
+        work = sum(self._work(item.request) for item in missing.values())
+        progress = ProgressLines("answers", len(missing), work, self.log)
         sampling = Sampling(max_new_tokens=self.settings.max_new_tokens)
         for arguments, keys in _by_arguments(missing):
-            # Numbered, since configurations ask for the same record; greedy answers do not depend on the id.
-            requests = [replace(missing[key].request, id=str(number)) for number, key in enumerate(keys)]
-            for request, got in self.setup.engine.generate(requests, sampling, **arguments):
-                outputs.add(keys[int(request.id)], _error(got) if isinstance(got, Failure) else vars(got))
+            # Numbered, since configurations share record ids; greedy answers do not depend on the id.
+            requests = [replace(missing[key].request, id=str(index)) for index, key in enumerate(keys)]
+            for request, result in self.stack.engine.generate(requests, sampling, **arguments):
+                values = _error(result) if isinstance(result, Failure) else vars(result)
+                outputs.add(keys[int(request.id)], values)
                 progress.step(self._work(request))
 
     def _work(self, request: Request) -> float:
         return len(request.tokens) + _NEW_TOKEN_WORK * self.settings.max_new_tokens
 
-    def _score(self, wanted: dict[Key, _Wanted], likelihoods: Store) -> None:
-        scored = {key: want for key, want in wanted.items() if want.asked.question.kind == "mcq"}
-        missing = {key: want for key, want in scored.items() if key not in likelihoods.rows}
+    def _score(self, items: dict[Key, _Item], likelihoods: ResultCache) -> None:
+        scored = {key: item for key, item in items.items() if item.question.question.kind == "mcq"}
+        missing = {key: item for key, item in scored.items() if key not in likelihoods.rows}
         if scored:
-            self.say(f"choices: {len(scored)} prompts and mixtures, {len(scored) - len(missing)} there already")
+            self.log(f"choices: {len(scored)} prompts and mixtures, {len(scored) - len(missing)} already stored")
         keys = list(missing)
-        items = [self._choices(missing[key], number) for number, key in enumerate(keys)]
-        progress = Progress("choices", len(items), sum(map(_score_work, items)), self.say)
-        for item, got in score_choices(self.setup.engine, items, self.settings.score_tokens):
+        choices = [self._choices(missing[key], index) for index, key in enumerate(keys)]
+        progress = ProgressLines("choices", len(choices), sum(map(_score_work, choices)), self.log)
+        for item, result in score_choices(self.stack.engine, choices, self.settings.score_tokens):
             lengths = [len(choice) for choice in item.choices]
-            values = _error(got) if isinstance(got, Failure) else {"sums": got, "tokens": lengths}
+            values = _error(result) if isinstance(result, Failure) else {"sums": result, "tokens": lengths}
             likelihoods.add(keys[int(item.request.id)], values)
             progress.step(_score_work(item))
 
-    def _choices(self, want: _Wanted, number: int) -> Choices:
-        encoded = self.setup.prompts.encode_answer(want.asked.question.choices)
-        return Choices(replace(want.request, id=str(number)), encoded)
+    def _choices(self, item: _Item, index: int) -> Choices:
+        encoded = self.stack.prompts.encode_answer(item.question.question.choices)
+        return Choices(replace(item.request, id=str(index)), encoded)
 
-    def _say_failures(self, wanted: Iterable[Key], *stores: Store) -> None:
-        errors = [row["error"] for s in stores for key, row in s.rows.items() if key in wanted and row.get("error")]
+    def _log_failures(self, items: Iterable[Key], *caches: ResultCache) -> None:
+        errors = [row["error"] for c in caches for key, row in c.rows.items() if key in items and row.get("error")]
         if errors:
-            self.say(f"{len(errors)} answers failed and count as empty or wrong; the first: {errors[0]}")
+            self.log(f"{len(errors)} answers failed and count as empty or wrong; the first: {errors[0]}")
 
 
-def _by_arguments(wanted: dict[Key, _Wanted]) -> list[tuple[dict[str, Any], list[Key]]]:
-    """Keys that one call of the engine can answer: those with equal further arguments."""
+class ProgressLines:
+    """Logs the progress of ``total`` items, whose work sums to ``work`` (any unit), at most every 10 s."""
+
+    def __init__(self, label: str, total: int, work: float, log: Callable[[str], None]) -> None:
+        self.label, self.total, self.work, self.log = label, total, work, log
+        self.done, self.work_done = 0, 0.0
+        self.started = self._last_line = time.monotonic()
+
+    def step(self, work: float) -> None:
+        """Count one finished item."""
+        self.done += 1
+        self.work_done += work
+        now = time.monotonic()
+        if now - self._last_line >= 10 or self.done == self.total:
+            self._last_line = now
+            self.log(self._line(now - self.started))
+
+    def _line(self, seconds: float) -> str:
+        line = f"{self.label} {self.done}/{self.total}  {self.done / max(seconds, 1e-9):.1f}/s"
+        if self.done == self.total:
+            return f"{line}  {_duration(seconds)} in all"
+        if self.done < _MIN_DONE:
+            return line
+        return f"{line}  {_duration(seconds * (self.work - self.work_done) / self.work_done)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _by_arguments(items: dict[Key, _Item]) -> list[tuple[dict[str, Any], list[Key]]]:
+    """Group keys by the further arguments of `Engine.generate`: one call answers each group."""
     calls: list[tuple[dict[str, Any], list[Key]]] = []
-    for key, want in wanted.items():
-        arguments = dict(want.configuration.generate)
+    for key, item in items.items():
+        arguments = dict(item.configuration.generate)
         same = next((keys for known, keys in calls if known == arguments), None)
         if same is None:
             calls.append((arguments, [key]))
@@ -127,12 +160,14 @@ def _score_work(item: Choices) -> float:
     return len(item.request.tokens) + sum(map(len, item.choices))
 
 
-def _answer(one: Configuration, asked: Asked, request: Request, outputs: Store, likelihoods: Store) -> Answer:
+def _prediction(
+    one: Configuration, question: TokenizedQuestion, request: Request, outputs: ResultCache, likelihoods: ResultCache
+) -> Prediction:
     key = (request.id, one.key(request))
     row, scored = outputs.rows[key], likelihoods.rows.get(key, {})
-    return Answer(
+    return Prediction(
         configuration=one.name,
-        question=asked.question,
+        question=question.question,
         output=cleaned(row.get("output") or ""),
         mixture=request.mixture.key,
         finish_reason=row.get("finish_reason") or "failed",

@@ -1,4 +1,4 @@
-"""Figures as Markdown, as JSON and as Arrow tables."""
+"""Metric values and predictions as Markdown, as JSON and as Arrow tables; columns come from the metrics' names."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from pipeline.records import Mixture
 
-from .estimates import Estimate
-from .metrics import Answer, Metric
+from .metric_values import MetricValue
+from .metrics import Metric, Prediction
 
-METRICS = pa.schema(
+_VALUE_SCHEMA = pa.schema(
     [
         ("configuration", pa.string()),
         ("metric", pa.string()),
@@ -22,7 +22,7 @@ METRICS = pa.schema(
         ("high", pa.float64()),
     ]
 )
-_RECORD = [
+_PREDICTION_FIELDS = [
     ("configuration", pa.string()),
     ("id", pa.string()),
     ("task", pa.string()),
@@ -35,62 +35,60 @@ _RECORD = [
 ]
 
 
-def metric_table(estimates: Iterable[Estimate]) -> pa.Table:
+def value_table(values: Iterable[MetricValue]) -> pa.Table:
     """One row for each configuration, metric and task."""
-    rows = [{**vars(estimate), "task": estimate.group} for estimate in estimates]
-    return pa.Table.from_pylist(rows, schema=METRICS)
+    return pa.Table.from_pylist([{**vars(one), "task": one.group} for one in values], schema=_VALUE_SCHEMA)
 
 
-def record_table(answers: Iterable[Answer], metrics: Sequence[Metric]) -> pa.Table:
-    """One row for each configuration and record, with each metric of this record alone; null where it has none."""
-    schema = pa.schema([*_RECORD, *((metric.name, pa.float64()) for metric in metrics)])
-    return pa.Table.from_pylist([_record(answer, metrics) for answer in answers], schema=schema)
+def prediction_table(predictions: Iterable[Prediction], metrics: Sequence[Metric]) -> pa.Table:
+    """One row for each configuration and record, with each metric of this record alone; null if it does not apply."""
+    schema = pa.schema([*_PREDICTION_FIELDS, *((metric.name, pa.float64()) for metric in metrics)])
+    return pa.Table.from_pylist([_prediction_row(one, metrics) for one in predictions], schema=schema)
 
 
-def _record(answer: Answer, metrics: Sequence[Metric]) -> dict[str, Any]:
-    question = answer.question
+def _prediction_row(prediction: Prediction, metrics: Sequence[Metric]) -> dict[str, Any]:
+    question = prediction.question
     return {
-        "configuration": answer.configuration,
+        "configuration": prediction.configuration,
         "id": question.id,
         "task": question.group,
         "kind": question.kind,
-        "mixture": answer.mixture,
-        "finish_reason": answer.finish_reason,
-        "output": answer.output,
+        "mixture": prediction.mixture,
+        "finish_reason": prediction.finish_reason,
+        "output": prediction.output,
         "reference": question.reference,
-        "choice_log_probabilities": answer.likelihoods.sums if answer.likelihoods else None,
-        **{metric.name: metric.of(answer) for metric in metrics if metric.applies(answer)},
+        "choice_log_probabilities": prediction.likelihoods.sums if prediction.likelihoods else None,
+        **{metric.name: metric.of(prediction) for metric in metrics if metric.applies(prediction)},
     }
 
 
-def as_json(estimates: Iterable[Estimate]) -> dict[str, Any]:
+def values_json(values: Iterable[MetricValue]) -> dict[str, Any]:
     """By metric and configuration: the mean with its interval, and the value of each task."""
     figures: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: {"mean": {}, "tasks": {}}))
-    for one in estimates:
-        place = figures[one.metric][one.configuration]
+    for one in values:
+        entry = figures[one.metric][one.configuration]
         if one.group is None:
-            place["mean"] = {"value": round(one.value, 2), "low": round(one.low, 2), "high": round(one.high, 2)}
-            place["records"] = one.records
+            entry["mean"] = {"value": round(one.value, 2), "low": round(one.low, 2), "high": round(one.high, 2)}
+            entry["records"] = one.records
         else:
-            place["tasks"][one.group] = round(one.value, 2)
+            entry["tasks"][one.group] = round(one.value, 2)
     return figures
 
 
-def mean_table(estimates: Iterable[Estimate], metrics: Sequence[Metric], answers: Iterable[Answer]) -> str:
+def mean_table(values: Iterable[MetricValue], metrics: Sequence[Metric], predictions: Iterable[Prediction]) -> str:
     """Markdown: a row for each configuration with the means over tasks and their intervals."""
-    means = {(one.configuration, one.metric): one for one in estimates if one.group is None}
+    means = {(one.configuration, one.metric): one for one in values if one.group is None}
     shown = [metric for metric in metrics if any(name == metric.name for _, name in means)]
-    sizes = adapters_used(answers)
     rows = [
         [name, f"{size:.2f}", *(_with_interval(means.get((name, metric.name))) for metric in shown)]
-        for name, size in sizes.items()
+        for name, size in _mean_adapters(predictions).items()
     ]
     return _markdown(["configuration", "adapters", *(metric.title for metric in shown)], rows)
 
 
-def task_table(estimates: Iterable[Estimate], metric: Metric, configurations: Sequence[str]) -> str | None:
-    """Markdown: a row for each task with the metric of each configuration; None where no task has it."""
-    found = {(one.group, one.configuration): one for one in estimates if one.metric == metric.name and one.group}
+def task_table(values: Iterable[MetricValue], metric: Metric, configurations: Sequence[str]) -> str | None:
+    """Markdown: a row for each task with the metric of each configuration; None if no task has the metric."""
+    found = {(one.group, one.configuration): one for one in values if one.metric == metric.name and one.group}
     records = {group: max(one.records for (g, _), one in found.items() if g == group) for group, _ in found}
     rows = [
         [str(group), str(count), *(_value(found.get((group, name))) for name in configurations)]
@@ -99,19 +97,19 @@ def task_table(estimates: Iterable[Estimate], metric: Metric, configurations: Se
     return _markdown(["task", "records", *configurations], rows) if rows else None
 
 
-def adapters_used(answers: Iterable[Answer]) -> dict[str, float]:
+def _mean_adapters(predictions: Iterable[Prediction]) -> dict[str, float]:
     """Mean number of adapters in the mixtures of each configuration."""
     counts: dict[str, list[int]] = defaultdict(list)
-    for answer in answers:
-        counts[answer.configuration].append(len(Mixture.parse(answer.mixture or "base").adapters))
+    for prediction in predictions:
+        counts[prediction.configuration].append(len(Mixture.parse(prediction.mixture or "base").adapters))
     return {name: sum(sizes) / len(sizes) for name, sizes in counts.items()}
 
 
-def _with_interval(one: Estimate | None) -> str:
+def _with_interval(one: MetricValue | None) -> str:
     return f"{one.value:.1f} ({one.low:.1f} to {one.high:.1f})" if one else ""
 
 
-def _value(one: Estimate | None) -> str:
+def _value(one: MetricValue | None) -> str:
     return f"{one.value:.1f}" if one else ""
 
 

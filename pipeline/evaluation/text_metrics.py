@@ -1,4 +1,4 @@
-"""How near one text is to another: exact match, BLEU, chrF, ROUGE. Shares are 0 to 1, BLEU 0 to 100."""
+"""Metrics of an output and a reference text: exact match, BLEU, chrF, ROUGE. Shares are 0 to 1, BLEU 0 to 100."""
 
 import re
 import string
@@ -15,8 +15,8 @@ Floats = npt.NDArray[np.float64]
 
 _EDGES = string.punctuation + string.whitespace
 _END_MARKS = re.compile(r"\s*(?:(?:<\|[\w-]+\|>|</s>)\s*)+$")
-# Without `effective_order` a task whose outputs all have less than four words has a BLEU of 0; where some are
-# longer it changes nothing.
+# Without `effective_order` a task whose outputs all have less than four words has a BLEU of 0; if some are longer it
+# changes nothing.
 _BLEU = BLEU(effective_order=True)
 _CHRF = CHRF()
 _ROUGE = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
@@ -25,29 +25,29 @@ _cached = lru_cache(maxsize=2**16)
 
 
 def cleaned(text: str) -> str:
-    """Text without marks of its end, ``<|endoftext|>`` or ``</s>``.
+    """Remove end tokens such as ``<|endoftext|>`` or ``</s>`` from the end of a text.
 
     Data made for one model may hold its end token as text, which no metric should count. Applied to references,
-    choices and outputs alike.
+    choices and outputs.
     """
     return _END_MARKS.sub("", text)
 
 
 def normalised(text: str) -> str:
-    """Lower case, runs of white space as one space, no punctuation at the ends."""
+    """Lower the case, collapse white space, and strip punctuation at both ends."""
     return re.sub(r"\s+", " ", text).strip(_EDGES).lower()
 
 
 def exact_match(output: str, reference: str) -> float:
-    """1 where the normalised texts are equal, else 0."""
+    """Return 1 if the normalised texts are equal, else 0."""
     return float(normalised(output) == normalised(reference))
 
 
 def answers_found(output: str, answers: Sequence[str]) -> float:
-    """Share of the answers that occur in the output as whole words, both normalised.
+    """Return the share of the answers that occur in the output as whole words, both normalised.
 
-    Weak: an output that repeats all choices, or the prompt, finds every answer, and a short answer ("no", "1") is
-    easily found by chance. Read it beside ROUGE and BLEU, which such outputs lower.
+    A weak metric: an output that repeats all choices, or the prompt, contains every answer, and a short answer ("no",
+    "1") is often found by chance. Read it beside ROUGE and BLEU, which such outputs lower.
     """
     text = normalised(output)
     found = [re.search(rf"(?<!\w){re.escape(normalised(answer))}(?!\w)", text) is not None for answer in answers]
@@ -56,13 +56,13 @@ def answers_found(output: str, answers: Sequence[str]) -> float:
 
 @_cached
 def bleu_statistics(output: str, reference: str) -> tuple[float, ...]:
-    """What BLEU adds up over a corpus: matching n-grams [4], n-grams [4], words of output and of reference."""
+    """Return the counts that BLEU sums: matching n-grams [4], n-grams [4], words of the output, of the reference."""
     score = _BLEU.sentence_score(output, [reference])
     return (*score.counts, *score.totals, score.sys_len, score.ref_len)
 
 
 def bleu(sums: Floats) -> Floats:
-    """Corpus BLEU [m], as sacrebleu computes it, of summed `bleu_statistics` [m x 10]."""
+    """Return corpus BLEU [m], as sacrebleu computes it, of summed `bleu_statistics` [m x 10]."""
     rows = np.rint(sums).astype(int).tolist()
     return np.array([_bleu_of(row[:4], row[4:8], row[8], row[9]) for row in rows])
 
@@ -74,12 +74,12 @@ def _bleu_of(matching: list[int], total: list[int], output_words: int, reference
 
 @_cached
 def chrf(output: str, reference: str) -> float:
-    """chrF2 of one output (character n-grams up to 6), as a share."""
+    """Return chrF2 of one output (character n-grams up to 6), as a share."""
     return float(_CHRF.sentence_score(output, [reference]).score) / 100
 
 
 @_cached
 def rouge(output: str, reference: str) -> tuple[float, float]:
-    """F of ROUGE-1 and of ROUGE-L, without stemming; rouge-score knows the letters a to z and digits alone."""
+    """Return F of ROUGE-1 and of ROUGE-L, without stemming; rouge-score reads only the letters a to z and digits."""
     scores = _ROUGE.score(reference, output)
     return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)

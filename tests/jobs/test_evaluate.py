@@ -13,12 +13,13 @@ import pytest
 from jobs import evaluate
 from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.evaluation import comparison
+from pipeline.evaluation import Configuration
 from pipeline.records import DATA, DEAD
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
-from pipeline.storage.output.run import RunFolder, packed_schema
+from pipeline.storage.commit.window import commit_shard
+from pipeline.storage.output.run import RunFolder, encode_schema
 from tests import tiny
 
 FILES = {"results.json", "metrics.parquet", "records.parquet", "tables.md"}
@@ -151,7 +152,7 @@ def test_tasks_and_limit_choose_and_share_the_answers(
 ) -> None:
     output = tmp_path / "out"
     command = ["--suite", suite, "--output", str(output), *words]
-    evaluate.main([*command, "--limit", "1", "--tasks", "red"])
+    evaluate.main([*command, "--limit", "1", "--task", "red"])
     assert figures(output)["questions"] == 1
     few = len(asked)
     evaluate.main(command)
@@ -202,11 +203,11 @@ def test_configurations_with_arguments_of_their_own_share_no_answers(
         return plain(engine, requests, sampling)
 
     monkeypatch.setattr(Engine, "generate", generate)
-    table: Callable[..., list[comparison.Configuration]] = evaluate.configurations
+    table: Callable[..., list[Configuration]] = evaluate.configurations
 
-    def extended(*args: Any) -> list[comparison.Configuration]:
+    def extended(*args: Any) -> list[Configuration]:
         base, oracle, *_ = table(*args)
-        own = comparison.Configuration("own", oracle.requests, "own x", {"reroute": len})
+        own = Configuration("own", oracle.requests, "own x", {"reroute": len})
         return [base, oracle, own]
 
     monkeypatch.setattr(evaluate, "configurations", extended)
@@ -220,7 +221,7 @@ def test_configurations_with_arguments_of_their_own_share_no_answers(
     [
         (["--suite", "suite"], "unknown suite 'suite'; known are suite-test"),
         (["--suite", "suite-test"], "has no adapter for the task(s) abstract_narrative_understanding, "),
-        (["--suite", "suite-test", "--limit", "0"], "--limit 0: give 1 or more"),
+        (["--suite", "suite-test", "--limit", "0"], "Invalid value for '--limit': 0 is not in the range x>=1"),
         (["--suite", "suite-test", "--against", "x"], "--against does not go with --suite"),
         (["--run", "x", "--limit", "3"], "--limit does not go with --run"),
         (["--suite", "suite-test", "bootstrap.resamples=3"], "config: bootstrap.resamples"),
@@ -236,7 +237,7 @@ def test_wrong_commands_are_refused_in_one_line(words: list[str], changes: list[
 def make_run(url: Path, outputs: dict[str, str], **passed: list[str]) -> str:
     """A finished run with these outputs and passed-through columns."""
     schema = pa.schema([*DATA, *((name, pa.string()) for name in passed)])
-    schemas = {"data": packed_schema(schema), "dead": packed_schema(DEAD)}
+    schemas = {"data": encode_schema(schema), "dead": encode_schema(DEAD)}
     RunFolder(str(url)).write_json("run.json", {"schemas": schemas, "counts": {"data": len(outputs)}})
     made = {"prompt_tokens": 1, "completion_tokens": 1, "mixture": "base", "finish_reason": "stop", "fallback": False}
     rows = [{"id": identity, "output": text, **made} for identity, text in outputs.items()]
@@ -244,8 +245,11 @@ def make_run(url: Path, outputs: dict[str, str], **passed: list[str]) -> str:
         rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]
     data, dead = pa.Table.from_pylist(rows, schema), DEAD.empty_table()
     nothing = np.array([], np.int64)
-    CommitLog(str(url)).commit(
-        Shard("w000000-a-0", None, None, np.arange(len(rows)), nothing, count_rows(data, dead)), data, dead
+    commit_shard(
+        MarkerStore(str(url)),
+        Shard("w000000-a-0", None, None, np.arange(len(rows)), nothing, count_rows(data, dead)),
+        data,
+        dead,
     )
     return str(url)
 

@@ -1,4 +1,4 @@
-"""Model, bank, router and engine in this process, checked against each other."""
+"""Load model, bank, router and engine into this process, checked against each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from pipeline.routing import Router, load_router_for
 
 
 @dataclass(frozen=True)
-class SetupSettings:
-    """Where things lie. ``model``: a folder or hub id; ``adapters``: those to read of the bank, None for all."""
+class ModelStackSettings:
+    """Paths and options. ``model``: a folder or hub id; ``adapters``: names to load from the bank, None for all."""
 
     model: str
     bank: str
@@ -37,8 +37,8 @@ class SetupSettings:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """``identity``: what decides the answer to a prompt and a mixture, besides the engine's sampling."""
+class ModelStack:
+    """``identity``: everything that decides the answer to a prompt and a mixture, besides the engine's sampling."""
 
     engine: Engine
     prompts: PromptFormat
@@ -46,8 +46,8 @@ class Setup:
     identity: dict[str, str]
 
 
-def load_setup(settings: SetupSettings) -> Setup:
-    """Load all of it; `UserError` for the first thing that is wrong, before the model's weights are read."""
+def load_model_stack(settings: ModelStackSettings) -> ModelStack:
+    """Check and load everything; `UserError` for the first problem, before the model's weights are read."""
     config = load_config(settings.model, settings.trust_remote_code)
     check_weights(settings.model)
     check_quantization(settings.quantization)
@@ -65,4 +65,4 @@ def load_setup(settings: SetupSettings) -> Setup:
         "device": device,
         "prompt_format": settings.prompt_format,
     }
-    return Setup(Engine(model, tokenizer, bank, settings.engine), prompts, router, identity)
+    return ModelStack(Engine(model, tokenizer, bank, settings.engine), prompts, router, identity)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation.store import ANSWERS, LIKELIHOODS, Store, work_folder
+from pipeline.evaluation.result_cache import ANSWERS, LIKELIHOODS, ResultCache, work_folder
 from tests.storage import memory_url
 
 ROW = {"output": "yes", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 1}
@@ -18,29 +18,29 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_rows_come_back_by_key_and_kind(url: str) -> None:
     folder = work_folder(url, {"model": "m"})
-    with Store(folder, "answers", ANSWERS) as store:
-        store.add(("a", "base"), ROW)
-        store.add(("a", "red:1.0"), {"error": "PromptTooLong: ..."})
-    with Store(folder, "likelihoods", LIKELIHOODS) as scores:
+    with ResultCache(folder, "answers", ANSWERS) as cache:
+        cache.add(("a", "base"), ROW)
+        cache.add(("a", "red:1.0"), {"error": "PromptTooLong: ..."})
+    with ResultCache(folder, "likelihoods", LIKELIHOODS) as scores:
         scores.add(("a", "base"), {"sums": [-1.5, -2.0], "tokens": [1, 2]})
-    again = Store(folder, "answers", ANSWERS).rows
+    again = ResultCache(folder, "answers", ANSWERS).rows
     assert set(again) == {("a", "base"), ("a", "red:1.0")}
     assert again["a", "base"]["output"] == "yes"
     assert again["a", "red:1.0"]["error"] == "PromptTooLong: ..."
-    assert Store(folder, "likelihoods", LIKELIHOODS).rows["a", "base"]["sums"] == [-1.5, -2.0]
+    assert ResultCache(folder, "likelihoods", LIKELIHOODS).rows["a", "base"]["sums"] == [-1.5, -2.0]
 
 
 def test_what_was_added_before_an_error_is_kept(url: str) -> None:
     folder = work_folder(url, {})
 
     def interrupted() -> None:
-        with Store(folder, "answers", ANSWERS) as store:
-            store.add(("a", "base"), ROW)
+        with ResultCache(folder, "answers", ANSWERS) as cache:
+            cache.add(("a", "base"), ROW)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert list(Store(folder, "answers", ANSWERS).rows) == [("a", "base")]
+    assert list(ResultCache(folder, "answers", ANSWERS).rows) == [("a", "base")]
 
 
 def test_another_identity_is_another_folder(url: str) -> None:
@@ -53,4 +53,4 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     folder = work_folder(str(tmp_path), {})
     (Path(folder) / "answers-1.parquet").write_bytes(b"half")
     with pytest.raises(UserError, match=r"cannot read .*answers-1.parquet.*remove it"):
-        Store(folder, "answers", ANSWERS)
+        ResultCache(folder, "answers", ANSWERS)

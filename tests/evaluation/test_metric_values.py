@@ -4,24 +4,22 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import BootstrapSettings
-from pipeline.evaluation.accuracy import accuracy_by_group, accuracy_lines
-from pipeline.evaluation.estimates import Estimate, estimates
-from pipeline.evaluation.metrics import Answer, Likelihoods, metrics, predicted
+from pipeline.evaluation.metric_values import MetricValue, metric_values
+from pipeline.evaluation.metrics import METRICS, Likelihoods, Prediction, likeliest_choice
+from pipeline.evaluation.runs import accuracy_by_group, accuracy_table
 from pipeline.evaluation.suite import Kind, Question
-from pipeline.evaluation.tables import as_json, mean_table, metric_table, record_table, task_table
-
-METRICS = {metric.name: metric for metric in metrics(likelihoods=True)}
+from pipeline.evaluation.tables import mean_table, prediction_table, task_table, value_table, values_json
 
 
 def answer(
     group: str, number: int, output: str, right: str, kind: Kind = "mcq", likelihoods: Likelihoods | None = None
-) -> Answer:
+) -> Prediction:
     question = Question(f"{group}{number}", group, kind, (right,), choices=("yes", "no") if kind == "mcq" else ())
-    return Answer("routed", question, output, "red:0.5+tall:0.5", "stop", likelihoods)
+    return Prediction("routed", question, output, "red:0.5+tall:0.5", "stop", likelihoods)
 
 
-def found(answers: list[Answer]) -> dict[tuple[str, str | None], Estimate]:
-    made = estimates(answers, list(METRICS.values()), BootstrapSettings())
+def found(answers: list[Prediction]) -> dict[tuple[str, str | None], MetricValue]:
+    made = metric_values(answers, list(METRICS.values()), BootstrapSettings())
     return {(one.metric, one.group): one for one in made}
 
 
@@ -52,7 +50,7 @@ def test_metrics_apply_by_kind() -> None:
 def test_a_composite_is_held_against_the_numbered_answers() -> None:
     question = Question("x", "composite2", "composite", ("yes", "blue sky"), ("a", "b"))
     assert question.reference == "1. yes\n2. blue sky"
-    figures = found([Answer("routed", question, "1. yes\n2. blue sky", "base")])
+    figures = found([Prediction("routed", question, "1. yes\n2. blue sky", "base")])
     assert {name: one.value for (name, group), one in figures.items() if group} == pytest.approx(
         {"bleu": 100, "chrf": 100, "rouge1": 100, "rougeL": 100, "answers_found": 100}
     )
@@ -60,8 +58,8 @@ def test_a_composite_is_held_against_the_numbered_answers() -> None:
 
 def test_the_likeliest_choice_by_sum_and_per_token() -> None:
     scores = Likelihoods((-6.0, -4.0), (3, 1))
-    assert (predicted(scores), predicted(scores, per_token=True)) == (1, 0)
-    assert predicted(Likelihoods((-4.0, -4.0), (1, 1))) == 0
+    assert (likeliest_choice(scores), likeliest_choice(scores, per_token=True)) == (1, 0)
+    assert likeliest_choice(Likelihoods((-4.0, -4.0), (1, 1))) == 0
     figures = found([answer("a", 0, "", "yes", likelihoods=scores), answer("a", 1, "", "yes")])
     assert figures["choice_accuracy", "a"].value == 0
     assert figures["choice_accuracy_per_token", "a"].value == 50  # the one without scores counts as wrong
@@ -81,18 +79,18 @@ def test_tables_hold_every_figure() -> None:
         answer("a", 0, "yes", "yes", likelihoods=Likelihoods((-1.0, -2.0), (1, 1))),
         answer("b", 0, "a", "b", "qa"),
     ]
-    made = estimates(answers, list(METRICS.values()), BootstrapSettings())
-    table = metric_table(made).to_pylist()
+    made = metric_values(answers, list(METRICS.values()), BootstrapSettings())
+    table = value_table(made).to_pylist()
     assert len(table) == len(made)
     assert {"configuration": "routed", "metric": "accuracy", "task": None, "records": 1} | {
         "value": 100.0,
         "low": 100.0,
         "high": 100.0,
     } in table
-    first, second = record_table(answers, list(METRICS.values())).to_pylist()
+    first, second = prediction_table(answers, list(METRICS.values())).to_pylist()
     assert (first["accuracy"], first["choice_log_probabilities"], first["bleu"]) == (100.0, [-1.0, -2.0], None)
     assert (second["accuracy"], second["reference"], second["exact_match"]) == (None, "b", 0.0)
-    figures = as_json(made)
+    figures = values_json(made)
     assert figures["accuracy"]["routed"]["mean"] == {"value": 100.0, "low": 100.0, "high": 100.0}
     assert figures["accuracy"]["routed"]["tasks"] == {"a": 100.0}
     means = mean_table(made, list(METRICS.values()), answers).splitlines()
@@ -111,7 +109,7 @@ def test_exact_match_is_counted_by_group_for_all_kinds() -> None:
         "a": (2, 1, 0.5),
         "b": (1, 1, 1.0),
     }
-    lines = accuracy_lines({"out": groups, "other": {"a": groups["a"]}}).splitlines()
+    lines = accuracy_table({"out": groups, "other": {"a": groups["a"]}}).splitlines()
     assert lines[1].split() == ["a", "2", "50.0%", "50.0%"]
     assert lines[2].split() == ["b", "1", "100.0%", "-"]
     assert lines[3].split() == ["mean", "75.0%", "50.0%"]
