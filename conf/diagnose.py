@@ -47,9 +47,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     keys = list(known)
     group, _, last = word.rpartition(".")
     lasts = {key: key.rpartition(".")[2] for key in keys}
-    here = [key for key in keys if group and key.rpartition(".")[0] == group]
+    here = [key for key in keys if key.rpartition(".")[0] == group]
     same = [key for key in keys if lasts[key] == last]
-    for candidates in (here, same if len(same) == 1 else [], keys):
+    for candidates in (here if group else [], same if len(same) == 1 else [], here, keys):
         by_name = {lasts[key] if group or "." in key else key: key for key in reversed(candidates)}
         like = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
         if like:

@@ -1,10 +1,27 @@
 """What `jobs.generate` accepts: one frozen model for each config group, unknown keys refused."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from pipeline.engine.overrides import LEAST_PENALTY, MOST_ANSWERS, MOST_LOGPROBS, MOST_PENALTY
+from pipeline.engine.overrides import parse_setting
+from pipeline.engine.registry import BACKENDS
+from pipeline.engine.settings import FROM_JOB
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -39,40 +56,35 @@ class RouterPath(Strict):
     path: str
 
 
-class AnyEngine(Strict):
-    """What every engine and its actors have."""
+class EngineConfig(Strict):
+    """What the config of every engine has (`conf/engine`), beside the fields of the engine's own settings."""
 
-    batch_size: PositiveInt
-    prefill_tokens: PositiveInt
-    reuse_prefixes: bool
-    cuda_graphs: bool
+    backend: str
     hang_seconds: PositiveFloat
     actors: NonNegativeInt
     threads: NonNegativeInt
 
 
-class NativeEngine(AnyEngine):
-    """The fused engine (`conf/engine/native.yaml`)."""
-
-    backend: Literal["native"]
-    kv_tokens: NonNegativeInt
-    look_ahead: NonNegativeInt
-    lora_mode: Literal["auto", "union", "gather", "merged"]
-    adapter_slots: NonNegativeInt
-
-
-class VllmEngine(AnyEngine):
-    """vLLM (`conf/engine/vllm.yaml`)."""
-
-    backend: Literal["vllm"]
-    max_loras: PositiveInt
-    over_rank: Literal["refuse", "native"]
-    folder: Text | None
-    kv_gb: Annotated[float, Field(ge=0)]
+@cache
+def _engine_model(backend: str) -> type[EngineConfig]:
+    """Return the model of an engine's config: the fields of its settings, all required."""
+    settings = BACKENDS[backend].settings
+    types = get_type_hints(settings, include_extras=True)
+    names = [field.name for field in fields(settings) if field.name not in FROM_JOB]
+    own: dict[str, Any] = {name: (types[name], ...) for name in names}
+    return create_model(f"{backend}_engine", __base__=EngineConfig, **own)
 
 
-EngineConfig = Annotated[NativeEngine | VllmEngine, Field(discriminator="backend")]
-"""One of the engines (`conf/engine`)."""
+def _by_backend(values: Any) -> EngineConfig:
+    """Check the values of an engine's config with the model of that engine."""
+    backend = values.get("backend")
+    if backend not in BACKENDS:
+        raise PydanticCustomError("engine", f"no engine {backend!r}; the engines are {', '.join(BACKENDS)}")
+    return _engine_model(backend).model_validate(values)
+
+
+AnyEngine = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(_by_backend)]
+"""The config of one of the engines of `pipeline.engine.registry`."""
 
 
 class InputSettings(Strict):
@@ -90,12 +102,12 @@ class InputSettings(Strict):
 class OutputSettings(Strict):
     """The output (`conf/output`)."""
 
-    prompt: bool
+    keep_prompt: bool
     file_mb: NonNegativeInt
 
 
 class StageSettings(Strict):
-    """What one task or actor of a stage asks of Ray."""
+    """The Ray resources of one task or actor of a stage."""
 
     cpus: PositiveFloat
     memory_gb: Annotated[float, Field(ge=0)]
@@ -104,16 +116,16 @@ class StageSettings(Strict):
 
 
 class RouteStage(StageSettings):
-    """The routing actors: between so many and so many."""
+    """The routing actors, between ``min_actors`` and ``max_actors``."""
 
-    actors: PositiveInt
+    min_actors: PositiveInt
     max_actors: PositiveInt
 
 
 class GenerateStage(StageSettings):
-    """The generating actors; 0 actors: as many as the cluster has room for."""
+    """The generating actors; 0: as many as fit the cluster."""
 
-    actors: NonNegativeInt
+    min_actors: NonNegativeInt
     max_actors: NonNegativeInt
     gpus: Annotated[float, Field(ge=0)] | None
     tensor_parallel: PositiveInt
@@ -141,23 +153,34 @@ class ClusterSettings(Strict):
 class GenerationSettings(Strict):
     """How answers are chosen; see `pipeline.engine.Sampling`, and docs/label.md for the last four."""
 
-    max_new_tokens: PositiveInt
-    min_new_tokens: NonNegativeInt
-    temperature: Annotated[float, Field(ge=0)]
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    top_k: NonNegativeInt
-    min_p: Share
-    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=MOST_PENALTY)]
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)]
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
-    stop: tuple[Text, ...]
-    stop_token_ids: tuple[NonNegativeInt, ...]
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None
-    choices: tuple[Text, ...]
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    n: int
+    logprobs: int | None
+    choices: tuple[str, ...]
     json_schema: dict[str, Any] | Text | None
-    regex: Text | None
-    grammar: Text | None
+    regex: str | None
+    grammar: str | None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check(cls, value: Any, info: ValidationInfo) -> Any:
+        """Check a value as that of a record is checked. In the config, ``json_schema`` may name a file."""
+        if value is None or value == [] or info.field_name == "json_schema":
+            return value
+        try:
+            return parse_setting(str(info.field_name), value)
+        except ValueError as error:
+            raise PydanticCustomError("setting", "{problem}", {"problem": str(error)}) from None
 
 
 class RoutingSettings(Strict):
@@ -216,7 +239,7 @@ class GenerateConfig(Strict):
     model: ModelSettings
     bank: BankSettings
     router: RouterPath
-    engine: EngineConfig
+    engine: AnyEngine
     input: InputSettings
     output: OutputSettings
     cluster: ClusterSettings

@@ -1,20 +1,20 @@
 """From the checked config of `jobs.generate` and `jobs.route` to the settings of the stages."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from conf.generate import shown_config
-from conf.schema import GenerateConfig, GenerationSettings, NativeEngine, RoutingSettings, VllmEngine
+from conf.schema import GenerateConfig, GenerationSettings, RoutingSettings
 
-from .engine import Constraint, LoraSettings, Sampling, schema_text
-from .engine.settings import EngineSettings
-from .engine.vllm.settings import VllmSettings
+from .engine import Constraint, Sampling, schema_text
+from .engine.registry import BACKENDS
+from .engine.settings import FROM_JOB, BackendSettings
 from .errors import UserError
 from .routing import RoutingPolicy, SentenceSettings
 from .settings import JobSettings, ModelRef
 from .storage.input.columns import Columns
-from .storage.store.redact import masked, one_line
+from .storage.store.redact import masked, masked_error
 from .storage.store.urls import open_url
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
@@ -40,13 +40,13 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
             columns.layout,
         ),
         long_prompts=columns.long_prompts,
-        keep_prompt=config.output.prompt,
+        keep_prompt=config.output.keep_prompt,
         sampling=sampling_of(config.generation),
         routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
         sentences=_sentences(config.routing),
-        engine=_engine(config),
+        engine=engine_settings(config),
         error_budget=config.errors.budget,
-        error_max=config.errors.max,
+        max_errors=config.errors.max,
         window_records=config.window.records,
         limit=limit,
         shard_records=config.shuffle.shard_records,
@@ -89,29 +89,17 @@ def _file(key: str, url: str) -> str:
     try:
         return bytes(fs.cat_file(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config: generation.{key}: cannot read {masked(url)}: {one_line(error)}") from None
+        raise UserError(f"config: generation.{key}: cannot read {masked(url)}: {masked_error(error)}") from None
 
 
-def _engine(config: GenerateConfig) -> EngineSettings:
-    engine, parallel = config.engine, config.cluster.stages.generate.tensor_parallel
-    shared = EngineSettings(
-        batch_size=engine.batch_size,
-        prefill_tokens=engine.prefill_tokens,
-        seed=config.seed,
-        reuse_prefixes=engine.reuse_prefixes,
-        cuda_graphs=engine.cuda_graphs,
+def engine_settings(config: GenerateConfig) -> BackendSettings:
+    """Return the settings of the configured engine."""
+    kind = BACKENDS[config.engine.backend].settings
+    own = {field.name: getattr(config.engine, field.name) for field in fields(kind) if field.name not in FROM_JOB}
+    settings: BackendSettings = kind(
+        **own, seed=config.seed, tensor_parallel=config.cluster.stages.generate.tensor_parallel
     )
-    return _native(shared, engine) if engine.backend == "native" else _vllm(shared, engine, parallel)
-
-
-def _native(shared: EngineSettings, engine: NativeEngine) -> EngineSettings:
-    lora = LoraSettings(engine.lora_mode, engine.adapter_slots)
-    return replace(shared, kv_tokens=engine.kv_tokens, look_ahead=engine.look_ahead, lora=lora)
-
-
-def _vllm(shared: EngineSettings, engine: VllmEngine, parallel: int) -> EngineSettings:
-    own = VllmSettings(engine.max_loras, engine.over_rank, engine.folder, engine.kv_gb, parallel)
-    return replace(shared, vllm=own)
+    return settings
 
 
 def _sentences(routing: RoutingSettings) -> SentenceSettings | None:

@@ -72,7 +72,7 @@ def test_each_engine_has_its_own_keys() -> None:
         "config: unknown key engine.max_lora; did you mean engine.max_loras?"
     ]
     assert lines("engine=vllm", "engine.over_rank=merge")[0].startswith("config: engine.over_rank: Input should be")
-    assert lines("engine.backend=sglang")[0].startswith("config: engine: ")
+    assert lines("engine.backend=sglang")[0].startswith("config: engine.backend: no engine ")
     config = load_settings("generate", ["engine.max_loras=4", "engine=vllm"], GenerateConfig)
     assert (config.engine.backend, config.engine.model_dump()["max_loras"]) == ("vllm", 4)
 

@@ -131,7 +131,7 @@ def _through_vllm(answers: Sequence[Scored], model: Any, overrides: dict[str, An
 
 
 def _rounded(model: Any) -> Any:
-    """Round a model's weights to bf16 in place; its other tensors, such as those of the positions, stay in fp32."""
+    """Round a model's weights to bf16 in place; its other tensors, such as rotary frequencies, stay in fp32."""
     for weight in model.parameters():
         weight.data = weight.data.to(torch.bfloat16)
     return model

@@ -1,24 +1,22 @@
-"""Text from token ids and mixtures. No Ray in it: usable and benchmarked alone, on CPU or GPU.
+"""Generate text from token ids and mixtures, on CPU or GPU. Does not use Ray.
 
-What needs torch and transformers is loaded when it is first asked for: many processes of a job use the plain values
-alone, and would pay seconds of CPU each.
+Modules that need torch are imported on first use: many processes of a job only use the plain values, and importing
+torch would cost each of them seconds of CPU.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .lora.settings import LoraSettings
-from .overrides import overridden, sampling_problem, schema_text
-from .request import Constraint, Failure, Request, Reroute, Sampling
-from .settings import EngineSettings
+from .overrides import override_sampling, sampling_problem, schema_text
+from .request import Constraint, Failure, Outcome, Request, Reroute, Sampling
+from .settings import EngineSettings, LoraSettings
 
 if TYPE_CHECKING:
     from .attach import Attached, attach, mixtures
     from .core.engine import Engine
-    from .lora.check_bank import load_bank
-    from .lora.layers import base_shapes
+    from .lora.layers import base_shapes, load_bank
     from .lora.operator import FusedLora
-    from .scoring.choices import answer
+    from .scoring.choices import choose
     from .serving.server import EngineServer
 
 __all__ = [
@@ -30,33 +28,34 @@ __all__ = [
     "Failure",
     "FusedLora",
     "LoraSettings",
+    "Outcome",
     "Request",
     "Reroute",
     "Sampling",
-    "answer",
     "attach",
     "base_shapes",
+    "choose",
     "load_bank",
     "mixtures",
-    "overridden",
+    "override_sampling",
     "sampling_problem",
     "schema_text",
 ]
 
-_LATER = {
+_LAZY = {
     "Attached": "attach",
     "Engine": "core.engine",
     "EngineServer": "serving.server",
     "FusedLora": "lora.operator",
-    "answer": "scoring.choices",
     "attach": "attach",
     "base_shapes": "lora.layers",
-    "load_bank": "lora.check_bank",
+    "choose": "scoring.choices",
+    "load_bank": "lora.layers",
     "mixtures": "attach",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

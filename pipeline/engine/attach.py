@@ -1,4 +1,4 @@
-"""Exact mixtures in plain transformers, on a model that someone else generates with."""
+"""Use exact mixtures with transformers: attach a bank to a model, and generate with `model.generate`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,46 +14,46 @@ from pipeline.errors import UserError
 from pipeline.records import Mixture
 
 from .lora.operator import FusedLora
-from .lora.settings import LoraSettings
+from .settings import LoraSettings
 
-Asked = Mixture | Mapping[str, float] | str | None
+MixtureLike = Mixture | Mapping[str, float] | str | None
 """A mixture, weights by adapter name, the name of one adapter, or None for the base model alone."""
 
-_everywhere: ContextVar[tuple[Mixture, ...] | None] = ContextVar("mixtures", default=None)
+_for_all_models: ContextVar[tuple[Mixture, ...] | None] = ContextVar("mixtures", default=None)
 
 
 def attach(model: nn.Module, bank: AdapterBank | str | Path, settings: LoraSettings | None = None) -> "Attached":
-    """Let a transformers causal LM answer each row of a batch with a mixture of its own.
+    """Attach a bank to a transformers causal LM, so that each row of a batch can have its own mixture.
 
-    The model's weights and modules stay as they are, and outside of `mixtures` it computes what it did before; a
-    ``with attach(...) as handle`` block detaches at its end. ``bank``: a bank, or the folder of one. `UserError`
-    where the bank does not fit the model, or where another library has put adapters into it.
+    The model's weights and modules do not change, and outside of `mixtures` it computes the same as before. A
+    ``with attach(...) as handle`` block detaches at its end. ``bank``: a bank, or its folder. Raises `UserError` if the
+    bank does not fit the model, or if the model has adapters of another library.
     """
     return Attached(model, bank if isinstance(bank, AdapterBank) else AdapterBank.load(bank), settings)
 
 
 @contextmanager
-def mixtures(rows: Sequence[Asked]) -> Iterator[None]:
-    """Mixtures of the rows of a batch, in order, for every attached model called in the block.
+def mixtures(rows: Sequence[MixtureLike]) -> Iterator[None]:
+    """Set the mixtures of the rows of a batch, in order, for every attached model that is called in the block.
 
-    ``generate`` with beams or several sequences for each row repeats the rows' mixtures as it repeats the rows.
+    If ``generate`` repeats the rows (beams, several sequences per row), their mixtures are repeated likewise.
     """
-    token = _everywhere.set(_mixtures(rows))
+    token = _for_all_models.set(_parse_mixtures(rows))
     try:
         yield
     finally:
-        _everywhere.reset(token)
+        _for_all_models.reset(token)
 
 
 class Attached:
-    """A bank on a model; `detach` takes it off."""
+    """A bank attached to a model, until `detach`."""
 
     def __init__(self, model: nn.Module, bank: AdapterBank, settings: LoraSettings | None) -> None:
         _refuse_other_adapters(model)
         self.model = model
         self.lora = FusedLora(model, bank, settings)
         self._own: ContextVar[tuple[Mixture, ...] | None] = ContextVar("own_mixtures", default=None)
-        self._set: tuple[Mixture, ...] = ()
+        self._current: tuple[Mixture, ...] = ()
         self._hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model._loraloom = True  # type: ignore[assignment]
 
@@ -64,65 +64,63 @@ class Attached:
         self.detach()
 
     @contextmanager
-    def mixtures(self, rows: Sequence[Asked]) -> Iterator[None]:
-        """As the function `mixtures`, for this model alone; adapters that the bank lacks are named at once."""
-        asked = _mixtures(rows)
-        self.lora.check_names([name for mixture in asked for name in mixture.adapters])
-        token = self._own.set(asked)
+    def mixtures(self, rows: Sequence[MixtureLike]) -> Iterator[None]:
+        """Set mixtures as the function `mixtures` does, for this model alone; checks the adapter names at once."""
+        parsed = _parse_mixtures(rows)
+        self.lora.check_names([name for mixture in parsed for name in mixture.adapters])
+        token = self._own.set(parsed)
         try:
             yield
         finally:
             self._own.reset(token)
 
     def detach(self) -> None:
-        """Unwrap all modules and put merged weights back: model and weights are as they were, bit for bit."""
+        """Unwrap all modules and restore merged weights: the model is as it was, bit for bit."""
         self._hook.remove()
         self.lora.detach()
         if hasattr(self.model, "_loraloom"):
             del self.model._loraloom
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        asked = self._own.get() or _everywhere.get() or ()
+        mixtures = self._own.get() or _for_all_models.get() or ()
         if torch.compiler.is_compiling():
             raise UserError("attach: a compiled forward pass would keep the mixtures of its first call; do not compile")
-        wanted = _repeated(asked, _rows(args, kwargs)) if asked else ()
-        if wanted != self._set or not wanted:
-            self.lora.set_mixtures(wanted)
-            self._set = wanted
+        repeated = _repeat(mixtures, _batch_size(args, kwargs)) if mixtures else ()
+        if repeated != self._current or not repeated:
+            self.lora.set_mixtures(repeated)
+            self._current = repeated
 
 
-def _mixtures(rows: Sequence[Asked]) -> tuple[Mixture, ...]:
+def _parse_mixtures(rows: Sequence[MixtureLike]) -> tuple[Mixture, ...]:
     if isinstance(rows, (str, Mapping, Mixture)) or not rows:
         raise UserError("mixtures: give a list with one mixture for each row of the batch")
-    return tuple(_mixture(row) for row in rows)
+    return tuple(_parse_mixture(row) for row in rows)
 
 
-def _mixture(asked: Asked) -> Mixture:
-    if isinstance(asked, Mixture):
-        return asked
-    if isinstance(asked, str):
-        return Mixture.of({asked: 1.0})
-    return Mixture.of(asked or {})
+def _parse_mixture(row: MixtureLike) -> Mixture:
+    if isinstance(row, Mixture):
+        return row
+    return Mixture.of({row: 1.0} if isinstance(row, str) else row or {})
 
 
-def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of the batch that the model is called with."""
+def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Number of rows that the model is called with."""
     for value in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
         if value is not None:
             return int(value.shape[0])
     raise UserError("attach: the model was called without input_ids or inputs_embeds")
 
 
-def _repeated(asked: tuple[Mixture, ...], rows: int) -> tuple[Mixture, ...]:
-    """Each mixture as often as ``generate`` repeats its row, in its order (``repeat_interleave``)."""
-    if rows % len(asked):
-        raise UserError(f"mixtures: {len(asked)} mixtures for a batch of {rows} rows; give one for each row")
-    return tuple(mixture for mixture in asked for _ in range(rows // len(asked)))
+def _repeat(mixtures: tuple[Mixture, ...], rows: int) -> tuple[Mixture, ...]:
+    """Repeat each mixture as often as ``generate`` repeats its row, in its order (``repeat_interleave``)."""
+    if rows % len(mixtures):
+        raise UserError(f"mixtures: {len(mixtures)} mixtures for a batch of {rows} rows; give one for each row")
+    return tuple(mixture for mixture in mixtures for _ in range(rows // len(mixtures)))
 
 
 def _refuse_other_adapters(model: nn.Module) -> None:
     if getattr(model, "_loraloom", False):
-        raise UserError("attach: a bank is attached to this model already; detach it first")
+        raise UserError("attach: a bank is already attached to this model; detach it first")
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
             raise UserError(

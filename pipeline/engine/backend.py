@@ -1,20 +1,26 @@
-"""What the stages need of an engine, whichever it is."""
+"""The interface between a job and an engine: what an engine is started with, can do, and answers."""
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from pipeline.records import Completion
+from .request import Encode, Outcome, Request, Reroute, Sampling
+from .settings import BackendSettings
 
-from .request import Failure, Request
+if TYPE_CHECKING:  # loads torch
+    from pipeline.adapters import AdapterBank
+
+Settings = TypeVar("Settings", bound=BackendSettings)
 
 
 @dataclass(frozen=True)
-class Load:
-    """What an engine is busy with at a moment. ``adapter_loads`` and ``adapter_evictions`` count from its start."""
+class EngineLoad:
+    """The load of an engine at one moment. ``adapter_loads`` and ``adapter_evictions`` count from its start."""
 
     rows: int
-    most_rows: int
+    max_rows: int
     waiting: int
     mixtures: int
     kv_positions: int
@@ -24,16 +30,89 @@ class Load:
 
 
 class Backend(Protocol):
-    """Answers requests, each by its own settings or those of all; from any number of threads at once."""
+    """Answers requests, each by its own sampling settings or the job's; called from any number of threads."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Completion | Failure]:
-        """The answer to each request, in order; blocks until all are there."""
+    def answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Answer the requests, in order; blocks until all are answered."""
         ...
 
-    def load(self) -> Load:
-        """What it is busy with."""
+    def load(self) -> EngineLoad:
+        """Return the current load."""
         ...
 
     def close(self) -> None:
-        """Answer what is in flight and end; later requests raise."""
+        """Answer the requests in flight and stop; later requests raise."""
         ...
+
+
+def exit_process() -> None:
+    """Exit this process at once: nothing else stops a thread that hangs."""
+    os._exit(1)
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine is started with besides its settings.
+
+    ``model_path``: a folder or hub id. ``dtype``, ``quantization``: see `models.load_model`. ``max_adapters``: of a
+    mixture; 0 for the base model alone. ``encode``: see `request.Encode`. ``reroute``: chooses mixtures of an
+    answer's sentences; None for one mixture per request. ``threads``: CPU threads. ``hang_seconds``: time without a
+    forward pass after which the engine counts as hung. ``on_dead``: called when the engine hangs or its device or
+    process is lost; it should end this process, because callers would wait for ever.
+    """
+
+    model_path: str
+    dtype: str
+    quantization: Any
+    trust_remote_code: bool
+    tokenizer: Any
+    bank: "AdapterBank"
+    sampling: Sampling
+    encode: Encode
+    max_adapters: int
+    reroute: Reroute | None
+    device: str
+    threads: int
+    hang_seconds: float
+    on_dead: Callable[[], None] = exit_process
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do with its settings; a job that needs more is refused before any work.
+
+    ``sentences``: a mixture per sentence. ``quantization``: base models in 8 or 4 bits. ``several_gpus``: one model
+    over several GPUs. These three are empty if the engine can, else the reason and what to do instead.
+    ``max_mixtures``: distinct mixtures per shard, 0 for any number.
+    """
+
+    sentences: str
+    quantization: str
+    several_gpus: str
+    max_temperature: float = math.inf
+    max_mixtures: int = 0
+
+    def temperature_problem(self, temperature: float) -> str:
+        """Return why the engine cannot sample with a temperature; empty if it can."""
+        if temperature <= self.max_temperature:
+            return ""
+        return f"temperature {temperature:g}: the engine takes {self.max_temperature:g} at most"
+
+
+def _accept_any(*checked: object) -> None:
+    """Accept every bank."""
+
+
+@dataclass(frozen=True)
+class BackendSpec(Generic[Settings]):
+    """One engine. ``settings``: its class of settings, whose ``backend`` is the name of the engine.
+
+    ``check`` raises `UserError` for adapters of a bank that the engine cannot compute, given the settings and the
+    maximum number of adapters in a mixture. ``package``: a package that it needs, installed by the extra of its name.
+    """
+
+    settings: type[Settings]
+    capabilities: Callable[[Settings], Capabilities]
+    start: Callable[[Settings, EngineContext], Backend]
+    check: Callable[[Settings, "AdapterBank", int], object] = _accept_any
+    package: str = ""

@@ -11,9 +11,9 @@ import torch
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling
 from pipeline.engine.core.limits import context_length, end_tokens
-from pipeline.engine.native import NativeBackend
+from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.settings import EngineSettings
-from pipeline.engine.vllm.backend import Ends, VllmBackend
+from pipeline.engine.vllm.backend import EndTokens, VllmBackend
 from pipeline.engine.vllm.engine import VllmModel
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.models import (
@@ -46,9 +46,9 @@ def start_vllm(
     config, tokenizer = load_config(model), load_tokenizer(model)
     return VllmBackend(
         VllmModel(model, pick_dtype(dtype), False, context_length(config)),
-        Ends(tokenizer, config.vocab_size, end_tokens(load_generation_config(model, config), tokenizer)),
+        EndTokens(tokenizer, config.vocab_size, end_tokens(load_generation_config(model, config), tokenizer)),
         bank or AdapterBank.load(ROOT / "demo" / "bank"),
-        EngineSettings(batch_size=32, vllm=VllmSettings(max_loras=MAX_LORAS, folder=str(folder), kv_gb=1)),
+        VllmSettings(batch_size=32, prefill_tokens=2048, max_loras=MAX_LORAS, folder=str(folder), kv_gb=1),
         DEFAULTS,
         PromptFormat(tokenizer, "chat").encode_answer,
         4,

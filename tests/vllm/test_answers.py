@@ -108,7 +108,7 @@ def test_bad_requests_fail_as_in_the_native_engine_and_alone(fp32: Engines) -> N
         a.error_type for a in vllm[:-1] if isinstance(a, Failure)
     ]
     [hot] = fp32.vllm.answer([replace(good, sampling=replace(sampling, temperature=3.0))])
-    assert hot == Failure("BadSampling", "temperature 3: vLLM takes 2 at most; use engine=native")
+    assert hot == Failure("BadSampling", "temperature 3: the engine takes 2 at most")
 
 
 def test_batches_in_flight_at_once_share_the_engine_and_their_files(fp32: Engines) -> None:

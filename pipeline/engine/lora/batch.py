@@ -1,4 +1,4 @@
-"""What a batch asks: the mixture of each row, or of each token."""
+"""The mixtures of a batch: one for each row, or one for each token."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,53 +14,57 @@ from .layout import Group
 
 @dataclass(frozen=True)
 class Assignment:
-    """``places`` [units], on the host: the mixture of each unit. A unit is a row, with all its tokens, or one token.
+    """Mixtures of the units of a batch. A unit is a row with all its tokens, or one token.
 
-    ``rows``: where units are tokens, in how many rows of equal length they lie. ``kept``: of tokens, those that the
-    model's head sees (its ``logits_to_keep``); None: it sees all, or the last ones of each row.
+    ``indices`` [units], on the host: index of each unit's mixture. ``by_token``: units are tokens. ``rows``: number of
+    rows of equal length that tokens form. ``kept``: indices of the tokens that the model's head sees (its
+    ``logits_to_keep``); None if it sees all tokens, or the last ones of each row.
     """
 
     mixtures: Sequence[Mixture]
-    places: torch.Tensor
+    indices: torch.Tensor
     by_token: bool = False
     rows: int = 1
     kept: torch.Tensor | None = None
 
     @cached_property
-    def used(self) -> list[str]:
-        """Names of all adapters in it, sorted."""
+    def adapters(self) -> list[str]:
+        """Sorted names of all adapters in the batch."""
         return sorted({name for mixture in self.mixtures for name in mixture.adapters})
 
     @cached_property
     def units(self) -> int:
-        """How many rows, or tokens."""
-        return len(self.places)
+        """Number of rows or tokens."""
+        return len(self.indices)
 
     def combinations(self, group: Group) -> list[tuple[str, ...]]:
-        """For each mixture those of its adapters that change the group."""
+        """Return, for each mixture, its adapters that change the group."""
         return [tuple(name for name in mixture.adapters if name in group.ranks) for mixture in self.mixtures]
 
     def counts(self, combinations: Sequence[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
-        """Units of each combination of adapters that is not empty."""
+        """Count the units of each combination of adapters that is not empty."""
         counts: Counter[tuple[str, ...]] = Counter()
-        for combination, count in zip(combinations, self._by_mixture, strict=True):
+        for combination, count in zip(combinations, self._counts_by_mixture, strict=True):
             if combination and count:
                 counts[combination] += count
         return counts
 
     @cached_property
-    def _by_mixture(self) -> list[int]:
-        found: list[int] = torch.bincount(self.places, minlength=len(self.mixtures)).tolist()
-        return found
+    def _counts_by_mixture(self) -> list[int]:
+        counts: list[int] = torch.bincount(self.indices, minlength=len(self.mixtures)).tolist()
+        return counts
 
     def selection(self, tokens: int) -> torch.Tensor:
-        """Units that a layer of fewer tokens than the model's input sees (the head). `ValueError` for other counts."""
+        """Return the units that a layer sees which gets fewer tokens than the model (the head).
+
+        Raises `ValueError` if ``tokens`` is not a number of tokens that the head can see.
+        """
         if self.by_token:
             if self.kept is not None and len(self.kept) == tokens:
                 return self.kept
             if self.kept is None and self.rows > 1 and tokens % self.rows == 0 and tokens < self.units:
-                places = torch.arange(self.units).view(self.rows, -1)
-                return places[:, -(tokens // self.rows) :].flatten()
+                by_row = torch.arange(self.units).view(self.rows, -1)
+                return by_row[:, -(tokens // self.rows) :].flatten()
         raise ValueError(
             f"lora: mixtures were set for {self.units} {'tokens' if self.by_token else 'rows'}, the model runs {tokens}"
         )

@@ -1,4 +1,4 @@
-"""What each form of a batch costs, in microseconds: enough to pick one, not to predict a step."""
+"""Cost in microseconds of each form of a batch: precise enough to choose a form, not to predict a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ from .layout import Group
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one device. ``call``: a GEMM however small. ``matrix``: one more matrix of a batched GEMM. ``copy``: a small
-    indexed copy. ``macs``: multiplications in a microsecond; ``bytes`` and ``stream``: memory traffic in one, of stacks
-    within a step and of whole weights.
+    """Costs of one device.
+
+    ``call``: a GEMM of any size. ``matrix``: each further matrix of a batched GEMM. ``copy``: a small indexed copy.
+    ``macs``: multiply-adds per microsecond. ``bytes``, ``stream``: bytes per microsecond of memory traffic, for the
+    stacks within a step and for whole weights.
     """
 
     call: float
@@ -22,41 +24,49 @@ class Costs:
 
 
 # One thread of an AMD EPYC with AVX-512 (bf16, fp32; [8 to 32 x 576] by [64 to 800 x 576]); CUDA from its data sheets.
-# More threads divide both forms alike. ``bytes`` on a CPU is what a decode step reads of stacks that the layers before
-# have put out of the caches, half of what a product in a loop of its own reads. Constants, not a measurement at start:
-# the form decides how sums are rounded, so it must not depend on how busy a machine is.
+# More threads speed up both forms alike. On a CPU ``bytes`` is the rate of a decode step, whose earlier layers have
+# evicted the stacks from the caches: half the rate of a product in a loop. These are constants, not measured at start:
+# the form decides how sums are rounded, so it must not depend on the load of the machine.
 CPU_HALF = Costs(call=18, matrix=0.8, copy=4, macs=80e3, bytes=7e3, stream=15e3)
 CPU_FULL = Costs(call=3, matrix=0.3, copy=4, macs=36e3, bytes=7e3, stream=15e3)
 CUDA = Costs(call=6, matrix=0.02, copy=5, macs=200e6, bytes=3e6, stream=3e6)
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a batch asks of one group: ``tokens`` by combination of adapters (base-only ones left out), and their total.
+class Workload:
+    """The tokens and ranks of a batch in one group.
 
-    ``ranks``: of the union. ``widest``: of the largest combination. ``in_order``: every row is one combination's alone.
+    ``counts``: tokens of each combination of adapters, without the base model alone. ``total``: tokens of the batch.
+    ``ranks``: of the union of its adapters. ``max_ranks``: of the largest combination. ``in_order``: each row has a
+    combination of its own.
     """
 
     counts: Sequence[int]
     total: int
     ranks: int
-    widest: int
+    max_ranks: int
     in_order: bool
 
 
-def union_cost(load: Load, group: Group, costs: Costs, itemsize: int, joined: int = 0) -> float:
-    """Two GEMMs a module over all tokens and all ranks; ``joined`` modules have copies in place of the second call."""
+def union_cost(work: Workload, group: Group, costs: Costs, itemsize: int, joined: int = 0) -> float:
+    """Return the cost of two GEMMs per module over all tokens and ranks.
+
+    The ``joined`` modules replace the second GEMM by copies.
+    """
     saved = max(0.0, costs.call - 3 * costs.copy)
-    return _product(group, costs, itemsize, 1, load.total, load.ranks) - joined * saved
+    return _product(group, costs, itemsize, 1, work.total, work.ranks) - joined * saved
 
 
-def gather_cost(load: Load, group: Group, costs: Costs, itemsize: int, single: int) -> float:
-    """Combinations of ``single`` tokens and more one by one; the others batched, padded to the longest of them."""
-    small = [count for count in load.counts if count < single]
-    cost = sum(_product(group, costs, itemsize, 1, count, load.widest) for count in load.counts if count >= single)
+def gather_cost(work: Workload, group: Group, costs: Costs, itemsize: int, single: int) -> float:
+    """Return the cost of multiplying each combination with its own tokens.
+
+    Combinations of at least ``single`` tokens run one by one, the others in one batch, padded to the longest of them.
+    """
+    small = [count for count in work.counts if count < single]
+    cost = sum(_product(group, costs, itemsize, 1, count, work.max_ranks) for count in work.counts if count >= single)
     if small:
-        cost += _product(group, costs, itemsize, len(load.counts), max(small), load.widest)
-    if not load.in_order:
+        cost += _product(group, costs, itemsize, len(work.counts), max(small), work.max_ranks)
+    if not work.in_order:
         cost += costs.copy * (len(group.sets) + len(group.outs))
     return cost
 
@@ -71,7 +81,10 @@ def _product(group: Group, costs: Costs, itemsize: int, slots: int, tokens: int,
 
 
 def merge_cost(group: Group, ranks: int, costs: Costs) -> float:
-    """Merging one mixture and restoring later: a dense product for each module, and its weight five times in fp32."""
+    """Return the cost of merging one mixture and restoring the weights later.
+
+    That is a dense product per module, and five passes over its weight in fp32.
+    """
     cost = 0.0
     for inputs in group.sets:
         for name in inputs.names:

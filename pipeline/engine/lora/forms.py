@@ -1,4 +1,4 @@
-"""What a batch adds to a group of modules: the common part of its forms, and the union, one stack for all rows."""
+"""How a group of modules computes a batch: the interface of its forms, and the union, one stack for all rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,13 +10,13 @@ from .extras import Extras
 from .layout import Group, InputSet, Site
 from .panel import Panel
 
-_TURNED = (32, 48, 64)  # tokens, in half precision on a CPU: see `Union`
+_TRANSPOSED_UNITS = (32, 48, 64)  # in half precision on a CPU: see `Union`
 
 
 class Form:
-    """What is added to the modules of one group while a batch runs.
+    """The computation of the modules of one group for a batch.
 
-    Weights ``w`` [units x ranks] hold mixture weight times the adapter's scale, in fp32 or as `narrowed` leaves them.
+    ``weights`` [units x ranks]: mixture weight times the adapter's scale, in fp32 or as `narrowed` returns them.
     """
 
     def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
@@ -27,24 +27,24 @@ class Form:
         self._inner: Sequence[torch.Tensor] = ()
 
     def output(self, site: Site, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A module's output with the group's adapters; ``x`` [... x in] or token ids, units in order.
+        """Return a module's output with the group's adapters.
 
-        ``base``: the module alone.
+        ``x``: [... x in] or token ids, units in order. ``base``: the module without adapters.
         """
-        given = base(x)
-        output = given
+        unchanged = base(x)
+        output = unchanged
         if output.dtype is not self._dtype or not output.is_contiguous():
             output = output.to(self._dtype, memory_format=torch.contiguous_format)
-        extra = None if self.extras is None else self.extras.of(site, output)
+        extra = None if self.extras is None else self.extras.added(site, output)
         self._outer(site, output, self._inner_of(site, x))
         if extra is not None:
             output.add_(extra)
-        return output if output.dtype is given.dtype else output.to(given.dtype)
+        return output if output.dtype is unchanged.dtype else output.to(unchanged.dtype)
 
     def _inner_of(self, site: Site, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What x becomes by A and w. Modules that share an input share it.
+        """Return ``(x A^T) * w`` for each module that shares the input; computed once for all of them.
 
-        Compared by identity: siblings of some other model may be called on tensors of their own.
+        Inputs are compared by identity: in some models, siblings are called with different tensors.
         """
         if self._last is None or self._last[0] is not x or self._last[1] is not site.inputs:
             as_ids = self.group.embedding or x.dtype is self._dtype
@@ -59,11 +59,11 @@ class Form:
         raise NotImplementedError
 
     def select(self, units: torch.Tensor) -> "Form":
-        """The same for some of the units."""
+        """Return the form of some of the units."""
         raise NotImplementedError
 
     def _weighted(self, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """x A^T times w. In fp16 ranks of other units' adapters may overflow, and infinity times 0 is no number."""
+        """Return x A^T times w. In fp16, ranks of other units' adapters may overflow, and infinity times 0 is NaN."""
         if self._dtype is torch.float16:
             inner = torch.where(weights != 0, inner, 0)
         if inner.dtype is weights.dtype:
@@ -72,75 +72,78 @@ class Form:
 
 
 class Union(Form):
-    """``((x A^T) * w) B^T`` with all adapters of the batch in A and B, w zero for those of other units.
+    """``((x A^T) * w) B^T`` with all adapters of the batch in A and B; w is zero for adapters of other units.
 
-    Where the panel holds the base weights W beside B, module and adapters are one product,
-    ``[x, (x A^T) * w] [W, B]^T``, summed in fp32 and rounded once.
+    If the panel holds the base weights W beside B, module and adapters are one product, ``[x, (x A^T) * w] [W, B]^T``,
+    summed in fp32 and rounded once.
 
-    For a few dozen tokens in half precision on a CPU it computes ``A x^T``, not ``x A^T``: the second operand of a
-    product is brought into blocks at each call, and the tokens are the smaller one. A sixth to a quarter less time
+    For a few dozen tokens in half precision on a CPU it computes ``A x^T`` instead of ``x A^T``: each call reorders the
+    second operand into blocks, and the tokens are the smaller operand. This takes a sixth to a quarter less time
     (measured; oneDNN, AVX-512, tokens a multiple of 16).
     """
 
     def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
         super().__init__(group, panel, weights, extras)
         self._shaped, self._flat = weights.view(len(weights), 1, 1, -1), weights.unsqueeze(1)
-        turned = weights.device.type == "cpu" and self._dtype.itemsize == 2 and self.units in _TURNED
-        self._turned = weights.T.contiguous() if turned and not group.embedding else None
-        # Views are made once: a decode step of a small model waits for Python as long as for its small products.
+        transposed = weights.device.type == "cpu" and self._dtype.itemsize == 2 and self.units in _TRANSPOSED_UNITS
+        self._transposed = weights.T.contiguous() if transposed and not group.embedding else None
+        # Cached views: in a decode step of a small model, Python takes as long as the products.
         self._a: dict[tuple[tuple[int, int], int], torch.Tensor] = {}
         self._b: dict[str, torch.Tensor] = {}
         self._joined: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        self._beside: list[torch.Tensor] = []
-        self._beside_of: Sequence[torch.Tensor] = ()
+        self._concatenated: list[torch.Tensor] = []
+        self._concatenated_inner: Sequence[torch.Tensor] = ()
 
     def reweight(self, weights: torch.Tensor) -> None:
-        """Put other weights [units x ranks] in the memory of those that it has."""
+        """Overwrite the weights [units x ranks] in place."""
         self.weights.copy_(weights)
-        if self._turned is not None:
-            self._turned.copy_(weights.T)
+        if self._transposed is not None:
+            self._transposed.copy_(weights.T)
 
     def output(self, site: Site, x: torch.Tensor, base: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """As `Form.output`."""
-        found = self._joined.get(site.name)
-        if found is None:
+        """Return a module's output; see `Form.output`."""
+        joined = self._joined.get(site.name)
+        if joined is None:
             if self.extras is not None or site.kind not in self.panel.joined:
                 return super().output(site, x, base)
-            found = self._joined[site.name] = self.panel.joined[site.kind][site.place], site.bias
+            joined = self._joined[site.name] = self.panel.joined[site.kind][site.index], site.bias
         inner = self._inner_of(site, x)
-        if inner is not self._beside_of:
-            self._beside, self._beside_of = self._both(x.reshape(-1, site.kind.width), inner), inner
-        output = self._product(self._beside[site.number], *found)
+        if inner is not self._concatenated_inner:
+            self._concatenated, self._concatenated_inner = (
+                self._concatenate(x.reshape(-1, site.kind.width), inner),
+                inner,
+            )
+        output = self._product(self._concatenated[site.position], *joined)
         return output.unsqueeze(0) if x.ndim == 3 and len(x) == 1 else output.view(*x.shape[:-1], -1)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """``linear`` in the faster order; x [tokens x in]."""
-        if self._turned is None or len(x) != self.units:
+        """Return ``linear`` of x [tokens x in], computed in the faster order."""
+        if self._transposed is None or len(x) != self.units:
             return linear(x, weight, bias)
         output = torch.mm(weight, x.T) if bias is None else torch.addmm(bias.unsqueeze(1), weight, x.T)
         return output.T.contiguous()
 
-    def _both(self, x: torch.Tensor, inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The input [tokens x in] with each module's ranks beside it, before it on side 0 and after it on side 1.
+    def _concatenate(self, x: torch.Tensor, inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return, per module, the input [tokens x in] with the module's ranks: before it on side 0, after it on side 1.
 
         Two modules share a copy of the input.
         """
-        found: list[torch.Tensor] = []
+        concatenated: list[torch.Tensor] = []
         width = x.shape[1] + self.panel.ranks
         for first in range(0, len(inner), 2):
             row = torch.cat((inner[first], x, *inner[first + 1 : first + 2]), 1)
-            found += [row[:, :width], row[:, self.panel.ranks :]]
-        return found
+            concatenated += [row[:, :width], row[:, self.panel.ranks :]]
+        return concatenated
 
     def _inners(self, inputs: InputSet, x: torch.Tensor) -> Sequence[torch.Tensor]:
         width, modules = inputs.kind
-        a = self._a.get((inputs.kind, inputs.place))
+        a = self._a.get((inputs.kind, inputs.index))
         if a is None:
-            a = self._a[inputs.kind, inputs.place] = self.panel.A[inputs.kind][inputs.place, 0].view(-1, width)
+            a = self._a[inputs.kind, inputs.index] = self.panel.A[inputs.kind][inputs.index, 0].view(-1, width)
         units, ranks = self.weights.shape
-        if self._turned is not None and x.numel() == units * width:
+        if self._transposed is not None and x.numel() == units * width:
             columns = torch.mm(a, x.reshape(units, width).T).view(modules, ranks, units)
-            return [part.T for part in self._weighted(columns, self._turned).unbind()]
+            return [part.T for part in self._weighted(columns, self._transposed).unbind()]
         inner = a.index_select(1, x.flatten()).T if self.group.embedding else linear(x.reshape(-1, width), a)
         if len(inner) == units:
             return self._weighted(inner.view(units, modules, ranks), self._flat).unbind(1)
@@ -150,30 +153,30 @@ class Union(Form):
     def _outer(self, site: Site, output: torch.Tensor, inner: Sequence[torch.Tensor]) -> None:
         b = self._b.get(site.name)
         if b is None:
-            b = self._b[site.name] = self.panel.B[site.kind][site.place, 0]
-        output.view(-1, site.kind.out).addmm_(inner[site.number], b)
+            b = self._b[site.name] = self.panel.B[site.kind][site.index, 0]
+        output.view(-1, site.kind.out).addmm_(inner[site.position], b)
 
     def select(self, units: torch.Tensor) -> Form:
-        """The same for some of the units."""
+        """Return the form of some of the units."""
         weights = self.weights[units.to(self.weights.device)]
         return Union(self.group, self.panel, weights, self.extras and self.extras.select(units))
 
 
 def narrowed(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rank weights in the type of the activations where that changes none of them, as with weights in sixteenths.
+    """Return rank weights in the dtype of the activations if that changes none of them, as with weights in sixteenths.
 
-    Products are then the same to the bit and cost one kernel instead of two. Others stay fp32 until they meet the
-    activations: rounded to bf16 alone they would lose 8 bits.
+    Products are then bit-equal and take one kernel instead of two. Other weights stay fp32, because rounding them to
+    bf16 before the product would lose 8 bits.
     """
     narrow = weights.to(dtype)
     return narrow if torch.equal(narrow.float(), weights) else weights
 
 
 def rank_weights(group: Group, batch: Assignment, ranks: int, starts: Sequence[Mapping[str, int]]) -> torch.Tensor:
-    """Weights [units x ranks], on the host; ``starts``: for each mixture, where its adapters' ranks begin."""
+    """Return weights [units x ranks] on the host. ``starts``: for each mixture, the first rank of each adapter."""
     matrix = torch.zeros(len(batch.mixtures), ranks)
     for row, (mixture, start) in enumerate(zip(batch.mixtures, starts, strict=True)):
         for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
             if name in start:
                 matrix[row, start[name] : start[name] + group.ranks[name]] = weight * group.scales[name]
-    return matrix[batch.places]
+    return matrix[batch.indices]

@@ -1,4 +1,4 @@
-"""The form in which each row meets its own adapters only."""
+"""The gathered form of a batch: each row is multiplied with its own adapters only."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,14 @@ from .forms import Form
 from .layout import Group, InputSet, Site
 from .panel import Panel
 
-SINGLE = 64  # tokens of one combination from which on it is multiplied alone: padded to it, others would waste more
+SINGLE = 64  # a combination with this many tokens is multiplied alone: padding others to it would cost more
 
 
 class Gather(Form):
-    """Each combination of adapters multiplied with its own units only: batched, many-token ones one by one.
+    """Multiplies each combination of adapters with its own units: batched, combinations of many tokens one by one.
 
-    ``slots`` [units], on the host: where in the panel each unit's combination lies; -1: the base model alone.
+    ``slots`` [units], on the host: slot in the panel of each unit's combination, -1 for the base model alone.
+    ``single``: units from which on a combination is multiplied alone.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Gather(Form):
 
     def _inners(self, inputs: InputSet, x: torch.Tensor) -> Sequence[torch.Tensor]:
         width, modules = inputs.kind
-        a = self.panel.A[inputs.kind][inputs.place].view(self.panel.slots, -1, width)
+        a = self.panel.A[inputs.kind][inputs.index].view(self.panel.slots, -1, width)
         units, ranks = self.weights.shape
         x = x.reshape(units, -1, width)
         inners = []
@@ -66,17 +67,17 @@ class Gather(Form):
 
     def _outer(self, site: Site, output: torch.Tensor, inner: Sequence[torch.Tensor]) -> None:
         out = site.kind.out
-        b = self.panel.B[site.kind][site.place]
+        b = self.panel.B[site.kind][site.index]
         by_unit = output.view(len(self.weights), -1, out)
         for (slot, chosen), own in zip(self._alone, inner, strict=False):
             if isinstance(chosen, slice):
-                by_unit[chosen].view(-1, out).addmm_(own[:, site.number], b[slot])
+                by_unit[chosen].view(-1, out).addmm_(own[:, site.position], b[slot])
             else:
-                delta = own[:, site.number] @ b[slot]
+                delta = own[:, site.position] @ b[slot]
                 by_unit.index_add_(0, chosen, delta.view(len(chosen), -1, out))
         if not self._length:
             return
-        small = inner[-1][:, :, site.number]
+        small = inner[-1][:, :, site.position]
         if self._in_order:
             output.view(self.panel.slots, -1, out).baddbmm_(small, b)
             return
@@ -84,13 +85,13 @@ class Gather(Form):
         by_unit.index_add_(0, self._to, delta if self._valid is None else delta[self._valid])
 
     def select(self, units: torch.Tensor) -> Form:
-        """The same for some of the units."""
+        """Return the form of some of the units."""
         extras = self.extras and self.extras.select(units)
         weights = self.weights[units.to(self.weights.device)]
         return Gather(self.group, self.panel, weights, extras, self._slots[units.cpu()], self._single)
 
 
 def _contiguous(units: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    """Rising numbers as a slice where none is left out: a view in place of a copy."""
+    """Return ascending indices as a slice if they are contiguous, which gives views instead of copies."""
     first, last = int(units[0]), int(units[-1])
     return slice(first, last + 1) if last - first + 1 == len(units) else units.to(device)

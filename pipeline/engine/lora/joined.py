@@ -1,4 +1,4 @@
-"""Base weights with room for B beside them: one product computes a module and its adapters."""
+"""Base weights that are stored beside B: one product then computes a module and its adapters."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from .layers import plain_weight
 from .layout import OutKind, Site
 from .panel import Base
 
-# Weights of the largest module that is joined: 2 MiB in bf16. A call costs a CPU about 20 microseconds however small it
-# is (measured; oneDNN, two threads), which larger modules do not notice; their copies would only take memory.
-_MOST = 2**20
+# Maximum weights of a joined module: 2 MiB in bf16. Each call costs a CPU about 20 microseconds (measured; oneDNN, two
+# threads), which is negligible for larger modules, whose copies would only take memory.
+_MAX_WEIGHTS = 2**20
 
 
 def joinable(sites: Sequence[Site], dtype: torch.dtype, device: torch.device) -> Base:
-    """Base weights of those kinds of modules that can be joined, each with all that share an input with it.
+    """Return the base weights of the kinds of modules that can be joined, always with all modules of the same input.
 
-    On a GPU nothing is joined: recorded steps (`engine/graphs`) pay no calls.
+    On a GPU nothing is joined: recorded steps (`engine/graphs`) have no cost per call.
     """
     by_kind: dict[OutKind, list[torch.Tensor]] = {}
     apart: set[OutKind] = set()
-    for site in sorted(sites, key=lambda site: site.place):
+    for site in sorted(sites, key=lambda site: site.index):
         weight = _small_plain_weight(site.module, dtype) if device.type == "cpu" else None
         if weight is None:
             apart.add(site.kind)
@@ -37,4 +37,4 @@ def joinable(sites: Sequence[Site], dtype: torch.dtype, device: torch.device) ->
 
 def _small_plain_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:
     weight = plain_weight(module) if type(module) is nn.Linear else None
-    return weight if weight is not None and weight.dtype is dtype and weight.numel() <= _MOST else None
+    return weight if weight is not None and weight.dtype is dtype and weight.numel() <= _MAX_WEIGHTS else None

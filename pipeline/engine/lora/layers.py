@@ -1,5 +1,7 @@
-"""The layers of a model that adapters sit on: their shapes, their weights, what is refused of them."""
+"""The layers of a model that adapters change: their shapes and weights, and the checks of a bank against them."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +10,26 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.adapters import AdapterBank, BaseShapes, ModuleWeights
 from pipeline.errors import UserError
+from pipeline.models import load_skeleton
+
+
+def load_bank(
+    folder: str | Path, only: Iterable[str] | None, config: Any, model: str, trust_remote_code: bool = False
+) -> AdapterBank:
+    """Load a bank, or only some of its adapters, and check it against the base model without the model's weights.
+
+    ``config``: the transformers config of the model. ``model``: its folder or hub id, named in errors. Raises
+    `UserError` for an adapter that does not fit the model.
+    """
+    bank = AdapterBank.load(folder, only)
+    skeleton = load_skeleton(config, trust_remote_code)
+    bank.check_base(base_shapes(skeleton), model.rstrip("/").rsplit("/", 1)[-1])
+    bank.check_values()  # last, because it reads all tensors: their sizes are checked by now
+    return bank
 
 
 def base_shapes(model: nn.Module) -> BaseShapes:
-    """(in, out) features of every layer of a model that the fused operator can sit on; quantised ones too."""
+    """Return the (in, out) features of each layer that adapters can change, quantized layers included."""
     shapes = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -24,13 +42,13 @@ def base_shapes(model: nn.Module) -> BaseShapes:
 
 
 def check_layers(model: nn.Module, bank: AdapterBank) -> None:
-    """`UserError` for an adapter that fits the shapes of the model (`AdapterBank.check_base`) but not its layers."""
+    """Raise `UserError` for an adapter that fits the model's shapes (`AdapterBank.check_base`) but not its layers."""
     modules = dict(model.named_modules())
     for name in bank.names:
-        for place, weights in bank.adapters[name].modules.items():
-            problem = _problem(modules[place], weights)
+        for module, weights in bank.adapters[name].modules.items():
+            problem = _problem(modules[module], weights)
             if problem:
-                raise UserError(f"bank: adapter {name!r}: {place} {problem} ({bank.folder / name})")
+                raise UserError(f"bank: adapter {name!r}: {module} {problem} ({bank.folder / name})")
 
 
 def _problem(module: nn.Module, weights: ModuleWeights) -> str | None:
@@ -46,7 +64,7 @@ def _problem(module: nn.Module, weights: ModuleWeights) -> str | None:
 
 
 def _same(saved: torch.Tensor, weight: torch.Tensor | None) -> bool:
-    """Whether a saved copy is the base model's weight, loaded in the same type or in another."""
+    """Return whether a saved copy equals the base model's weight, which may be loaded in another dtype."""
     if weight is None or saved.shape != weight.shape:
         return False
     here = saved.to(weight.device)
@@ -54,7 +72,7 @@ def _same(saved: torch.Tensor, weight: torch.Tensor | None) -> bool:
 
 
 def plain_weight(module: nn.Module) -> torch.Tensor | None:
-    """The weight of a layer as a plain floating-point tensor, as it lies in the layer; None where it is quantised."""
+    """Return the weight of a layer as a floating-point tensor, in the layer's own layout; None if it is quantized."""
     weight: Any = module.weight
     plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor
     data: torch.Tensor | None = weight.data if plain and weight.is_floating_point() else None
@@ -62,12 +80,12 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
 
 
 def matrix(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """A weight as [out x in], a view: Conv1D and embeddings hold it the other way round."""
+    """Return a weight as a view [out x in]; Conv1D and embeddings hold it transposed."""
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def output_scale(module: nn.Module) -> float:
-    """What an embedding multiplies its rows by (Gemma), rounded as the layer rounds it; else 1."""
+    """Return the factor that an embedding multiplies its rows by (Gemma), rounded as the layer rounds it; else 1."""
     scale = getattr(module, "embed_scale", None)
     if not isinstance(module, nn.Embedding) or scale is None:
         return 1.0
@@ -75,14 +93,14 @@ def output_scale(module: nn.Module) -> float:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The type of the activations: that of the model's first floating-point weight that is not quantised."""
-    norms: Any = (p.dtype for p in model.parameters() if p.is_floating_point() and type(p.data) is torch.Tensor)
-    dtype: torch.dtype = next(norms)
+    """Return the dtype of the activations: of the first floating-point weight that is not quantized."""
+    dtypes: Any = (p.dtype for p in model.parameters() if p.is_floating_point() and type(p.data) is torch.Tensor)
+    dtype: torch.dtype = next(dtypes)
     return dtype
 
 
 def one_device(model: nn.Module) -> torch.device:
-    """Where the model is; `UserError` where it is in several places."""
+    """Return the device of the model; raises `UserError` if it is spread over several."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         raise UserError(f"engine: the model is spread over {', '.join(map(str, devices))}; load it on one device")

@@ -1,4 +1,4 @@
-"""Which modules are computed alike: groups that share their rank weights, inputs that share a GEMM."""
+"""Group modules that are computed alike: groups share their rank weights, and modules of one input share a GEMM."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from pipeline.adapters import AdapterBank
 
 from .layers import output_scale
 
-# Layers of one parent that transformers calls on one and the same tensor. That it is the same is checked at each call;
-# where it is not (another model's meaning of these names), each layer computes its own share.
+# Layers of one parent that transformers calls with the same tensor object. Each call checks this; if it does not hold
+# (another model may use these names otherwise), each layer computes its own product.
 _SIBLINGS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"query", "key", "value"}, {"q_lin", "v_lin"})
 
 
 class OutKind(NamedTuple):
-    """Modules whose B share a buffer: their features, and on which side of the input their ranks stand (`joined`)."""
+    """Modules whose B matrices share a buffer: their features, and the side of the input of their ranks (`joined`)."""
 
     out: int
     width: int
@@ -28,27 +28,33 @@ class OutKind(NamedTuple):
 
 @dataclass(frozen=True)
 class InputSet:
-    """Modules that read one input, so that one GEMM serves them. ``kind`` (in, modules) and ``place``: its buffer."""
+    """Modules that read one input, so one GEMM serves them.
+
+    ``kind`` (in, modules): its buffer of A. ``index``: in that buffer.
+    """
 
     names: tuple[str, ...]
     kind: tuple[int, int]
-    place: int
+    index: int
 
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted module: its input, its number among those that share it, its buffer of B and the place there."""
+    """One adapted module.
+
+    ``position``: among the modules that share its input. ``kind``: its buffer of B. ``index``: in that buffer.
+    """
 
     name: str
     module: nn.Module
     inputs: InputSet
-    number: int
+    position: int
     kind: OutKind
-    place: int
+    index: int
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The module's own bias."""
+        """Bias of the module itself."""
         bias: torch.Tensor | None = getattr(self.module, "bias", None)
         return bias
 
@@ -57,8 +63,8 @@ class Site:
 class Group:
     """Modules that the same adapters change with the same ranks and scales.
 
-    ``ranks`` and ``scales`` by adapter. ``sets`` of its modules by input; ``outs``: (kind, place in the buffer of that
-    kind) by module. ``biased``, ``dora``: adapters with a `lora_bias`, or of DoRA.
+    ``ranks``, ``scales``: by adapter. ``sets``: its modules by input. ``outs``: by module, the kind of its buffer of B
+    and the index there. ``biased``, ``dora``: adapters with a `lora_bias`, and DoRA adapters.
     """
 
     ranks: dict[str, int]
@@ -71,12 +77,12 @@ class Group:
 
     @property
     def names(self) -> list[str]:
-        """Names of its modules."""
+        """Names of the modules."""
         return list(self.outs)
 
 
 def group_modules(model: nn.Module, bank: AdapterBank) -> list[Group]:
-    """The groups of all modules that some adapter of the bank changes."""
+    """Return the groups of all modules that an adapter of the bank changes."""
     modules = dict(model.named_modules())
     alike: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name in bank.modules:
@@ -99,8 +105,8 @@ def _group(names: list[str], module: nn.Module, bank: AdapterBank) -> Group:
         kind = (shapes[siblings[0]].A.shape[1], len(siblings))
         sets.append(InputSet(siblings, kind, sizes[kind]))
         sizes[kind] += 1
-        for number, name in enumerate(siblings):
-            out = OutKind(shapes[name].B.shape[0], kind[0], number % 2)
+        for position, name in enumerate(siblings):
+            out = OutKind(shapes[name].B.shape[0], kind[0], position % 2)
             outs[name] = (out, sizes[out])
             sizes[out] += 1
     return Group(
@@ -124,9 +130,9 @@ def _by_input(names: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def sites(group: Group, modules: dict[str, nn.Module]) -> list[Site]:
-    """The modules of a group, for their wrappers."""
+    """Return the modules of a group, for their wrappers."""
     return [
-        Site(name, modules[name], inputs, number, *group.outs[name])
+        Site(name, modules[name], inputs, position, *group.outs[name])
         for inputs in group.sets
-        for number, name in enumerate(inputs.names)
+        for position, name in enumerate(inputs.names)
     ]

@@ -1,4 +1,4 @@
-"""Weights merged with one mixture, and restored by copying: at base speed, never drifting."""
+"""Merge one mixture into the base weights, and restore them bit for bit from copies."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,17 +10,17 @@ from pipeline.adapters import AdapterBank, ModuleWeights
 from pipeline.errors import UserError
 from pipeline.records import Mixture
 
-from . import dora
+from .extras import dora_gain
 from .layers import matrix, plain_weight
 
 
 class GoldenWeights:
-    """The base weights of adapted modules: the parameters themselves, or host copies while those are merged.
+    """The base weights of adapted modules: the parameters themselves, or host copies while a mixture is merged.
 
-    Merged weights are ``round(W + sum w_i s_i B_i A_i)``, summed in fp32 and rounded once to the parameter's type. In
-    bf16 they differ from the unmerged operator, which rounds ``W x`` and the update apart: an update smaller than
-    1/256 of a weight is lost in it. (PEFT rounds each adapter's update and each sum.) Restoring copies the golden
-    weights back; PEFT's `unmerge` subtracts, and bf16 weights come back other than they were.
+    Merged weights are ``round(W + sum w_i s_i B_i A_i)``, summed in fp32 and rounded once to the parameter's dtype. In
+    bf16 they differ from the unmerged operator, which rounds ``W x`` and the update separately: merging loses an update
+    below 1/256 of a weight. (PEFT rounds each adapter's update and each sum.) Restoring copies the golden weights back;
+    PEFT's `unmerge` subtracts, which changes bf16 weights.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank) -> None:
@@ -30,26 +30,26 @@ class GoldenWeights:
         self._gains: dict[tuple[str, str], torch.Tensor] = {}
         self.mixture: Mixture | None = None
         shared = _shared(model.modules())
-        self._reasons = {name: why for name in bank.modules if (why := self._reason(name, shared))}
+        self._reasons = {name: reason for name in bank.modules if (reason := self._reason(name, shared))}
 
     def can_merge(self, mixture: Mixture) -> bool:
-        """Whether every module that the mixture changes has weights of its own that can be overwritten."""
+        """Return whether every module that the mixture changes has its own weights, which can be overwritten."""
         return self._reasons.keys().isdisjoint(self._changed(mixture))
 
     def check(self) -> None:
-        """`UserError` that names the first module of the bank whose weights cannot be merged."""
+        """Raise `UserError` for the first module of the bank whose weights cannot be merged."""
         for name, reason in sorted(self._reasons.items()):
-            raise UserError(f"config: engine.lora_mode=merged cannot merge {name}, which {reason}; use auto")
+            raise UserError(f"config: engine.lora.mode=merged cannot merge {name}, which {reason}; use auto")
 
     def gain(self, adapter: str, module: str) -> torch.Tensor:
-        """DoRA's gain [out], from the base weight, computed once."""
+        """Return DoRA's gain [out] of the base weight, computed once."""
         if (adapter, module) not in self._gains:
             weights = self._bank.adapters[adapter].modules[module]
-            self._gains[adapter, module] = dora.gain(self._modules[module], self._weight(module), weights)
+            self._gains[adapter, module] = dora_gain(self._modules[module], self._weight(module), weights)
         return self._gains[adapter, module]
 
     def merge(self, mixture: Mixture) -> None:
-        """Put the mixture's weights in place of those that are there."""
+        """Overwrite the current weights with the merged weights of a mixture."""
         if mixture == self.mixture:
             return
         changed = set(self._changed(mixture))
@@ -60,7 +60,7 @@ class GoldenWeights:
         self.mixture = mixture
 
     def restore(self) -> None:
-        """Put the base weights back, bit for bit."""
+        """Restore the base weights, bit for bit."""
         if self.mixture is not None:
             self._restore(self._changed(self.mixture))
             self.mixture = None
@@ -72,7 +72,7 @@ class GoldenWeights:
         if self.mixture is not None and name in self._golden:
             return self._golden[name][0]
         weight = plain_weight(self._modules[name])
-        assert weight is not None, "check_layers lets no quantised layer come here"
+        assert weight is not None, "check_layers refuses quantized layers"
         return weight
 
     def _merge_module(self, name: str, mixture: Mixture) -> None:
@@ -120,13 +120,13 @@ class GoldenWeights:
 
 
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory, pinned where the tensor is on a GPU."""
+    """Copy a tensor to host memory, pinned if the tensor is on a GPU."""
     copied = tensor.detach().to("cpu", copy=True)
     return copied.pin_memory() if tensor.is_cuda else copied
 
 
 def _shared(modules: Iterable[nn.Module]) -> set[int]:
-    """Addresses of weights that several layers hold, as tied heads do."""
+    """Return the addresses of weights that several layers share, such as tied heads."""
     seen: set[int] = set()
     twice: set[int] = set()
     for module in modules:

@@ -1,4 +1,4 @@
-"""The fused operator on a model: wrapped modules, and for each batch the form that they compute in."""
+"""The fused operator on a model: it wraps modules and chooses for each batch the form that they compute."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.adapters import AdapterBank
+from pipeline.engine.settings import LoraSettings
 from pipeline.errors import UserError
 from pipeline.records import Mixture, Spans
 
@@ -20,16 +21,17 @@ from .layout import Site, group_modules, sites
 from .merged import GoldenWeights
 from .panel import GatherPanel, Panel, UnionPanel
 from .residency import Packed, Residency
-from .settings import LoraSettings
 
 
 class FusedLora:
     """Adds ``sum w_i s_i B_i A_i x`` to the output of every module that the bank's adapters change.
 
-    Each row of a batch, or each token, has its own mixture of weights w_i. Every batch is computed in the cheapest of
-    three forms (`LoraSettings.mode`): the *union* of its adapters, stacked as A [R x in] and B [out x R], with
-    ``((x A^T) * w) B^T``; each row's own adapters *gathered*; or, where all rows have one mixture, *merged* into the
-    weights, which are put back bit for bit after. But for that form the base weights are never touched.
+    Each row of a batch, or each token, has its own mixture of weights w_i. A batch is computed in the cheapest of three
+    forms (`LoraSettings.mode`): the *union* of its adapters, stacked as A [R x in] and B [out x R], with
+    ``((x A^T) * w) B^T``; each row's own adapters, *gathered*; or, if all rows have one mixture, *merged* into the
+    weights, which are restored bit for bit afterwards. The other two forms never change the base weights.
+
+    Raises `UserError` if the bank does not fit the model.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank, settings: LoraSettings | None = None) -> None:
@@ -56,75 +58,76 @@ class FusedLora:
         self._forms: list[Form | None] = [None] * len(self._groups)
         self._selected: dict[int, list[Form | None]] = {}
         self._batch = Assignment([], torch.zeros(0, dtype=torch.long))
-        self._wrapped: list[tuple[nn.Module, object]] = []  # modules, and what stood in the place of their wrapper
+        self._wrapped: list[tuple[nn.Module, object]] = []  # modules, and the ``forward`` that the wrapper replaced
 
     @property
     def forms(self) -> list[str]:
-        """Forms of the batch: ``merged``, or one for each group of modules; none where the base model runs alone."""
+        """Forms of the batch: ``merged``, or one per group of modules; none if the base model runs alone."""
         if self.golden.mixture is not None:
             return ["merged"]
         return [type(form).__name__.lower() for form in self._forms if form is not None]
 
     @property
     def can_stay_union(self) -> bool:
-        """Whether the union form is allowed, and a batch changes nothing of it but its rank weights."""
+        """Whether the union form is allowed, and the batches of a union differ only in their rank weights."""
         return self.settings.mode != "gather" and not any(group.biased or group.dora for group in self._groups)
 
     @property
     def union_forms(self) -> list[Union | None]:
-        """For each group of modules the form of a batch that was set with ``union``."""
+        """The form of each group of modules, for a batch that was set with ``union``."""
         return [form if isinstance(form, Union) else None for form in self._forms]
 
     def set_mixtures(self, mixtures: Sequence[Mixture], expected_tokens: int = 0) -> None:
-        """Mixtures of the rows of the next forward passes, in order: one for all tokens of a row.
+        """Set the mixtures of the rows of the next forward passes, in order; one for all tokens of a row.
 
-        ``expected_tokens``: how many tokens of all rows will run so, as far as is known: what merging has to pay for.
+        ``expected_tokens``: tokens of all rows that will run with these mixtures, as far as known; the cost of merging
+        is spread over them.
         """
         self._set(Assignment(mixtures, torch.arange(len(mixtures))), expected_tokens)
 
     def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
-        """Mixtures of the tokens of the next forward pass, of rows padded on the left to ``length``.
+        """Set the mixtures of the tokens of the next forward pass, for rows padded on the left to ``length``.
 
-        Each row is its padding, in tokens, and spans that count from there.
+        ``rows``: for each row its padding, in tokens, and its spans, with offsets from the end of the padding.
         """
         mixtures = [mixture for _, spans in rows for _, mixture in spans]
-        numbers = iter(range(len(mixtures)))
-        places = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
+        next_index = iter(range(len(mixtures)))
+        indices = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
         for row, (padding, spans) in enumerate(rows):
             for start, _ in spans:
-                # Padding gets the row's own mixture: another's might overflow in it, and NaN passes through masks.
-                places[row, padding + start if start else 0 :] = next(numbers)
-        self._set(Assignment(mixtures, places.flatten(), by_token=True, rows=len(rows)))
+                # Padding gets the row's own mixture: another might overflow there, and NaN passes through masks.
+                indices[row, padding + start if start else 0 :] = next(next_index)
+        self._set(Assignment(mixtures, indices.flatten(), by_token=True, rows=len(rows)))
 
     def set_tokens(
         self,
         mixtures: Sequence[Mixture],
-        places: torch.Tensor,
+        indices: torch.Tensor,
         kept: torch.Tensor | None = None,
         expected_tokens: int = 0,
         union: bool = False,
     ) -> None:
-        """Mixtures of the tokens of the next forward pass, which has them in one row [1 x T].
+        """Set the mixtures of the tokens of the next forward pass, all in one row [1 x T].
 
-        ``places`` [T]: number of each token's mixture. ``kept``: numbers of the tokens that the head sees, where the
-        model is given them as ``logits_to_keep``; only adapters of the head need them. ``union``: not gathered,
-        whatever it costs (`union_forms`).
+        ``indices`` [T]: index of each token's mixture. ``kept``: indices of the tokens that the head sees, if the model
+        gets them as ``logits_to_keep``; only adapters of the head need them. ``expected_tokens``: see `set_mixtures`.
+        ``union``: use the union form, whatever it costs (`union_forms`).
         """
-        self._set(Assignment(mixtures, places.cpu(), by_token=True, kept=kept), expected_tokens, union)
+        self._set(Assignment(mixtures, indices.cpu(), by_token=True, kept=kept), expected_tokens, union)
 
     def detach(self) -> None:
-        """Unwrap the modules and put merged weights back: the model is as it was."""
+        """Unwrap the modules and restore merged weights: the model is as before."""
         self._wrap_modules(False)
         self.golden.restore()
 
     def check_names(self, names: Sequence[str]) -> None:
-        """`UserError` for adapters that the bank does not have."""
+        """Raise `UserError` for adapters that the bank does not have."""
         unknown = [name for name in names if name not in self.bank.adapters]
         if unknown:
             raise UserError(f"engine: no adapter {', '.join(unknown)} in the bank {self.bank.folder}")
 
     def _set(self, batch: Assignment, expected_tokens: int = 0, union: bool = False) -> None:
-        self.check_names(batch.used)
+        self.check_names(batch.adapters)
         self._batch, self._selected = batch, {}
         if self._can_merge(batch) and self._pays_to_merge(batch, expected_tokens):
             self._wrap_modules(False)
@@ -132,15 +135,15 @@ class FusedLora:
             self.golden.merge(batch.mixtures[0])
             return
         self.golden.restore()
-        packed = self.residency.use(batch.used)
+        packed = self.residency.use(batch.adapters)
         self._forms = [
-            self._form(number, batch, {n: p for n, parts in packed.items() if (p := parts[number]) is not None}, union)
-            for number in range(len(self._groups))
+            self._form(index, batch, {n: p for n, parts in packed.items() if (p := parts[index]) is not None}, union)
+            for index in range(len(self._groups))
         ]
         self._wrap_modules(any(form is not None for form in self._forms))
 
     def _can_merge(self, batch: Assignment) -> bool:
-        if self.settings.mode not in ("auto", "merged") or not batch.used:
+        if self.settings.mode not in ("auto", "merged") or not batch.adapters:
             return False
         return len(set(batch.mixtures)) == 1 and self.golden.can_merge(batch.mixtures[0])
 
@@ -152,71 +155,71 @@ class FusedLora:
         itemsize = self._dtype.itemsize
         step = merging = 0.0
         for group, panel in zip(self._groups, self._unions, strict=True):
-            ranks = sum(group.ranks.get(name, 0) for name in batch.used)
+            ranks = sum(group.ranks.get(name, 0) for name in batch.adapters)
             if ranks:
-                load = cost.Load([batch.units], batch.units, ranks, ranks, True)
-                step += cost.union_cost(load, group, self._costs, itemsize, panel.joined)
+                work = cost.Workload([batch.units], batch.units, ranks, ranks, True)
+                step += cost.union_cost(work, group, self._costs, itemsize, panel.joined)
                 merging += cost.merge_cost(group, ranks, self._costs)
         return step * expected_tokens / batch.units > merging
 
-    def _form(self, number: int, batch: Assignment, packed: dict[str, Packed], union: bool) -> Form | None:
-        """What the modules of a group compute for a batch; None where no adapter of it changes them."""
-        group = self._groups[number]
+    def _form(self, index: int, batch: Assignment, packed: dict[str, Packed], union: bool) -> Form | None:
+        """Return the form of a group for a batch; None if no adapter of the batch changes the group."""
+        group = self._groups[index]
         if not packed:
             return None
         extras = extras_of(group, batch, packed)
         combinations = batch.combinations(group)
         counts = batch.counts(combinations)
         single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
-        if counts and not (group.embedding or union) and self._gathers_pay(number, batch, counts, single):
-            panel = self._gathers[number].update(list(counts), packed)
-            return self._gather(number, batch, panel, combinations, extras, single)
-        panel = self._unions[number].update(packed)
-        starts = {name: place.start for name, place in self._unions[number].places.items() if name in packed}
+        if counts and not (group.embedding or union) and self._pays_to_gather(index, batch, counts, single):
+            panel = self._gathers[index].update(list(counts), packed)
+            return self._gather(index, batch, panel, combinations, extras, single)
+        panel = self._unions[index].update(packed)
+        starts = {name: ranks.start for name, ranks in self._unions[index].slices.items() if name in packed}
         weights = rank_weights(group, batch, panel.ranks, [starts] * len(batch.mixtures))
         return Union(group, panel, narrowed(weights, self._dtype).to(self._device), extras)
 
-    def _gathers_pay(self, number: int, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
+    def _pays_to_gather(self, index: int, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
         if self.settings.mode in ("union", "gather"):
             return self.settings.mode == "gather"
-        group = self._groups[number]
+        group = self._groups[index]
         ranks = {names: sum(group.ranks[name] for name in names) for names in counts}
         union = sum(group.ranks[name] for name in {name for names in counts for name in names})
         every_row = sum(counts.values()) == batch.units and set(counts.values()) == {1}
-        load = cost.Load(list(counts.values()), batch.units, union, max(ranks.values()), every_row)
+        work = cost.Workload(list(counts.values()), batch.units, union, max(ranks.values()), every_row)
         itemsize = self._dtype.itemsize
-        union_cost = cost.union_cost(load, group, self._costs, itemsize, self._unions[number].joined)
-        return cost.gather_cost(load, group, self._costs, itemsize, single) < union_cost
+        union_cost = cost.union_cost(work, group, self._costs, itemsize, self._unions[index].joined)
+        return cost.gather_cost(work, group, self._costs, itemsize, single) < union_cost
 
     def _gather(
         self,
-        number: int,
+        index: int,
         batch: Assignment,
         panel: Panel,
         combinations: list[tuple[str, ...]],
         extras: Extras | None,
         single: int,
     ) -> Form:
-        group, slots = self._groups[number], self._gathers[number].slots
+        group, slots = self._groups[index], self._gathers[index].slots
         starts = []
         for names in combinations:
-            begins, start = {}, 0
+            first_ranks, start = {}, 0
             for name in names if names in slots else ():
-                begins[name] = start
+                first_ranks[name] = start
                 start += group.ranks[name]
-            starts.append(begins)
+            starts.append(first_ranks)
         weights = rank_weights(group, batch, panel.ranks, starts)
-        of_mixture = torch.tensor([slots.get(names, -1) for names in combinations])
+        mixture_slots = torch.tensor([slots.get(names, -1) for names in combinations])
         weights = narrowed(weights, self._dtype).to(self._device)
-        return Gather(group, panel, weights, extras, of_mixture[batch.places], single)
+        return Gather(group, panel, weights, extras, mixture_slots[batch.indices], single)
 
     def _wrap_modules(self, wanted: bool) -> None:
-        """Wrappers cost a microsecond each even where they do nothing: none while the base or merged weights run."""
+        """Wrap or unwrap all modules. Idle wrappers cost a microsecond each, so base and merged weights run without."""
         if wanted and not self._wrapped:
-            for number, sites in enumerate(self._sites):
+            for index, sites in enumerate(self._sites):
                 for site in sites:
                     self._wrapped.append((site.module, site.module.__dict__.get("forward")))
-                    site.module.__dict__["forward"] = self._wrapper(number, site)
+                    site.module.__dict__["forward"] = self._wrapper(index, site)
         if not wanted:
             for module, before in self._wrapped:
                 del module.__dict__["forward"]
@@ -224,28 +227,28 @@ class FusedLora:
                     module.__dict__["forward"] = before
             self._wrapped = []
 
-    def _wrapper(self, number: int, site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What a module computes instead. A forward hook would do; its calls cost 2 to 3 % of a small model's step."""
+    def _wrapper(self, index: int, site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the ``forward`` that replaces a module's own: hooks would cost 2 to 3 % of a small model's step."""
         base: Callable[[torch.Tensor], torch.Tensor] = site.module.forward
-        width = 1 if self._groups[number].embedding else site.inputs.kind[0]
+        width = 1 if self._groups[index].embedding else site.inputs.kind[0]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            form = self._forms[number]
+            form = self._forms[index]
             if form is None:
                 return base(x)
             tokens = x.numel() // width
             if tokens != form.units and (self._batch.by_token or tokens % form.units):
-                form = self._for_some(number, tokens)
+                form = self._selected_form(index, tokens)
             return form.output(site, x, base)
 
         return forward
 
-    def _for_some(self, number: int, tokens: int) -> Form:
-        """The form of a group for a layer that sees only some of the tokens."""
+    def _selected_form(self, index: int, tokens: int) -> Form:
+        """Return the form of a group for a layer that sees only some of the tokens."""
         if tokens not in self._selected:
             chosen = self._batch.selection(tokens)
             self._selected[tokens] = [form and form.select(chosen) for form in self._forms]
-        form = self._selected[tokens][number]
+        form = self._selected[tokens][index]
         assert form is not None
         return form
 

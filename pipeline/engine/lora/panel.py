@@ -1,4 +1,4 @@
-"""Buffers of stacked adapters that a batch multiplies with: only what is new in a batch is written."""
+"""Buffers of stacked adapters that a batch is multiplied with; only adapters that are new in a batch are written."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,14 +11,14 @@ from .layout import Group, OutKind
 from .residency import Packed
 
 Base = Mapping[OutKind, Sequence[torch.Tensor]]
-"""Weights [out x in] of the modules themselves, in the order of their places."""
+"""Base weights [out x in] of the modules, in the order of their indices."""
 
-_ROUND = 16  # ranks: capacities are multiples of it, so that small changes of a batch fit
+_ROUND = 16  # capacities are multiples of this number of ranks: small changes of a batch then fit
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an adapter's ranks lie: those from ``start`` of a slot."""
+class RankSlice:
+    """The ranks of one adapter in a panel: ``rank`` ranks of a slot from ``start``."""
 
     slot: int
     start: int
@@ -26,12 +26,12 @@ class Place:
 
 
 class Panel:
-    """For one group: ``slots`` stacks of ``ranks`` ranks each, zero where nothing lies.
+    """The stacked adapters of one group: ``slots`` stacks of ``ranks`` ranks each; unused ranks are zero.
 
     ``A`` by `InputSet.kind`: [sets x slots x modules x ranks x in]. ``B`` by `OutKind`: [modules x slots x ranks x
-    out]. The union of a batch's adapters is one slot; for gathered adapters each slot is one combination of them.
-    ``joined`` by `OutKind`, for those of ``base``, in a panel of one slot: [modules x out x (in + ranks)], base weights
-    and B as [B^T, W] on side 0, [W, B^T] on side 1; B is then a view of it.
+    out]. The union of a batch's adapters takes one slot; gathered adapters take one slot per combination. ``joined`` by
+    `OutKind`, for the kinds of ``base``, in a panel of one slot: [modules x out x (in + ranks)] with [B^T, W] on side 0
+    and [W, B^T] on side 1; B is then a view of it.
     """
 
     def __init__(
@@ -60,22 +60,22 @@ class Panel:
         self.joined: dict[OutKind, torch.Tensor] = {}
         for kind, weights in base.items():
             joined = torch.zeros(len(weights), kind.out, kind.width + ranks, dtype=dtype, device=device)
-            begin = 0 if kind.side else ranks  # of the base weights
-            for place, weight in enumerate(weights):
-                joined[place, :, begin : begin + kind.width] = weight
+            start = 0 if kind.side else ranks  # of the base weights
+            for index, weight in enumerate(weights):
+                joined[index, :, start : start + kind.width] = weight
             b = joined[:, :, kind.width :] if kind.side else joined[:, :, :ranks]
             self.joined[kind], self.B[kind] = joined, b.transpose(1, 2).unsqueeze(1)
 
-    def write(self, place: Place, packed: Packed) -> None:
-        """Put an adapter at its place."""
-        ranks = slice(place.start, place.start + place.rank)
+    def write(self, at: RankSlice, packed: Packed) -> None:
+        """Write an adapter to its ranks."""
+        ranks = slice(at.start, at.start + at.rank)
         for kind, a in packed.A.items():
-            self.A[kind][:, place.slot, :, ranks] = a
+            self.A[kind][:, at.slot, :, ranks] = a
         for out, b in packed.B.items():
-            self.B[out][:, place.slot, ranks] = b
+            self.B[out][:, at.slot, ranks] = b
 
-    def clear(self, slot: int, start: int = 0) -> None:
-        """Zero a slot from a rank on: what lay there may not fit what is there now."""
+    def clear(self, slot: int, start: int) -> None:
+        """Set the ranks of a slot from ``start`` on to zero: they may hold adapters of an earlier batch."""
         for a in self.A.values():
             a[:, slot, :, start:] = 0
         for b in self.B.values():
@@ -83,9 +83,9 @@ class Panel:
 
 
 class UnionPanel:
-    """The adapters of the batch side by side in one slot. Those that leave keep their ranks until others need them.
+    """The adapters of a batch side by side in one slot. Adapters that leave keep their ranks until others need them.
 
-    ``base``: base weights to join them to.
+    ``base``: base weights to store beside B.
     """
 
     def __init__(
@@ -93,53 +93,54 @@ class UnionPanel:
     ) -> None:
         self._group, self._dtype, self._device, self._base = group, dtype, device, base
         self.panel: Panel | None = None
-        self.places: dict[str, Place] = {}
+        self.slices: dict[str, RankSlice] = {}
 
     @property
     def joined(self) -> int:
-        """Modules whose base weights the panel holds."""
+        """Number of modules whose base weights the panel holds."""
         return sum(map(len, self._base.values()))
 
     def update(self, adapters: Mapping[str, Packed]) -> Panel:
-        """Bring in the adapters of a batch."""
+        """Write the adapters of a batch that the panel does not hold."""
         needed = sum(self._group.ranks[name] for name in adapters)
         if self.panel is None or needed > self.panel.ranks or self.panel.ranks > 2 * needed + _ROUND:
             return self._rebuild(adapters, needed)
-        self.places = {name: place for name, place in self.places.items() if name in adapters}
+        self.slices = {name: held for name, held in self.slices.items() if name in adapters}
         for name, packed in adapters.items():
-            if name in self.places:
-                continue
-            start = self._gap(self._group.ranks[name])
-            if start is None:
-                return self._rebuild(adapters, needed)
-            self.places[name] = Place(0, start, self._group.ranks[name])
-            self.panel.write(self.places[name], packed)
+            if name not in self.slices:
+                start = self._find_gap(self._group.ranks[name])
+                if start is None:
+                    return self._rebuild(adapters, needed)
+                self._write(self.panel, name, start, packed)
         return self.panel
 
-    def _gap(self, rank: int) -> int | None:
-        """First run of ``rank`` free ranks."""
+    def _find_gap(self, rank: int) -> int | None:
+        """Return the start of the first ``rank`` free ranks in a row."""
         assert self.panel is not None
         start = 0
-        for place in sorted(self.places.values(), key=lambda p: p.start):
-            if place.start - start >= rank:
+        for held in sorted(self.slices.values(), key=lambda held: held.start):
+            if held.start - start >= rank:
                 return start
-            start = place.start + place.rank
+            start = held.start + held.rank
         return start if self.panel.ranks - start >= rank else None
 
     def _rebuild(self, adapters: Mapping[str, Packed], needed: int) -> Panel:
         ranks = -(-needed // _ROUND) * _ROUND
         self.panel = Panel(self._group, 1, ranks, self._dtype, self._device, self._base)
-        self.places = {}
+        self.slices = {}
         start = 0
         for name, packed in adapters.items():
-            self.places[name] = Place(0, start, self._group.ranks[name])
-            self.panel.write(self.places[name], packed)
+            self._write(self.panel, name, start, packed)
             start += self._group.ranks[name]
         return self.panel
 
+    def _write(self, panel: Panel, name: str, start: int, packed: Packed) -> None:
+        self.slices[name] = RankSlice(0, start, self._group.ranks[name])
+        panel.write(self.slices[name], packed)
+
 
 class GatherPanel:
-    """A slot for each combination of adapters in the batch; equal combinations share it, whatever their weights."""
+    """One slot for each combination of adapters in a batch. Mixtures that differ only in their weights share a slot."""
 
     def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
         self._group, self._dtype, self._device = group, dtype, device
@@ -147,15 +148,15 @@ class GatherPanel:
         self.slots: dict[Hashable, int] = {}
 
     def update(self, combinations: Sequence[tuple[str, ...]], adapters: Mapping[str, Packed]) -> Panel:
-        """Bring in the combinations of a batch, each of adapters that the group knows."""
+        """Write the combinations of a batch that the panel does not hold; all their adapters change the group."""
         ranks = max(sum(self._group.ranks[name] for name in names) for names in combinations)
         count = len(combinations)
         panel = self.panel
         if panel is None or not count <= panel.slots <= 2 * count + 2 or not ranks <= panel.ranks <= 2 * ranks:
             panel = self.panel = Panel(self._group, count, ranks, self._dtype, self._device)
             self.slots = {}
-        kept = set(combinations)
-        self.slots = {names: slot for names, slot in self.slots.items() if names in kept}
+        needed = set(combinations)
+        self.slots = {names: slot for names, slot in self.slots.items() if names in needed}
         free = iter(sorted(set(range(panel.slots)) - set(self.slots.values())))
         for names in combinations:
             if names not in self.slots:
@@ -167,6 +168,6 @@ class GatherPanel:
         start = 0
         for name in names:
             rank = self._group.ranks[name]
-            panel.write(Place(self.slots[names], start, rank), adapters[name])
+            panel.write(RankSlice(self.slots[names], start, rank), adapters[name])
             start += rank
         panel.clear(self.slots[names], start)

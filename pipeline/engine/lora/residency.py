@@ -1,4 +1,4 @@
-"""Adapters packed as the operator's buffers want them; on the device up to a budget, the rest in host memory."""
+"""Adapters in the layout of the operator's buffers: on the device up to a limit, the rest in host memory."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,10 +14,10 @@ from .layout import Group, OutKind
 
 @dataclass(frozen=True)
 class Packed:
-    """One adapter's share of one group, in the activations' type.
+    """One adapter's weights in one group, in the dtype of the activations.
 
-    ``A`` by `InputSet.kind`: [sets x modules x r x in]. ``B`` by `OutKind`: [modules x r x out], its columns times
-    DoRA's gain. By module: ``shift`` [out] (`lora_bias`) and ``gain`` [out] (DoRA's, less 1), both fp32.
+    ``A`` by `InputSet.kind`: [sets x modules x r x in]. ``B`` by `OutKind`: [modules x r x out], columns multiplied by
+    DoRA's gain. ``shift`` (`lora_bias`) and ``gain`` (DoRA's gain minus 1) by module: [out], fp32.
     """
 
     A: dict[tuple[int, int], torch.Tensor]
@@ -27,11 +27,11 @@ class Packed:
 
     @property
     def finite(self) -> bool:
-        """Whether no value overflowed in the activations' type."""
+        """Whether no value overflowed in the dtype of the activations."""
         return all(bool(t.isfinite().all()) for t in (*self.A.values(), *self.B.values()))
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packed":
-        """The same with all tensors changed."""
+        """Return a copy with ``change`` applied to all tensors."""
         return Packed(
             {k: change(t) for k, t in self.A.items()},
             {k: change(t) for k, t in self.B.items()},
@@ -42,7 +42,7 @@ class Packed:
 
 @dataclass
 class ResidencyCounts:
-    """What became of the lookups: found on the device, brought in, put out; adapters now on the device and at most."""
+    """Counts of lookups that hit or loaded, of evictions, and of adapters on the device, now and at most."""
 
     hits: int = 0
     loads: int = 0
@@ -52,10 +52,11 @@ class ResidencyCounts:
 
 
 class Residency:
-    """Packed adapters by name: least recently used first out, never one that the batch in hand uses.
+    """An LRU cache of packed adapters on the device, which never evicts an adapter of the current batch.
 
-    ``gains`` gives DoRA's gain [out] of (adapter, module). On CUDA packed copies stay in pinned host memory when their
-    device copy is dropped; elsewhere they are packed again from the bank's memory-mapped files.
+    ``slots``: maximum number of adapters, 0 for no limit. ``gains`` returns DoRA's gain [out] of (adapter, module). On
+    CUDA, evicted adapters stay packed in pinned host memory; elsewhere they are packed again from the bank's
+    memory-mapped files.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Residency:
         self._pinned: dict[str, list[Packed | None]] = {}
 
     def use(self, names: Iterable[str]) -> dict[str, list[Packed | None]]:
-        """The adapters of a batch, packed on the device: for each group one, or None where it has no share in it."""
+        """Return the adapters of a batch on the device, packed per group; None for groups that they do not change."""
         used: dict[str, list[Packed | None]] = {}
         for name in names:
             if name in self._resident:
@@ -82,15 +83,15 @@ class Residency:
                 self._resident.move_to_end(name)
             else:
                 self.counts.loads += 1
-                self._make_room(used)
+                self._evict(used, adding=1)
                 self._resident[name] = self._load(name)
             used[name] = self._resident[name]
-        self._make_room(used, adding=0)
+        self._evict(used, adding=0)
         self.counts.resident = len(self._resident)
         self.counts.peak = max(self.counts.peak, len(self._resident))
         return used
 
-    def _make_room(self, used: Iterable[str], adding: int = 1) -> None:
+    def _evict(self, used: Iterable[str], adding: int) -> None:
         if not self._slots:
             return
         for name in list(self._resident):
@@ -124,8 +125,8 @@ class Residency:
             weights = modules[module]
             columns = weights.B.T
             if name in group.dora:
-                grown = self._gains(name, module)
-                gain[module], columns = grown - 1, columns.float() * grown
+                dora_gain = self._gains(name, module)
+                gain[module], columns = dora_gain - 1, columns.float() * dora_gain
             if weights.bias is not None:
                 shift[module] = weights.bias.float()
             b.setdefault(kind, []).append(columns.to(self._dtype))

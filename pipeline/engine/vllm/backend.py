@@ -1,78 +1,103 @@
-"""vLLM behind the interface of the native engine: several threads ask, mixtures are written, answers come back."""
+"""vLLM as a `Backend`: threads hand in requests, mixtures are written as adapters, vLLM answers."""
 
 import asyncio
 import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine.backend import Load
-from pipeline.engine.core.answers import together
-from pipeline.engine.core.limits import PromptLimits
+from pipeline.engine.backend import Backend, EngineContext, EngineLoad
+from pipeline.engine.core.decoder import Decoder
+from pipeline.engine.core.limits import PromptLimits, context_length, end_tokens
+from pipeline.engine.core.parallel_sampling import join_outcomes
+from pipeline.engine.native import SPEC as NATIVE
 from pipeline.engine.overrides import sampling_problem
-from pipeline.engine.request import Failure, Request, Sampling
+from pipeline.engine.request import Encode, Failure, Outcome, Request, Sampling
 from pipeline.engine.sampling.constraints import Constraints
-from pipeline.engine.sampling.decoder import Decoder
-from pipeline.engine.scoring.choices import Encode, chosen
+from pipeline.engine.scoring.choices import choice_outcome
 from pipeline.engine.scoring.score import Choices
-from pipeline.engine.settings import EngineSettings
-from pipeline.records import Completion, Mixture
+from pipeline.engine.settings import BackendSettings, EngineSettings
+from pipeline.models import load_config, load_generation_config, pick_dtype
+from pipeline.records import Mixture
 
-from .check import temperature_problem
+from . import capabilities
+from .check import check_bank
 from .engine import VllmModel, engine_arguments, prepare_environment, start
 from .files import MixtureFile, MixtureFiles
 from .guard import Guard
 from .params import choice_score, completion, sampling_params, scoring_params
 from .ranks import joined_rank, lora_rank
+from .settings import VllmSettings
 from .watch import PassWatch
-
-Answer = Completion | Failure
 
 
 @dataclass(frozen=True)
-class Ends:
-    """What a tokenizer and a model say of answers. ``tokens``: those that end one."""
+class EndTokens:
+    """How answers of a model end. ``tokens``: ids of the tokens that end an answer."""
 
     tokenizer: Any
     vocabulary: int
     tokens: set[int]
 
 
-class VllmBackend:
-    """Answers requests with vLLM. `answer` may be called from any number of threads: their requests run together.
+def start_vllm(settings: VllmSettings, context: EngineContext) -> Backend:
+    """Start vLLM, or the native engine if mixtures of the bank have too high a rank (``settings.over_rank``)."""
+    check_bank(settings, context.bank, context.max_adapters)
+    if lora_rank(joined_rank(context.bank, context.max_adapters)) is None:
+        shared = {field.name: getattr(settings, field.name) for field in fields(BackendSettings)}
+        return NATIVE.start(EngineSettings(**shared), context)
+    config = load_config(context.model_path, context.trust_remote_code)
+    dtype = pick_dtype(context.dtype, context.device)
+    ends = end_tokens(load_generation_config(context.model_path, config), context.tokenizer)
+    return VllmBackend(
+        VllmModel(context.model_path, dtype, context.trust_remote_code, context_length(config)),
+        EndTokens(context.tokenizer, int(config.get_text_config().vocab_size), ends),
+        context.bank,
+        settings,
+        context.sampling,
+        context.encode,
+        context.max_adapters,
+        context.device,
+        context.threads,
+        context.hang_seconds,
+        context.on_dead,
+    )
 
-    ``most_adapters``: of a mixture; 0: the base model alone, and vLLM runs without adapters. ``encode``: see
-    `choices.Encode`. ``on_dead``: called once vLLM's own process has died or has ended no pass for ``hang_seconds``
-    while requests waited; it should end this process, since callers would wait for ever.
+
+class VllmBackend:
+    """Answers requests with vLLM. Requests of all threads that call `answer` run together.
+
+    ``max_adapters``: of a mixture; 0 runs the base model without LoRA. ``encode``: see `request.Encode`. ``on_dead``:
+    called once when vLLM's process has died, or has finished no forward pass for ``hang_seconds`` while requests
+    waited. It should end this process, because callers would wait for ever.
     """
 
     def __init__(
         self,
         model: VllmModel,
-        ends: Ends,
+        ends: EndTokens,
         bank: AdapterBank,
-        settings: EngineSettings,
+        settings: VllmSettings,
         sampling: Sampling,
         encode: Encode,
-        most_adapters: int,
+        max_adapters: int,
         device: str,
         threads: int,
         hang_seconds: float,
         on_dead: Callable[[], None],
     ) -> None:
-        assert settings.vllm is not None
-        rank = lora_rank(joined_rank(bank, most_adapters)) if most_adapters else 0
-        assert rank is not None  # `check_bank` has refused it
+        rank = lora_rank(joined_rank(bank, max_adapters)) if max_adapters else 0
+        assert rank is not None  # `start_vllm` has refused it
         self.settings, self._ends, self._encode, self._on_dead = settings, ends, encode, on_dead
         constraints = Constraints(ends.tokenizer, ends.vocabulary, ends.tokens)
         self._decoder = Decoder(ends.tokenizer, constraints, ends.vocabulary, ends.tokens, settings.seed, sampling)
         self._limits = PromptLimits(ends.vocabulary, model.context, model.context)
-        self._files = MixtureFiles(bank, settings.vllm.folder)
-        # On a CPU, vLLM 0.32 gives tokens without an adapter the adapter in its last slot (its index is -1 there).
+        self._files = MixtureFiles(bank, settings.folder)
+        # On a CPU, vLLM 0.32 applies the adapter of the last slot to tokens without one, whose slot index is -1.
         self._base_needs_adapter = bool(rank) and device == "cpu"
         self._unanswered = 0
         self._watch = PassWatch(hang_seconds, on_dead)
@@ -88,22 +113,22 @@ class VllmBackend:
             self._files.close()
             raise
         self._guard.hold(self.process_ids)
-        atexit.register(self.close)  # later, vLLM's own destructor fails for want of its modules
+        atexit.register(self.close)  # at interpreter exit vLLM's destructor fails: its modules are gone
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answer to each request, in order; blocks until all are there."""
+    def answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Answer the requests, in order; blocks until all are answered."""
         if not requests:
             return []
         with self._files.holding({request.mixture for request in requests}) as files, self._watch.watching():
-            answers: list[Answer] = self._run(self._answer_all(requests, files))
+            answers: list[Outcome] = self._run(self._answer_all(requests, files))
             return answers
 
-    def load(self) -> Load:
-        """What vLLM is busy with, as of its last pass."""
+    def load(self) -> EngineLoad:
+        """Return the load as of vLLM's last forward pass."""
         stats, cache = self._watch.last, self._llm.vllm_config.cache_config
         limit = (cache.num_gpu_blocks or 1) * cache.block_size
         running = stats.num_running_reqs if stats else 0
-        return Load(
+        return EngineLoad(
             running,
             self.settings.batch_size,
             max(0, self._unanswered - running),
@@ -115,7 +140,7 @@ class VllmBackend:
         )
 
     def close(self) -> None:
-        """End vLLM's processes and remove what was written. Later requests raise."""
+        """Stop vLLM's processes and remove the files of mixtures. Later requests raise."""
         atexit.unregister(self.close)
         self._run(self._shut_down())
         self._guard.close()
@@ -124,12 +149,12 @@ class VllmBackend:
         self._files.close()
 
     def forget_prefixes(self) -> None:
-        """Let go of the prompts that are kept for later ones that begin alike."""
+        """Empty the prefix cache."""
         self._run(self._llm.reset_prefix_cache())
 
     @property
     def process_ids(self) -> list[int]:
-        """Processes of vLLM's own."""
+        """Ids of vLLM's own processes."""
         manager = self._llm.engine_core.resources.engine_manager
         return [process.pid for process in manager.processes] if manager else []
 
@@ -138,7 +163,7 @@ class VllmBackend:
 
     async def _shut_down(self) -> None:
         handler = self._llm.output_handler
-        if handler is not None:  # it would take the end of the engine for its death
+        if handler is not None:  # it would report the shutdown as a crash
             handler.cancel()
             await asyncio.wait([handler])
         self._llm.shutdown()
@@ -146,13 +171,13 @@ class VllmBackend:
     async def _start(self, arguments: dict[str, Any]) -> None:
         self._llm = start(arguments, self._watch.passed)
         if arguments["enable_lora"] and self._files.nothing:
-            # What the model's layers in vLLM do not take is told now, rather than by the death of the engine.
+            # Adapters that vLLM's layers of this model reject fail here, instead of killing the engine later.
             await self._llm.add_lora(_lora_request(self._files.nothing))
             await self._check_modules(self._files.nothing)
 
     async def _check_modules(self, nothing: MixtureFile) -> None:
-        """`RuntimeError` where adapters change nothing: vLLM leaves out modules it does not know, and says nothing."""
-        tokens = [min(self._ends.vocabulary - 1, 100 + place) for place in range(8)]
+        """Raise `RuntimeError` if adapters change nothing: vLLM silently skips modules that it does not know."""
+        tokens = [min(self._ends.vocabulary - 1, 100 + index) for index in range(8)]
 
         async def likelihood(file: MixtureFile) -> float:
             output = await self._output(tokens, scoring_params(tokens[0]), _lora_request(file))
@@ -164,22 +189,22 @@ class VllmBackend:
         if ignored:
             raise RuntimeError(f"vLLM applies no adapter to {', '.join(ignored)} of this model; use engine=native")
 
-    async def _answer_all(self, requests: Sequence[Request], files: dict[Mixture, MixtureFile]) -> list[Answer]:
+    async def _answer_all(self, requests: Sequence[Request], files: dict[Mixture, MixtureFile]) -> list[Outcome]:
         self._unanswered += len(requests)
         try:
-            asked = (self._answer(request, files.get(request.mixture)) for request in requests)
-            return list(await asyncio.gather(*asked))
+            answers = (self._answer(request, files.get(request.mixture)) for request in requests)
+            return list(await asyncio.gather(*answers))
         finally:
             self._unanswered -= len(requests)
 
-    async def _answer(self, request: Request, file: MixtureFile | None) -> Answer:
+    async def _answer(self, request: Request, file: MixtureFile | None) -> Outcome:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling = self._decoder.sampling_of(request)
         file = file or (self._files.nothing if self._base_needs_adapter else None)
         lora = _lora_request(file) if file else None
-        problem = sampling_problem(sampling) or temperature_problem(sampling.temperature)
+        problem = sampling_problem(sampling) or capabilities(self.settings).temperature_problem(sampling.temperature)
         if problem:
             return Failure("BadSampling", problem)
         try:
@@ -195,40 +220,39 @@ class VllmBackend:
             cause = error.__cause__ or error
             return Failure(type(cause).__name__, " ".join(str(cause).split())[:300] or "vLLM failed on this record")
 
-    async def _generate(self, request: Request, sampling: Sampling, lora: Any) -> Answer:
-        problem = self._limits.problem(request, sampling) or self._decoder.problem(request)
+    async def _generate(self, request: Request, sampling: Sampling, lora: Any) -> Outcome:
+        problem = self._limits.problem(request, sampling.max_new_tokens) or self._decoder.problem(request)
         if problem:
             return problem
-        parts = [replace(request, number=number) for number in range(sampling.n)]
+        parts = [replace(request, answer_index=index) for index in range(sampling.n)]
         answers = list(await asyncio.gather(*(self._one(part, sampling, lora) for part in parts)))
-        return answers[0] if len(answers) == 1 else together(answers)
+        return join_outcomes(answers)
 
-    async def _one(self, part: Request, sampling: Sampling, lora: Any) -> Answer:
+    async def _one(self, part: Request, sampling: Sampling, lora: Any) -> Outcome:
         params = sampling_params(part, sampling, self.settings.seed, self._ends.tokens)
         output = await self._output(part.tokens, params, lora)
         return completion(self._decoder, part, output.outputs[0])
 
-    async def _choose(self, request: Request, sampling: Sampling, lora: Any) -> Answer:
-        """Each choice but its last token is a prompt of its own behind the request's; vLLM gives log probabilities."""
+    async def _choose(self, request: Request, sampling: Sampling, lora: Any) -> Outcome:
+        """Score each choice as a continuation of the prompt and choose by the sums of log probabilities."""
         item = Choices(request, self._encode(sampling.choices))
         problem = self._limits.choices_problem(request, [len(tokens) for tokens in item.choices])
         if problem:
             return problem
-        asked = (
+        scored = (
             self._output([*request.tokens, *tokens[:-1]], scoring_params(tokens[-1]), lora) for tokens in item.choices
         )
-        outputs = await asyncio.gather(*asked)
+        outputs = await asyncio.gather(*scored)
         scores = [choice_score(output, tokens) for output, tokens in zip(outputs, item.choices, strict=True)]
         if not all(map(isfinite, scores)):
             return Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
-        return chosen(item, scores, sampling, self.settings.seed)
+        return choice_outcome(item, scores, sampling, self.settings.seed)
 
     async def _output(self, tokens: Sequence[int], params: Any, lora: Any) -> Any:
         from vllm.inputs import tokens_input
 
         final = None
-        # Names of requests are vLLM's affair: ids of records need not be unique in it.
-        name = os.urandom(8).hex()
+        name = os.urandom(8).hex()  # vLLM needs unique request ids; ids of records may repeat
         async for output in self._llm.generate(tokens_input(list(tokens)), params, name, lora_request=lora):
             final = output
         assert final is not None

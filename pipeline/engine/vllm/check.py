@@ -1,7 +1,6 @@
-"""What vLLM cannot do as the native engine does, refused by name before any work."""
+"""Refuse adapters that vLLM does not compute as the native engine does, before any work."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from pipeline.adapters import AdapterBank, ModuleWeights
 from pipeline.errors import UserError
@@ -9,47 +8,29 @@ from pipeline.errors import UserError
 from .ranks import RANKS, joined_rank, lora_rank
 from .settings import VllmSettings
 
-_HOTTEST = 2.0  # what vLLM takes at most
-_INSTEAD = "use engine=native"
 
+def check_bank(settings: VllmSettings, bank: AdapterBank, max_adapters: int) -> None:
+    """Raise `UserError` if vLLM cannot compute mixtures of up to ``max_adapters`` adapters of a bank.
 
-def check_installed() -> None:
-    """`UserError` where vLLM is not installed."""
-    if find_spec("vllm") is None:
-        raise UserError("config: engine=vllm needs the package vllm: pip install 'loraloom[vllm]' (docs/engines.md)")
-
-
-def check_bank(bank: AdapterBank, most_adapters: int, settings: VllmSettings) -> bool:
-    """Whether vLLM can answer with mixtures of up to ``most_adapters`` of a bank; False: the native engine shall.
-
-    `UserError` for the first adapter that is more than A and B of linear layers, and for ranks that vLLM does not take,
-    unless ``settings`` leave those to the native engine.
+    That is, for the first adapter that has more than A and B of linear layers, and for joined ranks above vLLM's
+    maximum unless ``settings`` leave those to the native engine.
     """
-    if not most_adapters:
-        return True
+    if not max_adapters:
+        return
     for name in bank.names:
         for module, weights in bank.adapters[name].modules.items():
             for problem in _problems(module, weights):
                 raise UserError(
-                    f"bank: adapter {name!r} {problem}, which engine=vllm does not compute; {_INSTEAD}"
+                    f"bank: adapter {name!r} {problem}, which engine=vllm does not compute; use engine=native"
                     f" ({bank.folder / name})"
                 )
-    rank = joined_rank(bank, most_adapters)
-    if lora_rank(rank) is not None:
-        return True
-    if settings.over_rank == "native":
-        return False
-    raise UserError(
-        f"config: engine=vllm: mixtures of {most_adapters} adapters of this bank may have rank {rank}, and vLLM takes"
-        f" {RANKS[-1]} at most; lower routing.max_adapters, {_INSTEAD}, or engine.over_rank=native ({bank.folder})"
-    )
-
-
-def temperature_problem(temperature: float) -> str | None:
-    """Why vLLM cannot draw with a temperature; None where it can."""
-    if temperature <= _HOTTEST:
-        return None
-    return f"temperature {temperature:g}: vLLM takes {_HOTTEST:g} at most; {_INSTEAD}"
+    rank = joined_rank(bank, max_adapters)
+    if lora_rank(rank) is None and settings.over_rank == "refuse":
+        raise UserError(
+            f"config: engine=vllm: mixtures of {max_adapters} adapters of this bank may have rank {rank}, and vLLM"
+            f" takes {RANKS[-1]} at most; lower routing.max_adapters, use engine=native, or set engine.over_rank=native"
+            f" ({bank.folder})"
+        )
 
 
 def _problems(module: str, weights: ModuleWeights) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Starting vLLM: its environment, its arguments, and what is watched of it while it runs."""
+"""Start vLLM: its environment and its arguments."""
 
 import os
 from collections.abc import Callable, Collection
@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from pipeline.engine.settings import EngineSettings
-
 from .settings import VllmSettings
 
 _GB = 2**30
@@ -16,7 +14,7 @@ _GB = 2**30
 
 @dataclass(frozen=True)
 class VllmModel:
-    """The base model as vLLM takes it. ``folder``: a folder or a hub id; ``context``: positions that may be used."""
+    """The base model. ``folder``: a folder or a hub id; ``context``: maximum positions of a sequence."""
 
     folder: str
     dtype: torch.dtype
@@ -25,10 +23,10 @@ class VllmModel:
 
 
 def prepare_environment(device: str, threads: int) -> None:
-    """Set what vLLM reads from the environment when it is imported; what is set already stays.
+    """Set the environment variables that vLLM reads when it is imported; those already set are kept.
 
-    On a CPU it would pin its threads to the first cores of the machine and keep one free, so that the actors of a
-    machine got in each other's way: they share it by ``threads`` here.
+    On a CPU, vLLM would pin its threads to the first cores of the machine and leave one core free. Actors on one
+    machine would then compete for the same cores, so they share the machine by ``threads`` instead.
     """
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
@@ -38,16 +36,17 @@ def prepare_environment(device: str, threads: int) -> None:
 
 
 def engine_arguments(
-    model: VllmModel, settings: EngineSettings, device: str, rank: int, modules: Collection[str]
+    model: VllmModel, settings: VllmSettings, device: str, rank: int, modules: Collection[str]
 ) -> dict[str, Any]:
-    """Arguments of `AsyncEngineArgs`. ``rank``: of `lora_rank`, 0: without adapters; ``modules``: that they change."""
-    own = settings.vllm
-    assert own is not None
+    """Return the arguments of `AsyncEngineArgs`.
+
+    ``rank``: of `ranks.lora_rank`, 0 to run without adapters. ``modules``: names of the modules that adapters change.
+    """
     lora = {
-        "max_loras": own.max_loras,
-        "max_cpu_loras": 2 * own.max_loras,  # two shards run at once in an actor
+        "max_loras": settings.max_loras,
+        "max_cpu_loras": 2 * settings.max_loras,  # an actor runs two shards at a time
         "max_lora_rank": rank,
-        # Else each linear layer runs the products of adapters, those that no adapter changes too.
+        # Without it, vLLM runs LoRA products in every linear layer, even where no adapter changes it.
         "lora_target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
     }
     return {
@@ -59,24 +58,24 @@ def engine_arguments(
         "max_num_batched_tokens": max(settings.prefill_tokens, settings.batch_size),
         "enable_prefix_caching": settings.reuse_prefixes,
         "enforce_eager": device == "cpu" or not settings.cuda_graphs,
-        "tensor_parallel_size": own.tensor_parallel,
+        "tensor_parallel_size": settings.tensor_parallel,
         "seed": 0,
         "enable_lora": bool(rank),
         "disable_log_stats": True,
-        "generation_config": "vllm",  # settings are this program's alone
+        "generation_config": "vllm",  # sampling settings come from this program alone
         "structured_outputs_config": {"backend": "guidance"},
         **(lora if rank else {}),
-        **_memory(own, device),
+        **_memory(settings, device),
     }
 
 
 def start(arguments: dict[str, Any], on_pass: Callable[[Any], None]) -> Any:
-    """vLLM's `AsyncLLM`; call it in the event loop that is to serve it. ``on_pass``: gets the stats of each pass."""
+    """Start vLLM's `AsyncLLM` in the running event loop. ``on_pass`` gets the scheduler stats after each pass."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    class Passes(StatLoggerBase):  # type: ignore[misc]
+    class PassLogger(StatLoggerBase):  # type: ignore[misc]
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass
 
@@ -86,12 +85,12 @@ def start(arguments: dict[str, Any], on_pass: Callable[[Any], None]) -> Any:
         def log_engine_initialized(self) -> None:
             pass
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[Passes])
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[PassLogger])
 
 
-def _memory(own: VllmSettings, device: str) -> dict[str, Any]:
-    if own.kv_gb:
-        return {"kv_cache_memory_bytes": int(own.kv_gb * _GB)}
-    if device == "cpu":  # else it takes nine tenths of the machine
+def _memory(settings: VllmSettings, device: str) -> dict[str, Any]:
+    if settings.kv_gb:
+        return {"kv_cache_memory_bytes": int(settings.kv_gb * _GB)}
+    if device == "cpu":  # vLLM would take nine tenths of the machine's memory
         return {"kv_cache_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4}
     return {}

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.engine.core.decoder import Decoder
 from pipeline.engine.request import Constraint, Failure, Request, Sampling
 from pipeline.engine.sampling.constraints import JSON_STYLE
-from pipeline.engine.sampling.decoder import Decoder, request_generator
-from pipeline.engine.sequence import Row, StepLogprobs
+from pipeline.engine.sampling.sampler import request_generator
+from pipeline.engine.sequence import StepLogprobs
 from pipeline.records import Completion
 
 _STYLE_KEY = "x-guidance"  # how llguidance is told, in a schema, how JSON is to be written
@@ -21,11 +22,11 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    drawn = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p} if sampling.draws else {}
+    drawn = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p} if sampling.is_random else {}
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
         min_tokens=sampling.min_new_tokens,
-        temperature=sampling.temperature if sampling.draws else 0.0,
+        temperature=sampling.temperature if sampling.is_random else 0.0,
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
@@ -76,16 +77,16 @@ def completion(decoder: Decoder, request: Request, output: Any) -> Completion | 
     """
     if output.finish_reason not in ("stop", "length"):
         return Failure("EngineFailed", f"vLLM ended the answer with {output.finish_reason!r}")
-    row = decoder.begin(Row(request))
+    seq = decoder.start(request)
     steps = output.logprobs or [None] * len(output.token_ids)
-    for token, found in zip(output.token_ids, steps, strict=True):
-        if found is not None:
-            row.logprobs.append(_step(token, found, row.sampling.logprobs or 0))
-        decoder.append(row, token)
-        if row.ended:
+    for token, logprobs in zip(output.token_ids, steps, strict=True):
+        if logprobs is not None:
+            seq.logprobs.append(_step(token, logprobs, seq.sampling.logprobs or 0))
+        decoder.append(seq, token)
+        if seq.finish_reason:
             break
-    row.ended = row.ended or output.finish_reason
-    return decoder.completion(row)
+    seq.finish_reason = seq.finish_reason or output.finish_reason
+    return decoder.outcome(seq)
 
 
 def choice_score(output: Any, tokens: Sequence[int]) -> float:

@@ -1,22 +1,27 @@
-"""How vLLM runs: plain values, which travel without it."""
+"""Settings of vLLM: plain values, loaded without it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, MinLen
+
+from pipeline.engine.settings import BackendSettings, PositiveInt
 
 
 @dataclass(frozen=True)
-class VllmSettings:
-    """What vLLM alone needs to know, beside `EngineSettings`.
+class VllmSettings(BackendSettings):
+    """Settings of vLLM, with the defaults of ``conf/engine/vllm.yaml``.
 
-    ``max_loras``: distinct mixtures that run at the same time, and that a shard may have. ``over_rank``: what becomes
-    of a bank whose mixtures may have a joined rank that vLLM does not take: it is refused, or the native engine
-    answers. ``folder``: where mixtures are written; None: shared memory where there is some, else the temporary
-    folder. ``kv_gb``: GB of the KV cache, 0: a quarter of a machine's memory, or what vLLM takes of a GPU.
-    ``tensor_parallel``: GPUs that one model is divided over.
+    ``max_loras``: distinct mixtures per batch and per shard. ``over_rank``: refuse a bank whose mixtures may have a
+    joined rank above vLLM's maximum, or let the native engine answer. ``folder``: for the files of mixtures; None for
+    shared memory, or the temporary folder if there is none. ``kv_gb``: GB of the KV cache; 0 for a quarter of a
+    machine's memory, or vLLM's default on a GPU.
     """
 
-    max_loras: int = 16
+    backend: ClassVar[str] = "vllm"
+    batch_size: PositiveInt = 256
+    prefill_tokens: PositiveInt = 8192
+    max_loras: PositiveInt = 16
     over_rank: Literal["refuse", "native"] = "refuse"
-    folder: str | None = None
-    kv_gb: float = 0.0
-    tensor_parallel: int = 1
+    folder: Annotated[str, MinLen(1)] | None = None
+    kv_gb: Annotated[float, Ge(0)] = 0.0

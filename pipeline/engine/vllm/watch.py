@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.engine.serving.faults import watch_passes
+from pipeline.engine.serving.watchdog import watch_passes
 
 
 class PassWatch:

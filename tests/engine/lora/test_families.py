@@ -24,7 +24,7 @@ from transformers import (
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora.settings import LoraMode
+from pipeline.engine.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
@@ -228,7 +228,7 @@ def test_what_cannot_be_merged_is_named_at_start(llama: tuple[Any, Path, Path], 
     model, folder, path = llama
     save_adapter(folder, path / kind, lora_config(kind, FAMILIES["llama"]), 0)
     bank = AdapterBank.load(path)
-    with pytest.raises(UserError, match=rf"engine\.lora_mode=merged cannot merge .*{reason}"):
+    with pytest.raises(UserError, match=rf"engine\.lora\.mode=merged cannot merge .*{reason}"):
         FusedLora(model, bank, LoraSettings("merged"))
     fused = FusedLora(model, bank)
     fused.set_mixtures([Mixture.of({kind: 1.0})], expected_tokens=10**9)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora.settings import LoraMode
+from pipeline.engine.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture

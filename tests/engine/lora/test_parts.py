@@ -14,7 +14,7 @@ from pipeline.engine import FusedLora, LoraSettings
 from pipeline.engine.lora import cost, forms, joined
 from pipeline.engine.lora.forms import narrowed
 from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
-from pipeline.engine.lora.panel import GatherPanel, Panel, Place, UnionPanel
+from pipeline.engine.lora.panel import GatherPanel, Panel, RankSlice, UnionPanel
 from pipeline.engine.lora.residency import Packed, Residency
 from pipeline.models import load_model
 from pipeline.records import Mixture
@@ -91,11 +91,11 @@ def test_a_union_holds_each_adapter_of_the_batch_once_whatever_came_before(
             if not own:
                 continue
             panel = union.update(own)
-            rows = [r for p in union.places.values() for r in range(p.start, p.start + p.rank)]
+            rows = [r for p in union.slices.values() for r in range(p.start, p.start + p.rank)]
             assert len(rows) == len(set(rows)) == sum(group.ranks[name] for name in own)
-            assert set(union.places) == set(own)
+            assert set(union.slices) == set(own)
             assert panel.ranks <= 2 * len(rows) + 16
-            for name, place in union.places.items():
+            for name, place in union.slices.items():
                 assert_holds(panel, group, bank, name, place)
 
 
@@ -114,22 +114,22 @@ def test_a_gathered_slot_holds_its_combination_and_zeros(parts: tuple[Any, Adapt
     slot = gather.slots[c, d]
     panel = gather.update([(b,), (c, d)], packed)
     assert gather.slots[c, d] == slot
-    for combination, place in gather.slots.items():
+    for combination, slot_of in gather.slots.items():
         start = 0
         for name in combination:
-            assert_holds(panel, group, bank, name, Place(place, start, group.ranks[name]))
+            assert_holds(panel, group, bank, name, RankSlice(slot_of, start, group.ranks[name]))
             start += group.ranks[name]
-        assert not any(x[:, place, :, start:].any() for x in panel.A.values())
-        assert not any(x[:, place, start:].any() for x in panel.B.values())
+        assert not any(x[:, slot_of, :, start:].any() for x in panel.A.values())
+        assert not any(x[:, slot_of, start:].any() for x in panel.B.values())
 
 
-def assert_holds(panel: Panel, group: Group, bank: AdapterBank, name: str, place: Place) -> None:
-    ranks = slice(place.start, place.start + place.rank)
+def assert_holds(panel: Panel, group: Group, bank: AdapterBank, name: str, at: RankSlice) -> None:
+    ranks = slice(at.start, at.start + at.rank)
     for inputs in group.sets:
         for number, module in enumerate(inputs.names):
-            weights, (out, at) = bank.adapters[name].modules[module], group.outs[module]
-            assert torch.equal(panel.A[inputs.kind][inputs.place, place.slot, number, ranks], weights.A)
-            assert torch.equal(panel.B[out][at, place.slot, ranks], weights.B.T)
+            weights, (out, index) = bank.adapters[name].modules[module], group.outs[module]
+            assert torch.equal(panel.A[inputs.kind][inputs.index, at.slot, number, ranks], weights.A)
+            assert torch.equal(panel.B[out][index, at.slot, ranks], weights.B.T)
 
 
 def test_groups_have_one_set_of_ranks_and_scales_and_siblings_share_an_input(parts: tuple[Any, AdapterBank]) -> None:
@@ -168,7 +168,7 @@ def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apa
     tokens = torch.randint(1, 600, (3, 7), generator=torch.Generator().manual_seed(1))
     found = {}
     for most in (0, 2**20):
-        monkeypatch.setattr(joined, "_MOST", most)
+        monkeypatch.setattr(joined, "_MAX_WEIGHTS", most)
         fused = FusedLora(model, bank, LoraSettings("union"))
         fused.set_mixtures(asked)
         used = [form for form in fused.union_forms if form is not None]
@@ -208,14 +208,14 @@ def test_products_of_a_few_dozen_tokens_are_the_same_in_either_order(
         fused = FusedLora(of, bank, LoraSettings("union"))
         fused.set_mixtures(asked)
         used = [form for form in fused.union_forms if form is not None]
-        orders.append({form._turned is not None for form in used})
+        orders.append({form._transposed is not None for form in used})
         with torch.no_grad():
             found: torch.Tensor = of(tokens).logits.float()
         fused.detach()
         return found
 
     turned, expected = logits(model), logits(exact)
-    monkeypatch.setattr(forms, "_TURNED", ())
+    monkeypatch.setattr(forms, "_TRANSPOSED_UNITS", ())
     straight = logits(model)
     assert orders == [{rows == 32}, {False}, {False}]  # else the same would be compared with itself
     error = (straight - expected).abs().max()
@@ -258,8 +258,8 @@ def test_the_form_follows_the_batch(tmp_path: Path) -> None:
     costs=st.sampled_from([cost.CPU_HALF, cost.CPU_FULL, cost.CUDA]),
 )
 def test_costs_grow_with_the_batch(counts: list[int], rank: int, costs: cost.Costs) -> None:
-    small = cost.Load(counts, sum(counts), rank * len(counts), rank, True)
-    large = cost.Load([*counts, 9], sum(counts) + 9, rank * (len(counts) + 1), rank, True)
+    small = cost.Workload(counts, sum(counts), rank * len(counts), rank, True)
+    large = cost.Workload([*counts, 9], sum(counts) + 9, rank * (len(counts) + 1), rank, True)
     assert cost.union_cost(small, ONE, costs, 2) < cost.union_cost(large, ONE, costs, 2)
     assert cost.gather_cost(small, ONE, costs, 2, 64) < cost.gather_cost(large, ONE, costs, 2, 64)
 

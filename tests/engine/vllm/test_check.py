@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.adapters import AdapterBank
+from pipeline.engine import registry
 from pipeline.engine.vllm import check
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
@@ -20,12 +21,12 @@ def bank_of(folder: Path, extra: dict[str, Any] | None = None, **config: Any) ->
 
 def refused(bank: AdapterBank, most: int = 1, settings: VllmSettings | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        check.check_bank(bank, most, settings or VllmSettings())
+        check.check_bank(settings or VllmSettings(), bank, most)
     return str(caught.value)
 
 
 def test_plain_adapters_pass(tmp_path: Path) -> None:
-    assert check.check_bank(bank_of(tmp_path, use_rslora=True, alpha_pattern={"q_proj": 3}), 1, VllmSettings())
+    check.check_bank(VllmSettings(), bank_of(tmp_path, use_rslora=True, alpha_pattern={"q_proj": 3}), 1)
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:
@@ -61,19 +62,20 @@ def test_ranks_that_vllm_does_not_take_are_refused_or_left_to_the_native_engine(
     for name in ("a", "b", "c"):
         make_adapter(tmp_path / name, make_tensors(200), r=200)
     bank = AdapterBank.load(tmp_path)
-    assert check.check_bank(bank, 2, VllmSettings())
+    check.check_bank(VllmSettings(), bank, 2)
     said = refused(bank, 3)
     assert "mixtures of 3 adapters of this bank may have rank 600, and vLLM takes 512 at most" in said
     assert "engine.over_rank=native" in said
-    assert not check.check_bank(bank, 3, VllmSettings(over_rank="native"))
+    check.check_bank(VllmSettings(over_rank="native"), bank, 3)
 
 
 def test_a_missing_vllm_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="engine=vllm needs the package vllm: pip install"):
-        check.check_installed()
+        registry.check_installed(VllmSettings())
 
 
 def test_temperatures_above_those_of_vllm_are_told() -> None:
-    assert check.temperature_problem(2.0) is None
-    assert check.temperature_problem(2.5) == "temperature 2.5: vLLM takes 2 at most; use engine=native"
+    vllm = registry.capabilities_of(VllmSettings())
+    assert not vllm.temperature_problem(2.0)
+    assert vllm.temperature_problem(2.5) == "temperature 2.5: the engine takes 2 at most"
