@@ -2,7 +2,7 @@
 
     python -m benchmarks.router_quality [--router demo/router] [--splits 3] [--repeats 5]
 
-The prompts are those of the 26-task suite of `demo/data`. The leave-out test trains on 20 tasks and measures the gate
+The prompts come from the 26-task suite in `demo/data`. The leave-out test trains on 20 tasks and measures the gate
 on the other 6. Each of these is then added to the router of 20, from 8 and from 64 example prompts. It trains
 ``--splits`` routers, about a minute each.
 """

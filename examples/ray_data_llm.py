@@ -1,4 +1,4 @@
-"""Labelling with a mixture of adapters for each record; `ray_data_llm_before.py` is the same with `ray.data.llm`."""
+"""Label records with a mixture of adapters each. `ray_data_llm_before.py` does the same with `ray.data.llm`."""
 
 import sys
 

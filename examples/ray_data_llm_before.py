@@ -1,4 +1,4 @@
-"""Labelling with `ray.data.llm`: one model for every record. `ray_data_llm.py` is the same with a mixture for each."""
+"""Label records with `ray.data.llm` and one model. `ray_data_llm.py` does the same with a mixture per record."""
 
 import sys
 

@@ -34,9 +34,10 @@ class Range:
         margin = _Z * float(values.std(ddof=1)) / math.sqrt(count) * correction if count > 1 else 0.0
         return Range(max(0.0, mean - margin), mean + margin)
 
-    def times(self, factor: float) -> "Range":
-        """Multiply both ends by a factor."""
-        return Range(self.low * factor, self.high * factor)
+    def times(self, factor: "Range | float") -> "Range":
+        """Multiply both ends by a number, or by the ends of another range."""
+        low, high = (factor.low, factor.high) if isinstance(factor, Range) else (factor, factor)
+        return Range(self.low * low, self.high * high)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def estimate(records: int, duplicates: int, routed: RoutedSample, max_new_tokens
     prompt = Range.of_mean(routed.prompt_tokens, alive.high) if len(routed.prompt_tokens) else Range(0, 0)
     return Estimate(
         alive,
-        _product(alive, prompt),
-        _product(alive, cost.completion_tokens),
+        alive.times(prompt),
+        alive.times(cost.completion_tokens),
         math.ceil(alive.high) * max_new_tokens,
-        _product(alive, cost.seconds).times(1 / 3600),
-        _product(alive, cost.size),
+        alive.times(cost.seconds).times(1 / 3600),
+        alive.times(cost.size),
         cost,
     )
 
@@ -129,10 +130,6 @@ def wilson(count: int, total: int) -> Range:
     centre = (count + _Z**2 / 2) / (total + _Z**2)
     margin = _Z / (total + _Z**2) * math.sqrt(count * (total - count) / total + _Z**2 / 4)
     return Range(max(0.0, centre - margin) if count else 0.0, min(1.0, centre + margin))
-
-
-def _product(a: Range, b: Range) -> Range:
-    return Range(a.low * b.low, a.high * b.high)
 
 
 def _bytes(markers: MarkerStore) -> int:

@@ -11,8 +11,6 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, masked_error
 
-from .base import Attempt
-
 _STOPPED_EXIT_CODE = 143  # as a shell reports SIGTERM, with which Ray stops jobs
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _RETRY_SECONDS = 2.0
@@ -48,8 +46,8 @@ class RayJobs:
         deadline = time.monotonic() + _AGENT_START_SECONDS
         while True:
             attempts = self.attempts(name)
-            if attempts and attempts[-1].status not in _ENDED:
-                return attempts[-1].job
+            if attempts and attempts[-1][1] not in _ENDED:
+                return attempts[-1][0]
             job = _attempt_id(name, len(attempts) + 1)
             try:
                 self._client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime)
@@ -63,11 +61,11 @@ class RayJobs:
                     raise UserError(f"submit: {self.address} refused the job: {_line(error)}{hint}") from None
             return job
 
-    def attempts(self, name: str) -> list[Attempt]:
+    def attempts(self, name: str) -> list[tuple[str, str]]:
         """Return the jobs ``name``, ``name-2``, ``name-3`` ... with their statuses."""
         statuses = self._statuses()
         jobs = takewhile(statuses.__contains__, (_attempt_id(name, number) for number in count(1)))
-        return [Attempt(job, statuses[job]) for job in jobs]
+        return [(job, statuses[job]) for job in jobs]
 
     def status(self, job: str) -> str | None:
         """Return ``PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED``; None for an unknown job."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.launchers import LAUNCHERS, Attempt, Launcher, open_launcher
+from jobs import submit
+from pipeline.cluster.launchers import LAUNCHERS, Launcher, open_launcher
 from pipeline.cluster.launchers.ray_jobs import RayJobs
 from pipeline.errors import UserError
 
@@ -22,8 +23,8 @@ class Instant:
         self.submitted.append((entrypoint, name, environment, working_dir))
         return name
 
-    def attempts(self, name: str) -> list[Attempt]:
-        return [Attempt(name, "DONE") for _, submitted, *_ in self.submitted if submitted == name]
+    def attempts(self, name: str) -> list[tuple[str, str]]:
+        return [(name, "DONE") for _, submitted, *_ in self.submitted if submitted == name]
 
     def status(self, job: str) -> str | None:
         return "DONE"
@@ -38,11 +39,29 @@ class Instant:
         return 7
 
 
-def test_the_scheme_of_an_address_names_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAUNCHERS, "instant", Instant)
-    launcher = open_launcher("instant://login")
-    assert isinstance(launcher, Instant)
-    assert launcher.address == "instant://login"
+def test_an_entry_is_all_that_the_submit_command_needs_of_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launchers: list[Instant] = []
+
+    def start(address: str) -> Instant:
+        launchers.append(Instant(address))
+        return launchers[-1]
+
+    monkeypatch.setitem(LAUNCHERS, "instant", start)
+    monkeypatch.setenv("LAKE_KEY", "lake")
+    command = ["generate", "--input", "/data/in.jsonl", "--output", "/data/out"]
+    words = ["--address", "instant://login", "--env", "LAKE_KEY", "--working-dir", ".", "--", *command]
+    assert submit.main(words) == 7
+    [launcher] = launchers
+    [(entrypoint, name, environment, folder)] = launcher.submitted
+    assert entrypoint.split()[-1] == "/data/out"
+    assert (launcher.address, environment, folder) == ("instant://login", {"LAKE_KEY": "lake"}, ".")
+    assert capsys.readouterr().out.splitlines() == [
+        f"job        {name} at instant://login",
+        "said by the job",
+        f"ended      {name}: DONE, exit code 7",
+    ]
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "https://head", "head:8265"])
