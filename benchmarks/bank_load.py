@@ -43,9 +43,9 @@ def main() -> None:
         files = sum(path.stat().st_size for path in Path(bank).rglob("*.safetensors"))
         ours, peft = [], []
         before = _memory()
-        held = _load_bank(bank, model)
+        loaded = _load_bank(bank, model)
         memory = {kind: size - before[kind] for kind, size in _memory().items()}
-        del held
+        del loaded
         for _ in range(args.repeats):
             ours.append(_timed(lambda: _load_bank(bank, model)))
             fresh = load_model(folder, "bf16")

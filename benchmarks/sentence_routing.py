@@ -170,16 +170,16 @@ def _cost(router: Router, form: PromptFormat, prompts: list[Prompt], repeats: in
     request = Request("r", tokens[0], Mixture(), context=prompts[0].sentences[-1].paragraph)
     usual = form.tokenizer(" the red book on that old desk and" * 16).input_ids
     ended = form.tokenizer("The red book lies on that old desk now. Then").input_ids
-    held = [(0, Mixture())]
-    assert reroute(request, usual, held) is None
-    assert reroute(request, ended, held) is not None
+    spans = [(0, Mixture())]
+    assert reroute(request, usual, spans) is None
+    assert reroute(request, ended, spans) is not None
     each = {
         "route a record (us)": (lambda: router.route(tokens, POLICY), len(prompts)),
         "route its sentences (us)": (lambda: _routed(router, prompts), len(prompts)),
         "encode a record (us)": (lambda: form.encode(texts), len(prompts)),
         "encode and divide a record (us)": (lambda: _encode_and_divide(texts, form), len(prompts)),
-        "look at a usual new token (us)": (lambda: [reroute(request, usual, held) for _ in range(1000)], 1000),
-        "route a new sentence (us)": (lambda: [reroute(request, ended, held) for _ in range(50)], 50),
+        "look at a usual new token (us)": (lambda: [reroute(request, usual, spans) for _ in range(1000)], 1000),
+        "route a new sentence (us)": (lambda: [reroute(request, ended, spans) for _ in range(50)], 50),
     }
     return {name: _microseconds(run, count, repeats) for name, (run, count) in each.items()}
 

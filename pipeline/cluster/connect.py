@@ -13,10 +13,10 @@ import ray
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked_word
 
-# Ray 2.60 waits for its prestarted workers before it answers the first driver, for ever if one of them dies. Idle
+# Ray 2.60 answers the first driver only after its prestarted workers are up, and never if one of them dies. Idle
 # workers are kept for the next stage or window: a start costs two seconds of CPU, and Ray would end all but one per CPU
-# after a second. Workers keep the normal priority instead of nice 15: a pass of an engine on CPUs waits for its slowest
-# thread, which any small process of the machine delayed.
+# after a second. Workers run at normal priority instead of nice 15: a pass of an engine on CPUs waits for its slowest
+# thread, which any small process of the machine would delay.
 LOCAL = {
     "prestart_worker_first_driver": False,
     "idle_worker_killing_time_threshold_ms": 60_000,
@@ -25,7 +25,7 @@ LOCAL = {
 _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray 2.60 prints an error for every actor pool that can restart; "info" for all
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray Data starts an actor for them
-    "RAY_task_oom_retries": "3",  # Ray retries a task that the memory monitor ended for ever
+    "RAY_task_oom_retries": "3",  # by default Ray retries without end after the memory monitor ended a task
 }
 _PROJECT = str(Path(__file__).resolve().parents[2])
 
