@@ -1,6 +1,7 @@
-"""The HTML report of a run."""
+"""The HTML report of a finished run, and its record in MLflow."""
 
-from .build import NAME, render, write_report
+from .html import REPORT_FILE, render, write_report
+from .run_summary import flatten_config
 from .tracking import check_tracking, log_run
 
-__all__ = ["NAME", "check_tracking", "log_run", "render", "write_report"]
+__all__ = ["REPORT_FILE", "check_tracking", "flatten_config", "log_run", "render", "write_report"]

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.records import DATA, DEAD, PROVENANCE, Mixture, concat_schemas
 from pipeline.storage.commit.counts import Counts, count_rows
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.output.run import RUN, RunFolder, encode_schema
@@ -24,7 +25,7 @@ def make_run(
 ) -> None:
     """Write a finished run: mixtures of one to three adapters, lengths of some spread, dead letters of two kinds."""
     generator = np.random.default_rng(seed)
-    folder = RunFolder(url)
+    folder, markers = RunFolder(url), MarkerStore(url)
     total, dead = Counts(), generator.random(records) < dead_share
     for number, start in enumerate(range(0, records, SHARD)):
         rows = np.arange(start, min(start + SHARD, records))
@@ -32,8 +33,8 @@ def make_run(
         letters = _letters(rows[dead[rows]])
         name = f"{shard_prefix(0)}made-{number:06d}"
         shard = Shard(name, None, None, rows[~dead[rows]], rows[dead[rows]], count_rows(data, letters))
-        total += commit_shard(folder.log, shard, data, letters).counts
-    finish_window(folder.log, 0, records)
+        total += commit_shard(markers, shard, data, letters).counts
+    finish_window(markers, 0, records)
     folder.write_json(RUN, _run(total, records, config or {}))
 
 

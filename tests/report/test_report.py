@@ -10,10 +10,9 @@ import pytest
 
 from jobs import report
 from pipeline.errors import UserError
-from pipeline.report import render, write_report
-from pipeline.report import sample as sample_module
-from pipeline.report.figures import Run, readable
-from pipeline.report.sample import sample_data, sample_dead
+from pipeline.report import output_sample, render, write_report
+from pipeline.report.output_sample import sample_data, sample_dead_letters
+from pipeline.report.run_summary import RunSummary, readable_mixture
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.output.dataset_card import card
 from tests.report.browser import needs_browser, open_page, take_picture
@@ -45,8 +44,8 @@ def test_counts_are_those_of_the_rows(url: str, page: str) -> None:
 
 
 def test_adapters_together_are_counted_from_all_mixtures(url: str) -> None:
-    run = Run.read(url)
-    names, counts = run.together()
+    run = RunSummary.read(url)
+    names, counts = run.adapter_pairs()
     assert names == sorted(ADAPTERS)
     assert (counts == counts.T).all()
     for (a, b), count in pairs_of(run.counts["mixtures"]).items():
@@ -56,7 +55,7 @@ def test_adapters_together_are_counted_from_all_mixtures(url: str) -> None:
 
 
 def test_the_course_adds_up_to_what_was_done(url: str) -> None:
-    run = Run.read(url)
+    run = RunSummary.read(url)
     times, records, tokens = run.rates()
     assert times[0] == 0
     assert (np.diff(times) * records).sum() == pytest.approx(run.counts["records"], rel=0.01)
@@ -64,7 +63,7 @@ def test_the_course_adds_up_to_what_was_done(url: str) -> None:
 
 
 def test_the_cost_is_that_of_the_devices(url: str, page: str) -> None:
-    tokens = Run.read(url).counts["completion_tokens"]
+    tokens = RunSummary.read(url).counts["completion_tokens"]
     assert "<b>1.67 EUR</b>" in page  # four devices, ten minutes, 2.5 an hour
     assert f"<b>{4 / 6 * 2.5 / tokens * 1e6:,.2f} EUR</b>" in page
     assert "<b>6.67 EUR</b>" in render(url, device_hour=10)
@@ -86,20 +85,20 @@ def test_ids_of_the_charts_are_apart(page: str) -> None:
 
 
 def test_a_sample_is_bounded_and_spread_over_the_run(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_module, "_ROWS", 30)
-    monkeypatch.setattr(sample_module, "_FILES", 2)
-    top = Run.read(url).top_mixtures(3)
+    monkeypatch.setattr(output_sample, "_MAX_ROWS", 30)
+    monkeypatch.setattr(output_sample, "_MAX_FILES", 2)
+    top = RunSummary.read(url).top_mixtures(3)
     sample = sample_data(read_run(url), [key for key, _ in top])
     assert sample.rows == 30
     assert all(len(values) == 30 for values in sample.numbers.values())
     assert set(sample.examples) <= {key for key, _ in top}
     ids = [int(row["id"].removeprefix("record-")) for rows in sample.examples.values() for row in rows]
     assert max(ids) > 1000 > 500 > min(ids)  # of the first and of the last file
-    assert all(len(rows) <= 3 for rows in sample_dead(read_dead(url)).values())
+    assert all(len(rows) <= 3 for rows in sample_dead_letters(read_dead(url)).values())
 
 
 def test_long_texts_are_cut(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setattr(sample_module, "_TEXT", 10)
+    monkeypatch.setattr(output_sample, "_MAX_TEXT", 10)
     (rows, *_) = sample_data(read_run(url), ["base"]).examples.values()
     assert all(row["output"].endswith(" ...") and len(row["output"]) == 14 for row in rows)
 
@@ -109,11 +108,11 @@ def test_two_runs_are_compared(url: str) -> None:
     make_run(other, 1200, seed=0, config={"generation": {"max_new_tokens": 16, "temperature": 0.5}})
     page = render(url, against=other)
     assert "<td>generation.max_new_tokens</td><td>64</td><td>16</td>" in page
-    assert "400 of 400 records that were compared have the same answer" in page
-    assert "None moved." in page
+    assert "400 of 400 compared records have the same answer" in page
+    assert "No share changed." in page
     make_run(third := memory_url(), 1200, seed=1)
     moved = render(url, against=third)
-    assert "None moved." not in moved
+    assert "No share changed." not in moved
     assert "Settings that differ</h3>\nNone." in moved.replace("<p>", "").replace("</p>", "")
 
 
@@ -121,7 +120,7 @@ def test_the_command_writes_it_where_it_is_told(tmp_path: Path, capsys: pytest.C
     make_run(str(tmp_path / "a"), 30)
     assert report.main(["--run", str(tmp_path / "a"), "--to", str(tmp_path / "b.html"), "--device-hour", "3"]) == 0
     assert not (tmp_path / "a" / "report.html").exists()
-    assert "at 3 a device hour" in (tmp_path / "b.html").read_text()
+    assert "at 3 per device hour" in (tmp_path / "b.html").read_text()
     assert report.main(["--run", str(tmp_path / "a"), "--against", str(tmp_path / "a")]) == 0
     assert "have the same answer" in (tmp_path / "a" / "report.html").read_text()
     assert f"report     {tmp_path}/a/report.html" in capsys.readouterr().out
@@ -135,12 +134,12 @@ def test_a_run_without_answers_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(run | {"timeline": [], "config": {}}))
     page = Path(write_report(str(tmp_path))).read_text()
     assert "No record was answered." in page
-    assert "too short to show" in page
+    assert "too short for a chart" in page
     assert "the input" in card(run | {"config": {}}, read_run(str(tmp_path)).schema)
 
 
 def test_a_mixture_is_readable() -> None:
-    assert [readable(key) for key in ("base", "a%20b:1.0", "a:0.25+b:0.75")] == [
+    assert [readable_mixture(key) for key in ("base", "a%20b:1.0", "a:0.25+b:0.75")] == [
         "base model alone",
         "a b",
         "a 0.25 + b 0.75",

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.report import check_tracking, log_run, tracking, write_report
-from pipeline.report.figures import Run
+from pipeline.report.run_summary import RunSummary
 from tests.report.make import make_run
 
 
@@ -21,7 +21,7 @@ def test_without_the_package_it_is_refused_before_any_work(monkeypatch: pytest.M
 def test_the_metrics_are_those_of_the_run(tmp_path: Path) -> None:
     make_run(str(tmp_path), 50)
     run = json.loads((tmp_path / "run.json").read_text())
-    found = tracking.metrics(Run.read(str(tmp_path)))
+    found = tracking.metrics(RunSummary.read(str(tmp_path)))
     assert found["data"] == run["counts"]["data"]
     assert found["fallback_share"] == pytest.approx(run["counts"]["mixtures"]["base"] / run["counts"]["data"])
     assert found["device_hours"] == pytest.approx(2 / 3)
@@ -41,7 +41,7 @@ def test_parameters_metrics_and_report_are_logged(tmp_path: Path, monkeypatch: p
     assert logged.info.status == "FINISHED"
     assert logged.data.params["generation.max_new_tokens"] == "64"
     assert logged.data.params["fingerprint.router"] == "r1"
-    assert logged.data.metrics == pytest.approx(tracking.metrics(Run.read(url)))
+    assert logged.data.metrics == pytest.approx(tracking.metrics(RunSummary.read(url)))
     kept = client.download_artifacts(ids[0], "report.html", str(tmp_path))
     assert Path(kept).read_bytes() == Path(url, "report.html").read_bytes()
 

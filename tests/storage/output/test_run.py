@@ -5,14 +5,15 @@ import pyarrow as pa
 import pytest
 
 from pipeline.records import DATA, DEAD
-from pipeline.report.figures import Run
+from pipeline.report.run_summary import RunSummary
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
-from pipeline.storage.output.run import RunFolder, packed_schema
+from pipeline.storage.output.run import RunFolder, encode_schema
 from tests.storage import memory_url, user_error, write_file
 
 PASSED = pa.schema([("source", pa.string())])
@@ -23,20 +24,22 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "local" else memory_url()
 
 
-def start_run(url: str) -> CommitLog:
+def start_run(url: str) -> MarkerStore:
     """A run that has written only its run.json."""
-    schemas = {"data": packed_schema(pa.schema([*DATA, *PASSED])), "dead": packed_schema(DEAD)}
+    schemas = {"data": encode_schema(pa.schema([*DATA, *PASSED])), "dead": encode_schema(DEAD)}
     RunFolder(url).write_json("run.json", {"schemas": schemas})
-    return CommitLog(url)
+    return MarkerStore(url)
 
 
-def commit(log: CommitLog, name: str, ids: list[str]) -> None:
+def commit(store: MarkerStore, name: str, ids: list[str]) -> None:
     schema = pa.schema([*DATA, *PASSED])
     made = {"prompt_tokens": 1, "completion_tokens": 1, "mixture": "base", "finish_reason": "stop", "fallback": False}
     rows = [{"id": identity, "source": identity, **made} for identity in ids]
     data = pa.Table.from_pylist(rows, schema)
     dead = DEAD.empty_table()
-    log.commit(Shard(name, None, None, np.arange(len(ids)), np.array([], np.int64), count_rows(data, dead)), data, dead)
+    commit_shard(
+        store, Shard(name, None, None, np.arange(len(ids)), np.array([], np.int64), count_rows(data, dead)), data, dead
+    )
 
 
 def ids_of(url: str) -> list[str]:
@@ -51,12 +54,12 @@ def test_a_run_that_has_committed_nothing_is_an_empty_data_set_of_its_schema(url
 
 
 def test_only_committed_rows_are_read_before_and_after_the_window_is_finished(url: str) -> None:
-    log = start_run(url)
-    commit(log, "w000000-a-0", ["a", "b"])
-    commit(log, "w000001-a-0", ["c"])
-    log.fs.pipe_file(f"{log.root}/data/w000002-a-0.parquet", b"half a file")
+    store = start_run(url)
+    commit(store, "w000000-a-0", ["a", "b"])
+    commit(store, "w000001-a-0", ["c"])
+    store.fs.pipe_file(f"{store.root}/data/w000002-a-0.parquet", b"half a file")
     assert ids_of(url) == ["a", "b", "c"]
-    log.finish_window(0, 2)
+    finish_window(store, 0, 2)
     assert ids_of(url) == ["a", "b", "c"]
 
 
@@ -65,7 +68,7 @@ def test_passed_through_columns_are_read(url: str) -> None:
     assert read_run(url).to_table(columns=["id", "source"]).to_pylist() == [{"id": "a", "source": "a"}]
 
 
-@pytest.mark.parametrize("read", [read_run, read_dead, Run.read])
+@pytest.mark.parametrize("read", [read_run, read_dead, RunSummary.read])
 @pytest.mark.parametrize("content", [None, b"{}", b"[]", b"not json", b'{"schemas": {"data": 1}}'])
 def test_a_folder_that_is_no_run_is_refused(url: str, content: bytes | None, read: object) -> None:
     if content is not None:

@@ -1,11 +1,10 @@
-"""`report.html`: one file that needs no network, made from what the run committed.
+"""Write `report.html`: one file that needs no network, made from the committed output of a run.
 
-Counts are those of the markers; distributions and examples are from a bounded sample of the output, so that a report
-of a billion rows costs what that of a million does.
+Counts come from the markers; distributions and examples come from a bounded sample of the output, so that the report of
+a billion rows takes no longer than that of a million.
 """
 
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -13,26 +12,26 @@ import numpy as np
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.output.run import RunFolder
 
-from .compare import Comparison, compare
-from .figures import Run, readable
-from .sample import Sample, sample_data, sample_dead
+from .comparison import compare_runs
+from .output_sample import OutputSample, sample_data, sample_dead_letters
+from .run_summary import RunSummary, readable_mixture
 
 _BARS, _SAMPLED_MIXTURES = 20, 6
-NAME = "report.html"
+REPORT_FILE = "report.html"
 
 
 def write_report(url: str, against: str | None = None, device_hour: float | None = None) -> str:
-    """Write ``report.html`` beside the run's data; returns its path. See `render`."""
-    return RunFolder(url).write(NAME, render(url, against, device_hour).encode())
+    """Write ``report.html`` beside the run's data and return its path; see `render`."""
+    return RunFolder(url).write(REPORT_FILE, render(url, against, device_hour).encode())
 
 
 def render(url: str, against: str | None = None, device_hour: float | None = None) -> str:
-    """The report of a run as one HTML page.
+    """Render the report of a run as one HTML page.
 
-    ``against``: an earlier run to compare with; ``device_hour``: a price in the place of the configured one.
+    ``against``: URL of an earlier run to compare with; ``device_hour``: a price that replaces the configured one.
     """
-    run = Run.read(url)
-    compared = compare(run, Run.read(against), url, against) if against else None
+    run = RunSummary.read(url)
+    comparison = compare_runs(run, RunSummary.read(against), url, against) if against else None
     top = run.top_mixtures(_BARS)
     sample = sample_data(read_run(url), [key for key, _ in top[:_SAMPLED_MIXTURES]])
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -44,17 +43,17 @@ def render(url: str, against: str | None = None, device_hour: float | None = Non
         counts=run.counts,
         figures=_headline(run, device_hour),
         top=top,
-        readable=readable,
+        readable=readable_mixture,
         more_mixtures=len(run.counts["mixtures"]) - len(top),
         rare=run.rare,
         charts=_charts(run, top, sample),
         sample=sample,
-        dead=sample_dead(read_dead(url)),
-        compared=_for_page(compared),
+        dead=sample_dead_letters(read_dead(url)),
+        comparison=comparison,
     )
 
 
-def _headline(run: Run, device_hour: float | None) -> list[tuple[str, str]]:
+def _headline(run: RunSummary, device_hour: float | None) -> list[tuple[str, str]]:
     counts, answered = run.counts, max(1, run.counts["data"])
     found = [
         (f"{counts['records']:,}", "records"),
@@ -63,15 +62,15 @@ def _headline(run: Run, device_hour: float | None) -> list[tuple[str, str]]:
         (f"{counts['incomplete']:,}", "missing"),
         (f"{counts['fallback'] / answered:.1%}", "base model alone"),
         (run.distinct_mixtures(), "distinct mixtures"),
-        (f"{run.mean_adapters():.2f}", "adapters in a mixture"),
+        (f"{run.mean_adapters():.2f}", "adapters per mixture"),
         (f"{counts['prompt_tokens']:,}", "prompt tokens"),
         (f"{counts['completion_tokens']:,}", "generated tokens"),
-        (f"{run.values['timings']['tokens_per_second']:,}", "tokens/s with start-up"),
+        (f"{run.values['timings']['tokens_per_second']:,}", "tokens/s including start-up"),
     ]
     return found + _cost(run, device_hour)
 
 
-def _cost(run: Run, device_hour: float | None) -> list[tuple[str, str]]:
+def _cost(run: RunSummary, device_hour: float | None) -> list[tuple[str, str]]:
     hours, (configured, currency) = run.device_hours(), run.price()
     price = configured if device_hour is None else device_hour
     if hours is None:
@@ -81,13 +80,13 @@ def _cost(run: Run, device_hour: float | None) -> list[tuple[str, str]]:
         return found
     cost = hours * price
     million = cost / max(1, run.counts["completion_tokens"]) * 1e6
-    found.append((f"{cost:,.2f} {currency}", f"at {price:g} a device hour"))
-    return [*found, (f"{million:,.2f} {currency}", "a million tokens")]
+    found.append((f"{cost:,.2f} {currency}", f"at {price:g} per device hour"))
+    return [*found, (f"{million:,.2f} {currency}", "per million tokens")]
 
 
-def _charts(run: Run, top: list[tuple[str, int]], sample: Sample) -> dict[str, str]:
-    """SVG by name; a chart that would show nothing is left out."""
-    from . import charts  # matplotlib takes a second to import, which a job can spend at its end
+def _charts(run: RunSummary, top: list[tuple[str, int]], sample: OutputSample) -> dict[str, str]:
+    """Draw the charts, as SVG by name; a chart that would be empty is left out."""
+    from . import charts  # matplotlib takes a second to import: only at the end of a job
 
     found: dict[str, str] = {}
     times, records, tokens = run.rates()
@@ -95,10 +94,10 @@ def _charts(run: Run, top: list[tuple[str, int]], sample: Sample) -> dict[str, s
         found["records"] = charts.steps(times, records, "records over time", "records/s")
         found["tokens"] = charts.steps(times, tokens, "tokens over time", "tokens/s")
     if top:
-        found["mixtures"] = charts.bars([(readable(key), count) for key, count in top], "mixtures")
-    names, together = run.together()
-    if len(names) > 1 and together.sum() > np.trace(together):
-        found["together"] = charts.heat(names, together, "adapters that answer together")
+        found["mixtures"] = charts.bars([(readable_mixture(key), count) for key, count in top], "mixtures")
+    names, pairs = run.adapter_pairs()
+    if len(names) > 1 and pairs.sum() > np.trace(pairs):
+        found["pairs"] = charts.heat(names, pairs, "adapters that answer together")
     if run.counts["finish_reasons"]:
         reasons = sorted(run.counts["finish_reasons"].items(), key=lambda item: -item[1])
         found["finish"] = charts.bars(reasons, "finish reasons", width=3.75)
@@ -118,7 +117,3 @@ def _histograms(numbers: dict[str, np.ndarray]) -> dict[str, str]:
         "prompts": charts.histogram(prompts, "prompt tokens", log=bool(prompts.max() > 20 * max(1, prompts.min()))),
         "answers": charts.histogram(answers, "generated tokens"),
     }
-
-
-def _for_page(compared: Comparison | None) -> dict[str, Any] | None:
-    return None if compared is None else vars(compared)

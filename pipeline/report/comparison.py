@@ -1,4 +1,4 @@
-"""Two runs side by side: their figures, what differs in their configs, how mixtures moved, and answers that changed."""
+"""Compare two runs: their figures, the differences of their configs and mixtures, and answers that changed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +7,18 @@ import pyarrow.compute as pc
 
 from pipeline.storage import read_run
 
-from .figures import Run
-from .sample import cut
+from .output_sample import shorten
+from .run_summary import RunSummary
 
-_IDS, _SCANNED, _SHOWN, _MOVED = 400, 2_000_000, 8, 12
+_MAX_COMPARED, _MAX_SCANNED = 400, 2_000_000  # answers of run A, rows of run B
+_MAX_SHOWN, _MAX_MIXTURES = 8, 12  # answers and mixtures in the report
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """``figures``: (name, of A, of B); ``config``: (key, of A, of B); ``mixtures``: (mixture, share of A, of B).
 
-    ``answers``: records whose answers differ; ``same`` of ``compared`` are equal.
+    ``answers``: some records whose answers differ; ``same`` of ``compared`` answers are equal.
     """
 
     url: str
@@ -29,15 +30,15 @@ class Comparison:
     compared: int
 
 
-def compare(a: Run, b: Run, url_a: str, url_b: str) -> Comparison:
-    """Compare run A with an earlier run B; answers are matched by id, for some records of A."""
+def compare_runs(a: RunSummary, b: RunSummary, url_a: str, url_b: str) -> RunComparison:
+    """Compare run A with an earlier run B; answers are matched by id, for the first records of A."""
     answers, same, compared = _answers(url_a, url_b)
     rows = zip(_figures(a), _figures(b), strict=True)
     figures = [(name, one, other) for (name, one), (_, other) in rows]
-    return Comparison(b.url, figures, _config(a, b), _mixtures(a, b), answers, same, compared)
+    return RunComparison(b.url, figures, _config(a, b), _mixtures(a, b), answers, same, compared)
 
 
-def _figures(run: Run) -> list[tuple[str, str]]:
+def _figures(run: RunSummary) -> list[tuple[str, str]]:
     counts, timings = run.counts, run.values["timings"]
     answered = max(1, counts["data"])
     hours = run.device_hours()
@@ -47,57 +48,48 @@ def _figures(run: Run) -> list[tuple[str, str]]:
         ("dead letters", f"{counts['dead']:,}"),
         ("base model alone", f"{counts['fallback'] / answered:.1%}"),
         ("distinct mixtures", run.distinct_mixtures()),
-        ("adapters in a mixture, mean", f"{run.mean_adapters():.2f}"),
+        ("adapters per mixture, mean", f"{run.mean_adapters():.2f}"),
         ("prompt tokens, mean", f"{counts['prompt_tokens'] / answered:.1f}"),
         ("generated tokens, mean", f"{counts['completion_tokens'] / answered:.1f}"),
-        ("cut at the most tokens", f"{counts['finish_reasons'].get('length', 0) / answered:.1%}"),
-        ("tokens/s in the last start", f"{timings['tokens_per_second']:,}"),
+        ("cut at max_new_tokens", f"{counts['finish_reasons'].get('length', 0) / answered:.1%}"),
+        ("tokens/s in the last command", f"{timings['tokens_per_second']:,}"),
         ("device hours", "unknown" if hours is None else f"{hours:.3f}"),
     ]
 
 
-def _config(a: Run, b: Run) -> list[tuple[str, str, str]]:
-    one, other = ({**flat(r.values["config"]), **flat(r.values["fingerprints"], "fingerprint")} for r in (a, b))
+def _config(a: RunSummary, b: RunSummary) -> list[tuple[str, str, str]]:
+    one, other = (run.parameters() for run in (a, b))
     keys = dict.fromkeys([*one, *other])
     differing = [key for key in keys if one.get(key) != other.get(key) and key != "command.output"]
     return [(key, str(one.get(key)), str(other.get(key))) for key in differing]
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        found |= flat(value, name) if isinstance(value, dict) else {name: value}
-    return found
-
-
-def _mixtures(a: Run, b: Run) -> list[tuple[str, float, float]]:
+def _mixtures(a: RunSummary, b: RunSummary) -> list[tuple[str, float, float]]:
     shares = [{key: n / max(1, run.counts["data"]) for key, n in run.counts["mixtures"].items()} for run in (a, b)]
     moved = [(key, shares[0].get(key, 0.0), shares[1].get(key, 0.0)) for key in {*shares[0], *shares[1]}]
     moved = [row for row in moved if row[1] != row[2]]
-    return sorted(moved, key=lambda row: (-abs(row[1] - row[2]), row[0]))[:_MOVED]
+    return sorted(moved, key=lambda row: (-abs(row[1] - row[2]), row[0]))[:_MAX_MIXTURES]
 
 
 def _answers(url_a: str, url_b: str) -> tuple[list[dict[str, Any]], int, int]:
     columns = ["id", "output", "mixture"]
-    first = {row["id"]: row for row in read_run(url_a).head(_IDS, columns=columns).to_pylist()}
+    first = {row["id"]: row for row in read_run(url_a).head(_MAX_COMPARED, columns=columns).to_pylist()}
     dataset = read_run(url_b)
     differing: list[dict[str, Any]] = []
     same, compared, scanned = 0, 0, 0
     for fragment in dataset.get_fragments():
-        wanted = fragment.to_table(schema=dataset.schema, columns=columns, filter=pc.field("id").isin(list(first)))
-        for row in wanted.to_pylist():
+        rows = fragment.to_table(schema=dataset.schema, columns=columns, filter=pc.field("id").isin(list(first)))
+        for row in rows.to_pylist():
             before = first[row["id"]]
             compared += 1
             same += row["output"] == before["output"]
-            if row["output"] != before["output"] and len(differing) < _SHOWN:
-                differing.append({"id": cut(row["id"]), "a": _shown(before), "b": _shown(row)})
+            if row["output"] != before["output"] and len(differing) < _MAX_SHOWN:
+                differing.append({"id": shorten(row["id"]), "a": _shown(before), "b": _shown(row)})
         scanned += fragment.count_rows()
-        if compared >= len(first) or scanned > _SCANNED:
+        if compared >= len(first) or scanned > _MAX_SCANNED:
             break
     return differing, same, compared
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    return {"output": cut(row["output"]), "mixture": row["mixture"]}
+    return {"output": shorten(row["output"]), "mixture": row["mixture"]}
