@@ -1,4 +1,4 @@
-"""The one exception that a user caused and can mend."""
+"""The exception for problems that the user can solve, and the text of other errors."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The message is one line: what was wrong, where, and what to do. Jobs print it without a traceback and exit 2.
     """
+
+
+def one_line(error: BaseException, max_chars: int | None = 300) -> str:
+    """The message of an error on one line, cut after ``max_chars``; the name of its type if it has none."""
+    return " ".join(str(error).split())[:max_chars] or type(error).__name__

@@ -1,56 +1,50 @@
-"""Files that may come from anyone, adapters and routers: what is looked at before a library opens them."""
+"""Check files from untrusted sources (adapters, routers) before a library opens them."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 8 * 2**20  # bytes of a config: PEFT's have some kilobytes
-MAX_HEADER = 16 * 2**20  # bytes of a safetensors header, about 100,000 tensors; the library itself takes 100 MB
+MAX_JSON_BYTES = 8 * 2**20  # a PEFT config has a few kilobytes
+MAX_HEADER_BYTES = 16 * 2**20  # about 100,000 tensors; safetensors itself accepts 100 MB
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; `ValueError` or `OSError` where it cannot be read, whatever is in it."""
+    """Read the value in a JSON file; raises `ValueError` or `OSError`, and no other error, if it cannot be read."""
     _check_regular(path)
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than {MAX_JSON}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError("its values are nested too deep") from None
 
 
-def check_tensor_file(path: Path, largest: int | None = None) -> None:
-    """`ValueError` or `OSError` where a file cannot be safetensors, or has a header that would fill the memory.
+def check_tensor_file(path: Path, max_bytes: int | None = None) -> None:
+    """Raise `ValueError` or `OSError` if a file cannot be safetensors, or its header would fill the memory.
 
-    ``largest``: bytes that the whole file may have.
-
-    The library checks what the header says: offsets, sizes and that nothing overlaps or is left out.
+    ``max_bytes``: limit of the file's size. The safetensors library itself checks the header's offsets and sizes, and
+    that tensors neither overlap nor leave gaps.
     """
     _check_regular(path)
     with path.open("rb") as f:
         start = f.read(8)
     if len(start) < 8:
         raise ValueError("it has no header")
-    if largest is not None and path.stat().st_size > largest:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than {largest}")
+    if max_bytes is not None and path.stat().st_size > max_bytes:
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than {max_bytes}")
     (length,) = struct.unpack("<Q", start)
-    if length > MAX_HEADER or length > path.stat().st_size - 8:
+    if length > MAX_HEADER_BYTES or length > path.stat().st_size - 8:
         raise ValueError(f"its header would have {length} bytes, the file has {path.stat().st_size}")
 
 
-def shown(value: object) -> str:
-    """A value of such a file in a message: on one line, at most 100 characters of it."""
+def short_repr(value: object) -> str:
+    """The `repr` of a value for a message, cut after 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def one_line(error: BaseException) -> str:
-    """What a library said of such a file, on one line, at most 300 characters of it."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _check_regular(path: Path) -> None:
-    """Links are followed, as caches of models hold them; a pipe or device behind one would never end."""
+    """Follow links, because model caches use them, but refuse a pipe or device: reading it might never end."""
     if path.exists() and not path.is_file():
         raise ValueError("it is not a regular file")

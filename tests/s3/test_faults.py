@@ -20,9 +20,10 @@ import tenacity
 from pipeline.records import DATA, DEAD
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard, shard_prefix
-from pipeline.storage.store.objects import ATTEMPTS, create, names, put, read, remove
+from pipeline.storage.commit.window import commit_shard, finish_window
+from pipeline.storage.store.objects import MAX_ATTEMPTS, create, names, put, read, remove
 from tests import tiny
 from tests.s3.proxy import Faults, Proxy
 from tests.s3.weed import BUCKET, Weed, environment
@@ -72,17 +73,17 @@ def table_of(rows: list[int], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
 
 
-def commit(log: CommitLog, window: int, attempt: str, task: int, rows: list[int]) -> None:
+def commit(store: MarkerStore, window: int, attempt: str, task: int, rows: list[int]) -> None:
     """Commit a shard whose last row is a dead letter."""
     data, dead = table_of(rows[:-1], DATA), table_of(rows[-1:], DEAD)
     places = np.array(rows)
     name = f"{shard_prefix(window)}{attempt}-{task:06d}"
-    log.commit(Shard(name, None, None, places[:-1], places[-1:], count_rows(data, dead)), data, dead)
+    commit_shard(store, Shard(name, None, None, places[:-1], places[-1:], count_rows(data, dead)), data, dead)
 
 
 @pytest.mark.usefixtures("_no_pauses")
 def test_each_call_does_its_work_once_although_requests_fail(failing: Proxy, direct: fsspec.AbstractFileSystem) -> None:
-    fs, folder = CommitLog(f"s3://{BUCKET}/calls").fs, f"{BUCKET}/calls"
+    fs, folder = MarkerStore(f"s3://{BUCKET}/calls").fs, f"{BUCKET}/calls"
     for number in range(8):
         put(fs, f"{folder}/{number}", b"first")
         assert create(fs, f"{folder}/new-{number}", b"mine"), "what a lost answer hid is one's own"
@@ -100,13 +101,13 @@ def test_writers_that_race_through_faults_commit_every_row_once(
     failing: Proxy, direct: fsspec.AbstractFileSystem
 ) -> None:
     url = f"s3://{BUCKET}/race"
-    log = CommitLog(url)
+    store = MarkerStore(url)
     # Two tries of each shard at the same time, and a second attempt over half of the rows.
     shards = [(0, "a", task, list(range(task * 5, task * 5 + 5))) for task in range(6)]
     again = [(0, "b", task, list(range(task * 7, task * 7 + 7))) for task in range(2)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda shard: commit(log, *shard), [*shards, *shards, *again]))
-    files = log.finish_window(0, 30)
+        list(pool.map(lambda shard: commit(store, *shard), [*shards, *shards, *again]))
+    files = finish_window(store, 0, 30)
     assert (files.counts.data + files.counts.dead) == 30
     ids = [
         identity
@@ -134,8 +135,8 @@ def test_a_store_that_says_nothing_is_given_up_after_a_while(
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         fsspec.filesystem("s3").clear_instance_cache()
         with pytest.raises(Exception, match=r"(?i)time"):
-            read(CommitLog(f"s3://{BUCKET}/silent").fs, f"{BUCKET}/silent/a")
-    assert proxy.met.total() == ATTEMPTS
+            read(MarkerStore(f"s3://{BUCKET}/silent").fs, f"{BUCKET}/silent/a")
+    assert proxy.met.total() == MAX_ATTEMPTS
 
 
 def job_words(folder: str, model: Path, bank: Path, router: Path) -> list[str]:

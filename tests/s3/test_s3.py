@@ -14,8 +14,9 @@ from pipeline.errors import UserError
 from pipeline.records import DATA
 from pipeline.storage import read_run
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.files import list_input
 from pipeline.storage.input.plan import plan_input
@@ -55,22 +56,22 @@ def test_every_record_is_read_from_a_glob_on_s3(folder: str) -> None:
 
 
 def test_only_files_with_a_marker_are_seen(folder: str) -> None:
-    log = CommitLog(folder)
+    store = MarkerStore(folder)
     rows = [3, 1, 2]
     data = data_of(rows)
     none = np.empty(0, np.int64)
     shard = Shard("w000000-a-000000", None, None, np.array(rows), none, count_rows(data, pa.table({})))
-    put(log.fs, f"{log.root}/data/w000000-dead-000000.parquet", b"half an obj")
-    assert log.committed_files("data") == []
-    log.commit(shard, data, pa.table({}))
-    [committed] = log.committed_files("data")
+    put(store.fs, f"{store.root}/data/w000000-dead-000000.parquet", b"half an obj")
+    assert store.committed_files("data") == []
+    commit_shard(store, shard, data, pa.table({}))
+    [committed] = store.committed_files("data")
     assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
-    assert log.finish_window(0, 3).counts.data == 3
-    assert CommitLog(folder).finished_windows()[0].counts.mixtures == {"a:1.0": 3}
+    assert finish_window(store, 0, 3).counts.data == 3
+    assert MarkerStore(folder).finished_windows()[0].counts.mixtures == {"a:1.0": 3}
 
 
 def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
-    fs, others = CommitLog(folder).fs, fsspec.filesystem("s3", skip_instance_cache=True)
+    fs, others = MarkerStore(folder).fs, fsspec.filesystem("s3", skip_instance_cache=True)
     put(fs, f"{folder}/_commits/a", b"one")
     assert names(fs, f"{folder}/_commits") == ["a"]
     others.pipe_file(f"{folder}/_commits/b", b"two")
@@ -79,13 +80,15 @@ def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
 
 
 def test_files_committed_since_a_listing_are_among_the_committed_ones(folder: str) -> None:
-    reader, writer = CommitLog(folder), CommitLog(folder)
+    reader, writer = MarkerStore(folder), MarkerStore(folder)
     writer.fs = fsspec.filesystem("s3", skip_instance_cache=True)
     none, rows = np.empty(0, np.int64), [0, 1]
     data, empty = data_of(rows), pa.table({})
     put(reader.fs, f"{folder}/data/of-another-tool", b"")
     assert reader.fs.ls(f"{folder}/data")
-    writer.commit(Shard("w000000-a-000000", None, None, np.array(rows), none, count_rows(data, empty)), data, empty)
+    commit_shard(
+        writer, Shard("w000000-a-000000", None, None, np.array(rows), none, count_rows(data, empty)), data, empty
+    )
     assert [reader.fs.size(path) > 0 for path in reader.committed_files("data")] == [True]
 
 

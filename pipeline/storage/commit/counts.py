@@ -1,4 +1,4 @@
-"""Counts of committed rows: each marker says those of its rows, and all are added up."""
+"""Counts of committed rows: each marker holds the counts of its rows, and a run's counts are their sum."""
 
 import heapq
 from collections import Counter
@@ -8,16 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-_MIXTURES = 1_000
+_MAX_MIXTURES = 1_000
 
 
 @dataclass(frozen=True)
 class Counts:
     """Counts of committed rows.
 
-    ``mixtures``: rows of each of the most frequent mixtures, a thousand at most; ``rare``: rows of all others. A large
-    bank may give nearly every record a mixture of its own: neither a driver nor `run.json` could hold them all. The
-    count of a mixture is exact unless it was among the rare of a part.
+    ``mixtures``: rows of each of the 1,000 most frequent mixtures; ``rare``: rows of all other mixtures. With a large
+    bank nearly every record may have a mixture of its own, too many for a driver or `run.json`. The count of a mixture
+    is exact unless it was among the rare ones of some part of the rows.
     """
 
     data: int = 0
@@ -31,37 +31,36 @@ class Counts:
     errors: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Counts") -> "Counts":
-        return total([self, other])
+        return sum_counts([self, other])
 
     def without_dead(self, errors: Mapping[str, int]) -> "Counts":
-        """Less some dead letters, given by their error types."""
+        """Subtract dead letters, given as their number by error type."""
         left = Counter(self.errors)
         left.subtract(errors)
         return replace(self, dead=self.dead - sum(errors.values()), errors=dict(+left))
 
 
-def total(all_counts: Iterable[Counts]) -> Counts:
-    """All of them together."""
-    counts: dict[str, Any] = {f.name: 0 if f.type is int else Counter() for f in fields(Counts)}
-    for one in all_counts:
-        for name, value in vars(one).items():
+def sum_counts(parts: Iterable[Counts]) -> Counts:
+    """The sum of all parts."""
+    sums: dict[str, Any] = {f.name: 0 if f.type is int else Counter() for f in fields(Counts)}
+    for part in parts:
+        for name, value in vars(part).items():
             if isinstance(value, dict):
-                counts[name].update(value)
+                sums[name].update(value)
             else:
-                counts[name] += value
-        if len(counts["mixtures"]) > 2 * _MIXTURES:
-            _keep_most_frequent(counts)
-    _keep_most_frequent(counts)
-    counts = {name: dict(value) if isinstance(value, Counter) else value for name, value in counts.items()}
-    return Counts(**counts)
+                sums[name] += value
+        if len(sums["mixtures"]) > 2 * _MAX_MIXTURES:
+            _keep_most_frequent(sums)
+    _keep_most_frequent(sums)
+    sums = {name: dict(value) if isinstance(value, Counter) else value for name, value in sums.items()}
+    return Counts(**sums)
 
 
 def count_rows(data: pa.Table, dead: pa.Table) -> Counts:
-    """Counts over the rows of two output tables."""
-    if data.num_rows == 0:
-        counted: dict[str, Any] = {}
-    else:
-        counted = {
+    """Count the rows of a data table and of a dead-letter table."""
+    counts: dict[str, Any] = {}
+    if data.num_rows:
+        counts = {
             "prompt_tokens": int(data["prompt_tokens"].to_numpy().sum()),
             "completion_tokens": int(data["completion_tokens"].to_numpy().sum()),
             "fallback": int(data["fallback"].to_numpy().sum()),
@@ -69,16 +68,16 @@ def count_rows(data: pa.Table, dead: pa.Table) -> Counts:
             "finish_reasons": dict(Counter(data["finish_reason"].to_pylist())),
         }
     errors = dict(Counter(dead["error_type"].to_pylist())) if dead.num_rows else {}
-    return total([Counts(data=data.num_rows, dead=dead.num_rows, errors=errors, **counted)])
+    return sum_counts([Counts(data=data.num_rows, dead=dead.num_rows, errors=errors, **counts)])
 
 
-def most_frequent(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """The names with the highest counts, those first; of equal ones by name."""
-    return heapq.nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0]))
+def most_frequent(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """The ``limit`` names with the highest counts, highest first, equal counts by name."""
+    return heapq.nsmallest(limit, counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _keep_most_frequent(counts: dict[str, Any]) -> None:
-    mixtures: Counter[str] = counts["mixtures"]
-    if len(mixtures) > _MIXTURES:
-        counts["mixtures"] = Counter(dict(most_frequent(mixtures, _MIXTURES)))
-        counts["rare"] += mixtures.total() - counts["mixtures"].total()
+def _keep_most_frequent(sums: dict[str, Any]) -> None:
+    mixtures: Counter[str] = sums["mixtures"]
+    if len(mixtures) > _MAX_MIXTURES:
+        sums["mixtures"] = Counter(dict(most_frequent(mixtures, _MAX_MIXTURES)))
+        sums["rare"] += mixtures.total() - sums["mixtures"].total()

@@ -1,13 +1,13 @@
-"""One driver at a time for an output: a lease with heartbeats, taken over when its holder is dead.
+"""Allow one driver at a time to work on an output: a lease with heartbeats, taken over when its holder is dead.
 
-    _lease/<n>.json    {"holder", "host", "pid", "boot", "beat", "released"}
+    _lease/<n>.json    {"holder", "host", "pid", "process", "beat", "released"}
 
-Whoever creates the object with the next number holds the lease; the store lets one of two racing drivers create it.
-The holder rewrites its object every few seconds with a higher ``beat``. A lease is dead when its holder released it,
-when its process is gone (same machine), or when its beat did not change for `EXPIRY` seconds as seen by the clock of
-the one who waits: clocks of two machines are never compared.
+The driver that creates the object with the next number holds the lease; of two racing drivers the store lets one create
+it. The holder rewrites its object every `BEAT_SECONDS` with a higher ``beat``. A lease is dead when its holder released
+it, when its process on this machine is gone, or when its beat did not change for `EXPIRY_SECONDS` on the clock of the
+driver that waits: clocks of two machines are never compared.
 
-A holder that lost its lease stops. Until it notices, its late commits change nothing: see `storage.commit.log`.
+A holder that lost its lease stops. Until it notices, its late commits change nothing: see `storage.commit.window`.
 """
 
 import os
@@ -22,11 +22,11 @@ from pathlib import Path
 import orjson
 
 from pipeline.errors import UserError
-from pipeline.storage.store.objects import create, half_written, names, put, read, remove
+from pipeline.storage.store.objects import create, names, partial_files, put, read, remove
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
 
-BEAT, EXPIRY = 10.0, 60.0  # seconds
+BEAT_SECONDS, EXPIRY_SECONDS = 10.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -34,159 +34,160 @@ class _Holder:
     holder: str
     host: str
     pid: int
-    boot: str  # of the machine and its container, and when the process began: a pid may be another process by now
+    process: str  # see `_process_identity`: the pid may belong to another process by now
     beat: int = 0
     released: bool = False
 
-    def is_gone(self, here: "_Holder") -> bool:
-        """Whether the process was one of this machine, where it would be seen, and does not live any more."""
-        return bool(self.boot) and _place(self.boot) == _place(here.boot) and not _lives(self.pid, self.boot)
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    def is_gone(self, own: "_Holder") -> bool:
+        """Whether the process ran on the machine and in the container of ``own``, and does not run any more."""
+        is_visible = bool(self.process) and _machine(self.process) == _machine(own.process)
+        return is_visible and not _is_running(self.pid, self.process)
 
 
 class Lease:
-    """The lease of an output folder; hold it with ``with``.
+    """The lease of an output folder, held inside a ``with`` block.
 
-    ``lost``: called once, in a thread, when another driver has taken the lease over.
+    ``lost`` is called once, in a thread, when another driver has taken the lease over; ``log`` gets lines for people.
     """
 
     def __init__(
         self,
         url: str,
         lost: Callable[[], None],
-        say: Callable[[str], None] = print,
-        beat: float = BEAT,
-        expiry: float = EXPIRY,
+        log: Callable[[str], None] = print,
+        beat: float = BEAT_SECONDS,
+        expiry: float = EXPIRY_SECONDS,
     ) -> None:
-        self.url, self.lost, self.say, self.beat, self.expiry = url, lost, say, beat, expiry
+        self.url, self.lost, self.log, self.beat, self.expiry = url, lost, log, beat, expiry
         self.fs, root = open_url(url)
         self.folder = f"{root.rstrip('/')}/_lease"
-        self._me = _Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _boot(os.getpid()))
+        self._own = _Holder(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _process_identity(os.getpid()))
         self._number = -1
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._send_beats, daemon=True, name="lease")
 
     def __enter__(self) -> "Lease":
-        """Take the lease; `UserError` where another driver is at work."""
+        """Take the lease; `UserError` if another driver is at work."""
         while self._number < 0:
-            last = self._last()
+            last = self._last_number()
             if last >= 0:
                 self._wait_until_dead(last)
             if create(self.fs, self._path(last + 1), self._content(0)):
                 self._number = last + 1
-        self._sweep(self._number)
+        self._remove_older(self._number)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lease. It is marked, not removed: so its number is never used twice.
+        """Mark the lease as released. It is not removed, so that its number is never used twice.
 
-        Where the store refuses that, as a full disk does, the next driver waits until this one is seen to be gone.
+        If the store refuses that, as a full disk does, the next driver waits until this one is gone or expired.
         """
-        self._end.set()
+        self._released.set()
         self._thread.join()
         try:
-            self._sweep(self._number + 1, only_halves=True)
-            if self._last() == self._number:
+            self._remove_older(self._number + 1, only_partial=True)
+            if self._last_number() == self._number:
                 put(self.fs, self._path(self._number), self._content(0, released=True))
-        except Exception as problem:  # stores raise kinds of their own, and what ended the job says more
-            self.say(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
+        except Exception as problem:  # stores raise kinds of their own; do not hide the error that stopped the job
+            self.log(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
     def holds(self) -> bool:
-        """Whether nobody has taken the lease over, as the store says now: one that slept has not been told yet."""
-        return self._last() == self._number and not self._is_taken()
+        """Whether nobody has taken the lease over, read from the store: ``lost`` may not have been called yet."""
+        return self._last_number() == self._number and not self._is_taken()
 
-    def _keep(self) -> None:
+    def _send_beats(self) -> None:
         beat = 0
-        while not self._end.wait(self.beat):
+        while not self._released.wait(self.beat):
             beat += 1
             try:
                 if not self.holds():
                     self.lost()
                     return
                 put(self.fs, self._path(self._number), self._content(beat))
-            except Exception as error:  # stores raise kinds of their own; the next beat may go through
-                self.say(f"lease: {masked(self.url)}: {type(error).__name__}: no heartbeat written")
+            except Exception as error:  # stores raise kinds of their own; the next beat may succeed
+                self.log(f"lease: {masked(self.url)}: {type(error).__name__}: no heartbeat written")
 
     def _is_taken(self) -> bool:
-        """Whether another driver believed it was the first too: in a store without conditional writes."""
-        holder = self._holder(self._number)
-        return holder is not None and holder.holder != self._me.holder
+        """Whether another driver created the same number, possible in a store without conditional writes."""
+        holder = self._read_holder(self._number)
+        return holder is not None and holder.holder != self._own.holder
 
     def _wait_until_dead(self, number: int) -> None:
-        seen, since, told = self._holder(number), time.monotonic(), False
-        while True:
-            if seen is None or seen.released or seen.is_gone(self._me):
-                return
-            if time.monotonic() - since > self.expiry:
-                self.say(f"lease: taking over from {_named(seen)}, which gave no sign of life for {self.expiry:.0f} s")
+        """Wait until the lease is dead; `UserError` as soon as its holder shows a sign of life."""
+        holder, start, is_logged = self._read_holder(number), time.monotonic(), False
+        while holder is not None and not holder.released and not holder.is_gone(self._own):
+            if time.monotonic() - start > self.expiry:
+                self.log(f"lease: taking over from {holder}, which sent no heartbeat for {self.expiry:.0f} s")
                 return
             time.sleep(min(1.0, self.beat / 4))
-            now = self._holder(number)
-            if now is not None and not now.released and now != seen:
+            latest = self._read_holder(number)
+            if latest is not None and not latest.released and latest != holder:
                 raise UserError(
-                    f"run: {_named(now)} is working on {masked(self.url)}; wait until it has ended, or give another"
+                    f"run: {latest} is working on {masked(self.url)}; wait until it has finished, or give another"
                     " --output"
                 )
-            seen = now
-            if not told and time.monotonic() - since > self.beat:
-                self.say(f"lease: held by {_named(seen)}; waiting up to {self.expiry:.0f} s for a sign of life")
-                told = True
+            holder = latest
+            if not is_logged and time.monotonic() - start > self.beat:
+                self.log(
+                    f"lease: held by {holder or 'another process'}; waiting up to {self.expiry:.0f} s for a heartbeat"
+                )
+                is_logged = True
 
-    def _sweep(self, below: int, only_halves: bool = False) -> None:
-        """Remove leases of lower numbers, whole or half written: nobody takes one of those any more."""
-        halves = half_written(self.fs, self.folder)
+    def _remove_older(self, below: int, only_partial: bool = False) -> None:
+        """Remove leases of lower numbers, also half-written ones: no driver reads them any more."""
+        partial = partial_files(self.fs, self.folder)
         older = {f"{number:06d}.json" for number in range(below)}
-        for name in halves if only_halves else names(self.fs, self.folder):
-            if halves.get(name, name) in older:
+        for name in partial if only_partial else names(self.fs, self.folder):
+            if partial.get(name, name) in older:
                 remove(self.fs, f"{self.folder}/{name}")
 
-    def _holder(self, number: int) -> _Holder | None:
+    def _read_holder(self, number: int) -> _Holder | None:
         content = read(self.fs, self._path(number))
         try:
             return None if content is None else _Holder(**orjson.loads(content))
-        except (ValueError, TypeError):  # half of it, of a store that shows files as they are written
-            return _Holder("", "a host unknown", 0, "")
+        except (ValueError, TypeError):  # half-written, in a store that shows files while they are written
+            return _Holder("", "an unknown host", 0, "")
 
-    def _last(self) -> int:
+    def _last_number(self) -> int:
         numbers = [int(n[:-5]) for n in names(self.fs, self.folder) if n.endswith(".json") and n[:-5].isdigit()]
         return max(numbers, default=-1)
 
     def _content(self, beat: int, released: bool = False) -> bytes:
-        return orjson.dumps(asdict(self._me) | {"beat": beat, "released": released})
+        return orjson.dumps(asdict(self._own) | {"beat": beat, "released": released})
 
     def _path(self, number: int) -> str:
         return f"{self.folder}/{number:06d}.json"
 
 
-def _named(holder: _Holder | None) -> str:
-    return f"process {holder.pid} on {holder.host}" if holder else "another process"
+def _process_identity(pid: int) -> str:
+    """Boot of the machine, PID namespace (a container has its own), and start time of the process.
 
-
-def _boot(pid: int) -> str:
-    """What tells a process from later ones with its number; empty where it is not seen or there is no /proc.
-
-    The boot of the machine, the namespace of its process numbers (a container has its own), the start of the process.
+    Tells a process from a later one with the same pid. Empty if it cannot be seen, or there is no /proc.
     """
     try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        numbers = os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
-    return f"{machine} {numbers} {started}"
+    return f"{boot} {namespace} {started}"
 
 
-def _place(boot: str) -> str:
-    return boot.rpartition(" ")[0]
+def _machine(identity: str) -> str:
+    return identity.rpartition(" ")[0]
 
 
-def _lives(pid: int, boot: str) -> bool:
-    """Whether the process of that number lives, and began when ``boot`` says."""
+def _is_running(pid: int, identity: str) -> bool:
+    """Whether a process with that pid and identity is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it runs for another user
         pass
-    now = _boot(pid)
-    return not now or now == boot  # of others' processes not all may be seen
+    found = _process_identity(pid)
+    return found in ("", identity)  # a process of another user may be hidden

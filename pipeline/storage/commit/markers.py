@@ -1,4 +1,4 @@
-"""What markers say: shards and windows, with their counts; written as JSON."""
+"""Commit markers: their names, and the shards and windows that they describe as JSON."""
 
 import base64
 import re
@@ -9,18 +9,19 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import orjson
 
-from .counts import Counts, total
+from .counts import Counts, sum_counts
 
 _WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3,}))?\.json")
+_SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
 
-MOST_WINDOWS = 10**6  # their numbers have six digits in the names of objects
+MAX_WINDOWS = 10**6  # a window's number has six digits in the names of objects
 
-Rows = np.ndarray  # int64, places in the window
+Rows = np.ndarray  # int64 [rows], row indices in the window
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard marker says: two files (or None), the rows they answer in file order, and their counts."""
+    """A committed shard: its two files (or None), the rows that they hold in file order, and their counts."""
 
     name: str
     data: str | None
@@ -31,87 +32,89 @@ class Shard:
 
     @property
     def rows(self) -> Rows:
-        """All rows answered by the shard."""
+        """All rows of the shard, answered or dead."""
         return np.concatenate([self.data_rows, self.dead_rows])
 
 
 @dataclass(frozen=True)
 class WindowFiles:
-    """What a window marker says: the files of a finished window and their counts."""
+    """The files of a finished window, and their counts."""
 
     data: list[str]
     dead: list[str]
     counts: Counts
 
 
-def files_of(shards: Iterable[Shard]) -> WindowFiles:
-    """What a window marker says of some shards."""
+def merge_shards(shards: Iterable[Shard]) -> WindowFiles:
+    """The files and counts of all shards together; the shards are read one by one."""
     data: list[str] = []
     dead: list[str] = []
 
-    def all_counts() -> Iterator[Counts]:
+    def counts() -> Iterator[Counts]:
         for shard in shards:
             data.extend([shard.data] if shard.data else [])
             dead.extend([shard.dead] if shard.dead else [])
             yield shard.counts
 
-    return WindowFiles(data, dead, total(all_counts()))
+    return WindowFiles(data, dead, sum_counts(counts()))
 
 
-class Answered:
-    """Rows of a window that a shard was seen to answer, by place: a window has thousands of shards."""
+class CommittedRows:
+    """The rows of a window that are committed so far: one bit per row, because a window has thousands of shards."""
 
     def __init__(self) -> None:
-        self._seen = np.zeros(0, bool)
+        self._is_committed = np.zeros(0, bool)
 
     def add(self, shard: Shard) -> Rows:
-        """Those of the shard's rows that none before it answers."""
+        """Add a shard; returns its rows that no shard before it holds, sorted."""
         rows: Rows = np.unique(shard.rows)
-        if len(rows) and rows[-1] >= len(self._seen):
-            self._seen = np.append(self._seen, np.zeros(rows[-1] + 1, bool))
-        rows = rows[~self._seen[rows]]
-        self._seen[rows] = True
+        if len(rows) and rows[-1] >= len(self._is_committed):
+            self._is_committed = np.append(self._is_committed, np.zeros(rows[-1] + 1, bool))
+        rows = rows[~self._is_committed[rows]]
+        self._is_committed[rows] = True
         return rows
 
 
 def without_overlap(shards: Iterable[Shard]) -> Iterator[tuple[Shard, Rows]]:
-    """Each shard with those of its rows that no earlier shard answers; shards with none are left out."""
-    answered = Answered()
+    """Each shard with its rows that no earlier shard holds; a shard without any is left out."""
+    committed = CommittedRows()
     for shard in shards:
-        rows = answered.add(shard)
+        rows = committed.add(shard)
         if len(rows):
             yield shard, rows
 
 
-def window_markers(found: Iterable[str], run: str | None = None) -> dict[int, str]:
-    """The newest marker of each window, among the names of all markers: of the highest version.
+def without_repeated_rows(shards: Iterable[Shard]) -> Iterator[Shard]:
+    """The shards of which no row is in an earlier one; the others count once they are cut."""
+    return (shard for shard, rows in without_overlap(shards) if len(rows) == len(shard.rows))
 
-    ``run``: of this run alone; None: of any.
-    """
+
+def newest_markers(names: Iterable[str], run: str = "") -> dict[int, str]:
+    """The window marker of the highest version, by window, among the names of all markers. ``run``: "" for any run."""
     newest: dict[int, tuple[int, str]] = {}
-    for name in found:
+    for name in names:
         match = _WINDOW_MARKER.fullmatch(name)
-        if match and run in (None, match[2]):
+        if match and run in ("", match[2]):
             window, version = int(match[1]), int(match[3] or 0)
             newest[window] = max(newest.get(window, (-1, "")), (version, name))
     return {window: name for window, (_, name) in sorted(newest.items())}
 
 
-def window_marker(window: int, run: str | None = None, version: int = 0) -> str:
+def window_marker(window: int, run: str = "", version: int = 0) -> str:
     """The name of a window's marker: ``window-<n>-<run>.json``, or of a later version ``...-<version>.json``."""
     parts = [f"{window:06d}", *([run] if run else []), *([f"{version:03d}"] if version else [])]
     return f"window-{'-'.join(parts)}.json"
 
 
 def next_marker(name: str) -> str:
-    """The name of the marker that takes the place of one."""
+    """The name of a window marker's next version."""
     match = _WINDOW_MARKER.fullmatch(name)
     assert match, name
     return window_marker(int(match[1]), match[2], int(match[3] or 0) + 1)
 
 
-def shard_prefix(window: int, run: str | None = None) -> str:
-    """What the names of a window's shards start with, and those of their files."""
+def shard_prefix(window: int, run: str = "") -> str:
+    """The start of the names of a window's shards and of their files."""
     return f"w{window:06d}-{run}-" if run else f"w{window:06d}-"
 
 
@@ -120,35 +123,45 @@ def window_of(shard_name: str) -> int:
     return int(shard_name[1:7])
 
 
-def encode(shard: Shard) -> bytes:
-    """The marker of a shard, as JSON."""
+def is_shard_marker(name: str, run: str = "") -> bool:
+    """Whether a name is that of a shard marker of the run ("": of any run)."""
+    return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(shard_prefix(window_of(name), run))
+
+
+def encode_shard(shard: Shard) -> bytes:
+    """The content of a shard's marker."""
     return orjson.dumps(
         {
             "data": shard.data,
             "dead": shard.dead,
-            "data_rows": _packed(shard.data_rows),
-            "dead_rows": _packed(shard.dead_rows),
+            "data_rows": _encode_rows(shard.data_rows),
+            "dead_rows": _encode_rows(shard.dead_rows),
             "counts": asdict(shard.counts),
         }
     )
 
 
-def decode(name: str, content: bytes) -> Shard:
-    """The shard of that name from its marker."""
+def decode_shard(name: str, content: bytes) -> Shard:
+    """Inverse of `encode_shard`."""
     values = orjson.loads(content)
-    return Shard(
-        name,
-        values["data"],
-        values["dead"],
-        _unpacked(values["data_rows"]),
-        _unpacked(values["dead_rows"]),
-        Counts(**values["counts"]),
-    )
+    data_rows, dead_rows = _decode_rows(values["data_rows"]), _decode_rows(values["dead_rows"])
+    return Shard(name, values["data"], values["dead"], data_rows, dead_rows, Counts(**values["counts"]))
 
 
-def _packed(rows: Rows) -> str:
+def encode_window(files: WindowFiles) -> bytes:
+    """The content of a window's marker."""
+    return orjson.dumps(asdict(files))
+
+
+def decode_window(content: bytes) -> WindowFiles:
+    """Inverse of `encode_window`."""
+    values = orjson.loads(content)
+    return WindowFiles(values["data"], values["dead"], Counts(**values["counts"]))
+
+
+def _encode_rows(rows: Rows) -> str:
     return base64.b64encode(zlib.compress(rows.astype("<u4").tobytes())).decode()
 
 
-def _unpacked(text: str) -> Rows:
+def _decode_rows(text: str) -> Rows:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)

@@ -1,47 +1,94 @@
-"""What a run leaves that nobody should find later."""
+"""Delete orphaned files and markers: what no window marker names.
+
+Files go before shard markers: as long as a window has a shard marker, `sweep_finished_windows` looks at it again.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pipeline.storage.store.objects import half_written, names, remove
+from pipeline.storage.store.bulk import remove_each
+from pipeline.storage.store.objects import names, partial_files, remove
 
-from .log import KINDS, CommitLog
-from .markers import window_of
+from .marker_store import MarkerStore
+from .markers import WindowFiles, is_shard_marker, newest_markers, next_marker, window_marker, window_of
+from .output_files import KINDS
 
 _SHARD_FILE = re.compile(r"\.?w\d{6}-.*\.parquet(\..*\.part)?")
 _MARKER = re.compile(r"\.?(w\d{6}-|window-).*\.json(\..*\.part)?")
 
 
-def discard(log: CommitLog) -> None:
-    """Remove all markers, then the files that shards wrote; files of other names stay."""
-    for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in KINDS)):
-        for name in names(log.fs, log.path(kind)):
-            if pattern.fullmatch(name):
-                remove(log.fs, log.path(kind, name))
+def sweep_window(store: MarkerStore, window: int, listed: Sequence[str]) -> WindowFiles:
+    """Delete what a finished window left behind, and return the files that its newest marker names.
 
-
-def sweep_unnamed(log: CommitLog, check: Callable[[], None] = lambda: None, fence: bool = False) -> None:
-    """Remove files of a finished run that no marker names, of writers that came after their window's sweep, markers of
-    runs that were discarded, and what killed drivers were writing beside them.
-
-    Costs a listing of all files, so it is done once, when all windows are finished; the caller holds the lease, and
-    ``check`` raises where it does so no more. Listed first, then looked at the markers, and at the lease last: nothing
-    that a successor writes is among what is removed. ``fence``: see `CommitLog.sweep_finished`.
+    ``listed``: the window's objects, listed before the marker was written; of these, files that the newest marker does
+    not name and shard markers go. Older window markers go too. `FileNotFoundError` if the window has no marker.
     """
-    markers = names(log.fs, log.path("_commits"))
+    markers = store.window_markers(window)
+    newest = newest_markers(markers, store.run).get(window, window_marker(window, store.run))
+    files = next(store.read_windows([newest]))
+    referenced = {*files.data, *files.dead}
+    older = [f"_commits/{name}" for name in sorted(set(markers) - {newest})]
+    orphans = [store.path(path) for path in (*older, *listed) if path not in referenced]
+    markers_folder = store.path("_commits", "")
+    remove_each(store.fs, (path for path in orphans if not path.startswith(markers_folder)))
+    remove_each(store.fs, (path for path in orphans if path.startswith(markers_folder)))
+    return files
+
+
+def sweep_finished_windows(store: MarkerStore, fence: bool = False) -> int:
+    """Sweep finished windows that still have shard markers: their driver died, or a writer came late.
+
+    ``fence``: call `fence_window` first, because a command that retries dead letters may have written late. Returns the
+    number of windows.
+    """
+    found = names(store.fs, store.path("_commits"))
+    late = {window_of(name) for name in found if is_shard_marker(name, store.run)}
+    windows = sorted(late & newest_markers(found, store.run).keys())
+    for window in windows:
+        if fence:
+            fence_window(store, window)
+        sweep_window(store, window, store.list_window(window))
+    return len(windows)
+
+
+def fence_window(store: MarkerStore, window: int) -> None:
+    """Write the newest marker of a finished window again, as its next version.
+
+    A driver that lost its lease and still holds the old version can then not name deleted files in a newer one.
+    """
+    name, files = store.newest_marker(window)
+    store.create_window(next_marker(name), files)  # if it exists, another driver did the same a moment ago
+
+
+def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None, fence: bool = False) -> None:
+    """Delete all files of a finished run that no marker names, markers of discarded runs, and half-written objects.
+
+    Lists all files, so it is called once, when all windows are finished. The caller holds the lease; ``check`` raises
+    if it lost the lease. Files are listed first, then markers are read, then the lease is checked: so nothing that a
+    successor writes is deleted. ``fence``: as for `sweep_finished_windows`.
+    """
+    markers = names(store.fs, store.path("_commits"))
     listed = [
-        f"{kind}/{name}" for kind in KINDS for name in names(log.fs, log.path(kind)) if _SHARD_FILE.fullmatch(name)
+        f"{kind}/{name}" for kind in KINDS for name in names(store.fs, store.path(kind)) if _SHARD_FILE.fullmatch(name)
     ]
-    folders = (log.root, log.path("_plan"), log.path("_commits"))
-    halves = [f"{folder}/{name}" for folder in folders for name in half_written(log.fs, folder)]
-    named = log.named()
-    if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in named}):
-        for window in sorted(late & log.finished().keys()):
-            log.fence(window)
-        named = log.named()
+    folders = (store.root, store.path("_plan"), store.path("_commits"))
+    partial = [f"{folder}/{name}" for folder in folders for name in partial_files(store.fs, folder)]
+    referenced = store.referenced_files()
+    if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in referenced}):
+        for window in sorted(late & store.finished_markers().keys()):
+            fence_window(store, window)
+        referenced = store.referenced_files()
     check()
     for name in markers:
-        if _MARKER.fullmatch(name) and not name.startswith(".") and not log.is_own_marker(name):
-            remove(log.fs, log.path("_commits", name))
-    for path in (*(log.path(path) for path in listed if path not in named), *halves):
-        remove(log.fs, path)
+        if _MARKER.fullmatch(name) and not name.startswith(".") and not store.owns(name):
+            remove(store.fs, store.path("_commits", name))
+    for path in (*(store.path(path) for path in listed if path not in referenced), *partial):
+        remove(store.fs, path)
+
+
+def discard_run(store: MarkerStore) -> None:
+    """Delete all markers, then the files that shards wrote; files of other names stay."""
+    for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in KINDS)):
+        for name in names(store.fs, store.path(kind)):
+            if pattern.fullmatch(name):
+                remove(store.fs, store.path(kind, name))

@@ -1,8 +1,9 @@
-"""The files of one output folder."""
+"""Read and write whole files of one output folder."""
 
 import io
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -13,32 +14,47 @@ from pipeline.storage.store.bulk import read_each
 from pipeline.storage.store.objects import put
 from pipeline.storage.store.urls import open_url
 
+KINDS = ("data", "dead")  # the folders of the output's rows
 
+
+@dataclass(frozen=True)
 class OutputFiles:
-    """Reads and writes whole files of an output folder; travels to tasks as its URL."""
+    """The files of an output folder. Only the URL is pickled: each process opens the store with its own credentials."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._connect()
+    url: str
+    fs: fsspec.AbstractFileSystem = field(init=False, repr=False, compare=False)
+    root: str = field(init=False, repr=False, compare=False)
 
-    def _connect(self) -> None:
-        self.fs: fsspec.AbstractFileSystem
-        self.fs, root = open_url(self.url)
-        self.root = root.rstrip("/")
+    def __post_init__(self) -> None:
+        fs, root = open_url(self.url)
+        object.__setattr__(self, "fs", fs)
+        object.__setattr__(self, "root", root.rstrip("/"))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url,)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.url = state["url"]
-        self._connect()
+    def path(self, *parts: str) -> str:
+        """The path of an object, to be used with ``fs``."""
+        return "/".join((self.root, *parts))
+
+    def content(self, path: str) -> bytes:
+        """The bytes of an object, by its path below the root; `FileNotFoundError` if there is none."""
+        return next(self.contents([path]))
+
+    def contents(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """The `content` of each path, in order; a remote store is asked for several at a time."""
+        full_paths = [self.path(path) for path in paths]
+        for path, content in zip(full_paths, read_each(self.fs, full_paths), strict=True):
+            if content is None:
+                raise FileNotFoundError(path)
+            yield content
 
     def read_table(self, path: str) -> pa.Table:
-        """A data or dead file, by the path that a marker gives."""
+        """Read a data or dead file, by the path that a marker gives."""
         return pq.read_table(io.BytesIO(self.content(path)))
 
     def write_table(self, kind: str, name: str, table: pa.Table) -> str | None:
-        """Write a ``data`` or ``dead`` file of a shard; its path for a marker, None for a table without rows."""
+        """Write a ``data`` or ``dead`` file of a shard; returns its path for a marker, None for an empty table."""
         if table.num_rows == 0:
             return None
         buffer = io.BytesIO()
@@ -46,24 +62,10 @@ class OutputFiles:
         return self.write_file(kind, name, buffer.getvalue())
 
     def write_file(self, kind: str, name: str, content: bytes) -> str:
-        """Write a file of a shard whole; its path for a marker."""
-        # A name of its own for each try: should two writers of one shard live at once, each marker has its own files.
+        """Write a Parquet file under a unique name; returns its path for a marker.
+
+        Two writers of the same shard never share a file, so each marker names files that nobody else rewrites.
+        """
         path = f"{kind}/{name}-{uuid.uuid4().hex[:8]}.parquet"
         put(self.fs, self.path(path), content)
         return path
-
-    def content(self, path: str) -> bytes:
-        """The bytes of an object of the output; `FileNotFoundError` where there is none."""
-        return next(self.contents([path]))
-
-    def contents(self, paths: Iterable[str]) -> Iterator[bytes]:
-        """`content` of each of many objects, in order; of a store several are read at a time."""
-        whole = [self.path(path) for path in paths]
-        for path, content in zip(whole, read_each(self.fs, whole), strict=True):
-            if content is None:
-                raise FileNotFoundError(path)
-            yield content
-
-    def path(self, *parts: str) -> str:
-        """The path of an object."""
-        return "/".join((self.root, *parts))

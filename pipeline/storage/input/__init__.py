@@ -1,1 +1,1 @@
-"""Input files: listed, planned, read into records."""
+"""List input files, plan the job's windows, and read records."""

@@ -1,4 +1,4 @@
-"""From the values of a parsed row to a record: its id, its prompt, and what is passed through."""
+"""Turn the values of a row into a record: its id, its prompt, and the passed-through columns."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from .limits import MAX_DEPTH, is_deeper
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that mean something; all others are passed through.
+    """Names of the columns that have a meaning; all others are passed through.
 
-    ``sampling`` (settings of the record) and ``choices`` (the texts that it chooses from) are passed through too: they
-    say how the answer came about. None: there is no such column.
+    ``sampling`` (settings of the record) and ``choices`` (the texts to choose the answer from) are passed through too,
+    because the answer depends on them. None: there is no such column.
     """
 
     id: str = "id"
@@ -31,24 +31,24 @@ class Columns:
         """The passed-through columns of a row."""
         return {k: v for k, v in values.items() if k not in (self.id, self.prompt, self.messages)}
 
-    def record(self, number: int, row: InputRow) -> Record:
-        """The record of a parsed row, or its dead letter. ``number``: the row's place in the window."""
+    def record(self, index: int, row: InputRow) -> Record:
+        """The record of a row, with a dead letter if it cannot be answered. ``index``: of the row in its window."""
         if row.values is None:
-            return Record(number, content_hash(row.raw), raw=row.raw, dead=row.dead)
+            return Record(index, content_hash(row.raw), raw=row.raw, dead=row.dead)
         values = row.values
-        prompt, dead = self._prompt(values)
-        sampling, wrong = self._settings(values)
-        dead = row.dead or dead or wrong
+        prompt, bad_prompt = self._prompt(values)
+        sampling, bad_settings = self._settings(values)
+        dead = row.dead or bad_prompt or bad_settings
         raw = row_text(values) if dead else None
-        return Record(number, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
+        return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
 
     def identity(self, row: InputRow) -> str:
-        """The id as the input gives it, else a hash of the whole row."""
+        """The id as the input gives it, or a hash of the whole row if it gives none."""
         given = self.given_id(row)
         return given if given is not None else content_hash(row.values if row.values is not None else row.raw)
 
     def given_id(self, row: InputRow) -> str | None:
-        """The id as the input gives it: text as it is, whole numbers as text; None where there is none."""
+        """The id as the input gives it, integers as text; None if there is none."""
         value = (row.values or {}).get(self.id)
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
             return None
@@ -66,17 +66,17 @@ class Columns:
         if prompt is not None:
             if isinstance(prompt, str) and prompt.strip():
                 return prompt, None
-            what = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
-            return None, _refused("BadPrompt", f"column {self.prompt!r} {what}")
+            problem = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
+            return None, _refused("BadPrompt", f"column {self.prompt!r} {problem}")
         if _are_messages(messages):
             return messages, None
         return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
 
     def _settings(self, values: dict[str, Any]) -> tuple[dict[str, Any] | None, DeadLetter | None]:
-        """What the record says of its sampling; names and values of settings are checked where they are used."""
+        """The record's own sampling settings; their names and values are checked by the generate stage."""
         sampling = _parsed(values.get(self.sampling)) if self.sampling else None
         choices = _parsed(values.get(self.choices)) if self.choices else None
-        if is_deeper([sampling, choices], MAX_DEPTH):  # as text they were not looked at with the row
+        if is_deeper([sampling, choices], MAX_DEPTH):  # given as JSON text, they were not checked with the row
             return None, _refused("BadSampling", f"the settings are nested deeper than {MAX_DEPTH} levels")
         if sampling is not None and not isinstance(sampling, dict):
             return None, _refused("BadSampling", f"column {self.sampling!r} is neither an object nor the JSON of one")
@@ -92,23 +92,23 @@ class Columns:
 
 
 def content_hash(values: Any) -> str:
-    """Hex digest (128 bits) of a row's content, the same for any order of its columns."""
+    """Hex digest (128 bits) of a row's content; the order of its columns does not matter."""
     return hashlib.blake2b(row_text(values).encode(), digest_size=16).hexdigest()
 
 
 def row_text(values: Any) -> str:
-    """A row as canonical JSON; what JSON does not know (dates, bytes, decimals) as text."""
+    """A row as canonical JSON; values that JSON does not have (dates, bytes, decimals) become text."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     return orjson.dumps(values, default=_as_text, option=options).decode()
 
 
 def settings_text(values: dict[str, Any]) -> str:
-    """Settings as JSON, in their order: it is that of the properties that a JSON schema asks for."""
+    """Settings as JSON, in the given order: in a JSON schema it is the order of the answer's properties."""
     return orjson.dumps(values, default=_as_text, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def record_text(record: Record) -> str:
-    """A record as JSON, or its line as far as it could be read: what a dead letter keeps of it."""
+    """The text of a record for its dead letter: the start of an unreadable line, or the record as JSON."""
     if record.raw is not None:
         return record.raw
     prompt = {"prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
@@ -116,7 +116,7 @@ def record_text(record: Record) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """A value, or where it is text, as in CSV, the JSON in it; empty text is no value."""
+    """The value; if it is text, as in CSV, the JSON in it. Empty text is None."""
     if not isinstance(value, str):
         return value
     try:

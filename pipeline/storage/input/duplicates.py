@@ -1,4 +1,4 @@
-"""Find ids that come more than once, in memory that does not grow with the input."""
+"""Find repeated ids in bounded memory."""
 
 import hashlib
 import tempfile
@@ -15,16 +15,16 @@ DUPLICATES = pa.schema([("row", pa.int64()), ("first", pa.int64()), ("rank", pa.
 
 
 class DuplicateFinder:
-    """Collects a 128-bit hash of every id and tells which rows repeat an earlier one.
+    """Collects a 128-bit hash of every id, and finds the rows that repeat an earlier id.
 
-    Hashes are kept in 64 parts by their first bits; beyond ``memory_entries`` all parts go to a temporary folder
-    (24 bytes a row), and `find` looks at one part at a time.
+    Every ``memory_entries`` hashes are written to a temporary folder (24 bytes per row), in 64 parts by their first
+    bits; `find` reads one part at a time.
     """
 
     def __init__(self, memory_entries: int = 500_000) -> None:
         self._memory_entries = memory_entries
         self._digests, self._rows = bytearray(), array("q")  # 16 and 8 bytes a row
-        self._folder: tempfile.TemporaryDirectory[str] | None = None  # once there is something to spill
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # created by the first spill
 
     def add(self, identity: str, row: int) -> None:
         """Add the id of a row (counted over the whole input)."""
@@ -34,7 +34,7 @@ class DuplicateFinder:
             self._spill()
 
     def find(self) -> pa.Table:
-        """Rows whose id came before: ``row``, the ``first`` row with that id, and ``rank`` (1: the second time)."""
+        """Rows that repeat an id: ``row``, the ``first`` row with that id, and ``rank`` (1 for its second row)."""
         if self._folder is None:
             return _repeated(self._take()).sort_by("row")
         self._spill()
@@ -51,10 +51,10 @@ class DuplicateFinder:
                 entries[part_of == part].tofile(f)
 
     def _take(self) -> np.ndarray:
-        """What is in memory, which is empty then."""
+        """The entries in memory, which is then empty."""
         entries = np.empty(len(self._rows), _ENTRY)
-        halves = np.frombuffer(self._digests, "<u8").reshape(-1, 2)
-        entries["high"], entries["low"] = halves[:, 0], halves[:, 1]
+        digests = np.frombuffer(self._digests, "<u8").reshape(-1, 2)
+        entries["high"], entries["low"] = digests[:, 0], digests[:, 1]
         entries["row"] = np.frombuffer(self._rows, np.int64)
         self._digests, self._rows = bytearray(), array("q")
         return entries
@@ -62,10 +62,9 @@ class DuplicateFinder:
 
 def _repeated(entries: np.ndarray) -> pa.Table:
     ordered = np.sort(entries, order=["high", "low", "row"])
-    new = np.ones(len(ordered), bool)
-    new[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
-    places = np.arange(len(ordered))
-    start = np.maximum.accumulate(np.where(new, places, 0))
-    again = ~new
-    columns = [ordered["row"][again], ordered["row"][start[again]], (places - start)[again]]
-    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=DUPLICATES)
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
+    indices = np.arange(len(ordered))
+    first = np.maximum.accumulate(np.where(is_first, indices, 0))
+    columns = [ordered["row"], ordered["row"][first], indices - first]
+    return pa.Table.from_arrays([pa.array(c[~is_first]) for c in columns], schema=DUPLICATES)

@@ -1,4 +1,4 @@
-"""Small labelled tables (training data, references) read whole from a URL."""
+"""Read a small labelled table (training data, references) from a URL."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import UserError
-from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.redact import masked, masked_error
 
-from .files import named
+from .files import name_without_query
 
 _READERS: dict[str, Any] = {
     ".parquet": pyarrow.parquet.read_table,
@@ -20,16 +20,16 @@ _READERS: dict[str, Any] = {
 
 
 def read_table(url: str, columns: list[str]) -> list[dict[str, Any]]:
-    """Rows of one Parquet, JSONL or CSV file that must have ``columns``; further columns stay."""
+    """The rows of one Parquet, JSONL or CSV file, with all columns; `UserError` if one of ``columns`` is missing."""
     shown = masked(url)
-    suffix = next((s for s in _READERS if named(url).endswith(s)), None)
+    suffix = next((s for s in _READERS if name_without_query(url).endswith(s)), None)
     if suffix is None:
-        raise UserError(f"data: {shown} is none of {', '.join(_READERS)}")
+        raise UserError(f"data: {shown} has none of the suffixes {', '.join(_READERS)}")
     try:
         with fsspec.open(url, "rb") as f:
             table = _READERS[suffix](f)
     except (OSError, ValueError) as error:
-        raise UserError(f"data: cannot read {shown}: {one_line(error)}") from None
+        raise UserError(f"data: cannot read {shown}: {masked_error(error)}") from None
     missing = [c for c in columns if c not in table.column_names]
     if missing:
         raise UserError(

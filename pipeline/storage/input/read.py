@@ -51,7 +51,7 @@ def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
 
 
 def staged_tables(records: Iterator[Record], passed: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """Records as tables of `staged_schema` of ``rows`` rows or fewer; a value that Arrow cannot hold is a dead letter."""
+    """Records as tables of at most ``rows`` rows; a record with a value that Arrow cannot hold gets a dead letter."""
     for part in portions(records, rows):
         try:
             table = staged_table(part, passed)

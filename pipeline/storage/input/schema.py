@@ -1,4 +1,4 @@
-"""Types of the passed-through columns, found over the whole input, so that every output file has the same ones."""
+"""Infer the types of passed-through columns over the whole input, so that every output file has the same schema."""
 
 from typing import Any
 
@@ -10,38 +10,38 @@ from .columns import row_text
 from .limits import MAX_COLUMNS
 
 _JSON = {b"loraloom": b"json"}
-_MOST_FIELDS = 1000  # of an object with a type of its own
+_MAX_FIELDS = 1000  # of an object that is stored as a struct
 
 
 class SchemaFinder:
-    """Finds one type for each passed-through column from chunks of rows.
+    """Infers one type for each passed-through column from chunks of rows.
 
-    Whole numbers widen to floating point, and a column that holds values of no common type, or nested values that
-    Parquet cannot hold, is stored as JSON text (marked in the field's metadata).
+    Integers widen to floating point. A column whose values have no common type, or nested values that Parquet cannot
+    hold, is stored as JSON text, marked in the field's metadata.
     """
 
     def __init__(self) -> None:
         self._types: dict[str, pa.DataType | None] = {}  # None: JSON
 
     def add_schema(self, schema: pa.Schema) -> None:
-        """Take the types of a file that states them."""
+        """Add the column types of a file that states them."""
         for field in schema:
             self._merge(field.name, field.type)
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Look at the passed-through values of some rows."""
+        """Add the passed-through values of a chunk of rows."""
         names = dict.fromkeys(name for row in rows for name in row)
         if len(names.keys() | self._types.keys()) > MAX_COLUMNS:
             raise UserError(
                 f"input: the records have more than {MAX_COLUMNS} columns in all, {list(names)[-1][:100]!r} among them;"
-                " put what has keys of its own in each record into one column"
+                " put values whose keys differ from record to record into one column"
             )
         for name in names:
             if self._types.get(name, pa.null()) is not None:
                 self._merge(name, _type_of([row.get(name) for row in rows]))
 
     def schema(self) -> pa.Schema:
-        """The types found, in the order in which the columns first appeared."""
+        """The inferred schema, with columns in the order in which they first appeared."""
         return pa.schema([_field(name, kind) for name, kind in self._types.items()])
 
     def _merge(self, name: str, kind: pa.DataType | None) -> None:
@@ -50,7 +50,7 @@ class SchemaFinder:
 
 
 def passed_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """The passed-through values of some rows as a table of ``schema``."""
+    """The passed-through values of rows as a table of ``schema``."""
     arrays = [_array([row.get(f.name) for row in rows], f) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -65,7 +65,7 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
 
 
 def _widened(value: Any, kind: pa.DataType) -> Any:
-    """The value with whole numbers as floats where ``kind`` has floats: Arrow refuses those beyond 2**53 itself."""
+    """The value with integers as floats where ``kind`` has floats: Arrow does not convert integers beyond 2**53."""
     if pa.types.is_floating(kind) and isinstance(value, int):
         return float(value)
     if pa.types.is_struct(kind) and isinstance(value, dict):
@@ -105,8 +105,9 @@ def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def _holds(kind: pa.DataType, part: pa.DataType) -> bool:
-    """Whether a type that Arrow unified from others has a place for all values of one of them: not so for whole numbers
-    with and without a sign, nor for decimals among floats.
+    """Whether a type unified by Arrow can hold all values of ``part``.
+
+    A signed integer of the same width cannot hold unsigned ones, and a float cannot hold decimals.
     """
     if pa.types.is_struct(part):
         return all(_holds(kind.field(f.name).type, f.type) for f in part)
@@ -118,19 +119,19 @@ def _holds(kind: pa.DataType, part: pa.DataType) -> bool:
 
 
 def _has_map(values: list[Any]) -> bool:
-    """Whether objects at one place have more keys together than a type may have: Arrow would try to make one."""
+    """Whether objects in one position have more keys together than a struct may have fields."""
     objects = [v for v in values if isinstance(v, dict)]
     keys = {key for o in objects for key in o}
-    if len(keys) > _MOST_FIELDS or any(_has_map([o[key] for o in objects if key in o]) for key in keys):
+    if len(keys) > _MAX_FIELDS or any(_has_map([o[key] for o in objects if key in o]) for key in keys):
         return True
     lists = [v for v in values if isinstance(v, list)]
     return bool(lists) and _has_map([v for inner in lists for v in inner])
 
 
 def _is_unfit(kind: pa.DataType) -> bool:
-    """Types that are stored as JSON: Parquet has no objects without fields, and objects used as maps have no end."""
+    """Whether a type is stored as JSON: Parquet has no structs without fields, and a map's keys have no limit."""
     if pa.types.is_struct(kind):
-        return not 0 < kind.num_fields <= _MOST_FIELDS or any(_is_unfit(f.type) for f in kind)
+        return not 0 < kind.num_fields <= _MAX_FIELDS or any(_is_unfit(f.type) for f in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_unfit(kind.value_type)
     return False

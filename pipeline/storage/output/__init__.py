@@ -1,1 +1,1 @@
-"""A run's output folder: run.json, results, exports, dataset card."""
+"""Read and write a run's output folder: run.json, results, exports, dataset card."""

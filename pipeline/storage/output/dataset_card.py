@@ -1,6 +1,6 @@
-"""`README.md` beside the output: the dataset card by which `datasets.load_dataset` and others read a run as it is.
+"""Write the dataset card `README.md`, with which `datasets.load_dataset` and other readers open a run's folder.
 
-It is written when a run is finished: only then are the files in the folders exactly those that markers name.
+It is written when a run is finished: only then do the folders hold exactly the files that markers name.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from .run import RunFolder, read_run
 
 CARD = "README.md"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-_HARMLESS = str.maketrans({"`": None, "\\": None, "<": "\u2039", ">": "\u203a"})
-_MADE_BY_NAME = {
+_ESCAPES = str.maketrans({"`": None, "\\": None, "<": "\u2039", ">": "\u203a"})
+_DESCRIPTIONS = {
     "id": "the record's id",
     "output": "the answer",
-    "finish_reason": "why it ended: stop, length or choice",
+    "finish_reason": "why it stopped: stop, length or choice",
     "prompt_tokens": "tokens of the prompt",
     "completion_tokens": "tokens of the answer",
     "adapters": "adapters of the record's mixture",
@@ -32,11 +32,11 @@ _MADE_BY_NAME = {
 
 def write_card(folder: RunFolder, run: dict[str, Any]) -> None:
     """Write the card of a finished run; ``run``: its `run.json`."""
-    folder.write(CARD, card(run, read_run(folder.log.url).schema).encode())
+    folder.write(CARD, card(run, read_run(folder.url).schema).encode())
 
 
 def card(run: dict[str, Any], schema: pa.Schema) -> str:
-    """The card: YAML that says which files are which, then what people want to know."""
+    """The text of the card: YAML with the files of each config, then a summary for people."""
     counts, config = run["counts"], run["config"]
     source = config.get("command", {}).get("input", "the input")
     model = config.get("model", {}).get("path", "the base model")
@@ -52,7 +52,7 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
         "",
         "| column | type | |",
         "| --- | --- | --- |",
-        *(f"| {_cell(f.name)} | {_cell(str(f.type))} | {_MADE_BY_NAME.get(f.name, '')} |" for f in schema),
+        *(f"| {_cell(f.name)} | {_cell(str(f.type))} | {_DESCRIPTIONS.get(f.name, '')} |" for f in schema),
         "",
         "| mixture | records |",
         "| --- | --- |",
@@ -69,7 +69,7 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
 
 
 def _front_matter(counts: dict[str, Any]) -> list[str]:
-    size = next((name for most, name in _SIZES if counts["data"] < most), "n>10M")
+    size = next((name for limit, name in _SIZES if counts["data"] < limit), "n>10M")
     parts = [("default", "data")] * bool(counts["data"]) + [("dead", "dead")] * bool(counts["dead"])
     configs = [
         line
@@ -89,5 +89,5 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A name of others' as code: nothing in it ends the code, the line or a cell, or begins a tag."""
-    return "`" + ("".join(filter(str.isprintable, text)).translate(_HARMLESS) or " ") + "`"
+    """Untrusted text as inline code: nothing in it can end the code or the line, or start a tag."""
+    return "`" + ("".join(filter(str.isprintable, text)).translate(_ESCAPES) or " ") + "`"

@@ -1,4 +1,4 @@
-"""Committed rows in other forms: a copy beside the run, made in batches, never part of the commit protocol."""
+"""Export committed rows to Parquet, JSON lines or the OpenAI batch API's files, batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -17,12 +17,12 @@ from pipeline.storage.store.urls import open_url
 from .run import read_dead, read_run, run_values
 
 Kind = Literal["parquet", "jsonl", "openai_batch"]
-_ROWS = 1024
-_MOST_PARTITIONS = 1024
+_BATCH_ROWS = 1024
+_MAX_PARTITIONS = 1024
 
 
 def export_parquet(url: str, to: str, column: str | None) -> int:
-    """Write a run's data as Parquet, in a folder ``column=value`` for each value; returns the number of rows."""
+    """Write a run's data as Parquet, with a folder ``column=value`` per value; returns the number of rows."""
     dataset = read_run(url)
     if column is not None and column not in dataset.schema.names:
         raise UserError(f"export: the run has no column {column!r}; it has {', '.join(dataset.schema.names)}")
@@ -35,41 +35,41 @@ def export_parquet(url: str, to: str, column: str | None) -> int:
         format="parquet",
         filesystem=fs,
         partitioning=None if column is None else _partitioning(dataset, column),
-        max_partitions=_MOST_PARTITIONS,
+        max_partitions=_MAX_PARTITIONS,
         max_rows_per_group=2**16,
     )
     return int(dataset.count_rows())
 
 
 def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partitioning:
-    """Folders by a column; `UserError` where they would be too many, before anything is written."""
+    """Partition by a column; `UserError` if that makes too many folders, before anything is written."""
     values: set[Any] = set()
     for batch in dataset.to_batches(columns=[column], batch_size=2**16):
         try:
             values.update(batch[0].to_pylist())
         except TypeError:
             raise UserError(
-                f"export: the column {column!r} holds lists or objects; give one of single values"
+                f"export: the column {column!r} holds lists or objects; give a column of single values"
             ) from None
-        if len(values) > _MOST_PARTITIONS:
+        if len(values) > _MAX_PARTITIONS:
             raise UserError(
-                f"export: the column {column!r} has more than {_MOST_PARTITIONS} values, each a folder; give another"
+                f"export: the column {column!r} has more than {_MAX_PARTITIONS} values, each a folder; choose another"
             )
     return pyarrow.dataset.partitioning(pa.schema([dataset.schema.field(column)]), flavor="hive")
 
 
 def export_lines(url: str, to: str, kind: Kind) -> int:
     """Write a run's data as JSON lines; returns the number of rows."""
-    return _write(to, _answers(url) if kind == "openai_batch" else map(row_text, _rows(read_run(url))))
+    return _write(to, _response_lines(url) if kind == "openai_batch" else map(row_text, _rows(read_run(url))))
 
 
 def export_errors(url: str, to: str) -> int:
     """Write a run's dead letters as the error file of the OpenAI batch API; returns the number of rows."""
-    return _write(to, map(_error, _rows(read_dead(url))))
+    return _write(to, map(_error_line, _rows(read_dead(url))))
 
 
 def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
-    for batch in dataset.to_batches(batch_size=_ROWS, batch_readahead=1, fragment_readahead=1):
+    for batch in dataset.to_batches(batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1):
         yield from batch.to_pylist()
 
 
@@ -89,21 +89,21 @@ def _make_parent(fs: fsspec.AbstractFileSystem, path: str) -> None:
     fs.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
 
 
-def _answers(url: str) -> Iterator[str]:
+def _response_lines(url: str) -> Iterator[str]:
     run = run_values(url) or {}
     model = run.get("config", {}).get("model", {}).get("path", "")
     for row in _rows(read_run(url)):
-        yield orjson.dumps(answer_of(row, model)).decode()
+        yield orjson.dumps(openai_response(row, model)).decode()
 
 
-def answer_of(row: dict[str, Any], model: str) -> dict[str, Any]:
-    """A data row as a line of the OpenAI batch API's output file; what it has beside is in ``loraloom``."""
+def openai_response(row: dict[str, Any], model: str) -> dict[str, Any]:
+    """A data row as a line of the OpenAI batch API's output file; the routing is in ``loraloom``."""
     chat = row.get(URL, CHAT) == CHAT
     body = {
         "id": f"loraloom-{row['id']}",
         "object": "chat.completion" if chat else "text_completion",
         "model": row.get(MODEL) or model,
-        "choices": [_choice(place, answer, chat) for place, answer in enumerate(row.get("outputs") or [row])],
+        "choices": [_choice(index, answer, chat) for index, answer in enumerate(row.get("outputs") or [row])],
         "usage": {
             "prompt_tokens": row["prompt_tokens"],
             "completion_tokens": row["completion_tokens"],
@@ -119,12 +119,12 @@ def answer_of(row: dict[str, Any], model: str) -> dict[str, Any]:
     }
 
 
-def _choice(place: int, answer: dict[str, Any], chat: bool) -> dict[str, Any]:
-    said = {"message": {"role": "assistant", "content": answer["output"]}} if chat else {"text": answer["output"]}
+def _choice(index: int, answer: dict[str, Any], chat: bool) -> dict[str, Any]:
+    text = {"message": {"role": "assistant", "content": answer["output"]}} if chat else {"text": answer["output"]}
     tokens = answer.get("logprobs")
-    shown = None if tokens is None else {"content": [_logprob(token) for token in tokens]}
+    logprobs = None if tokens is None else {"content": [_logprob(token) for token in tokens]}
     reason = "length" if answer["finish_reason"] == "length" else "stop"
-    return {"index": place, **said, "logprobs": shown, "finish_reason": reason}
+    return {"index": index, **text, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _logprob(token: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +136,6 @@ def _token(token: dict[str, Any]) -> dict[str, Any]:
     return {"token": token["token"], "logprob": token["logprob"], "bytes": list(token["token"].encode())}
 
 
-def _error(row: dict[str, Any]) -> str:
+def _error_line(row: dict[str, Any]) -> str:
     error = {"code": row["error_type"], "message": row["message"]}
     return orjson.dumps({"id": f"batch-{row['id']}", "custom_id": row["id"], "response": None, "error": error}).decode()

@@ -1,4 +1,4 @@
-"""What a run's output folder says of itself: `run.json`, the saved plan, and how to read the results."""
+"""The output folder of a run: `run.json`, the saved plan, and its results as a dataset."""
 
 import base64
 from collections.abc import Iterable
@@ -11,125 +11,120 @@ import pyarrow.dataset
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.output_files import OutputFiles
 from pipeline.storage.input.duplicates import DUPLICATES
 from pipeline.storage.input.files import InputFile
 from pipeline.storage.input.plan import InputPlan
 from pipeline.storage.store.objects import put, read, remove
-from pipeline.storage.store.redact import masked, masked_path, one_line
+from pipeline.storage.store.redact import masked, masked_error, masked_path
 
 RUN, PLAN = "run.json", "_plan/plan.json"
 
 
-class RunFolder:
-    """The files of a run that are not records."""
+class RunFolder(OutputFiles):
+    """The files of a run's output folder that have fixed names: `run.json`, the plan, reports."""
 
-    def __init__(self, url: str) -> None:
-        self.log = CommitLog(url)
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None if it does not exist."""
+        return read(self.fs, self.path(name))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder, or None."""
+        """The values in a JSON file, or None if it does not exist."""
         content = self.read(name)
         return None if content is None else orjson.loads(content)
 
-    def read(self, name: str) -> bytes | None:
-        """A file of the folder, or None."""
-        return read(self.log.fs, f"{self.log.root}/{name}")
-
-    def probe(self) -> None:
-        """Write and remove a file, to see that the folder can be written; leaves nothing behind."""
-        fs, root = self.log.fs, self.log.root
-        there = fs.exists(root)
-        fs.rm_file(self.write(".probe", b""))
-        if not there and isinstance(fs, LocalFileSystem):
-            fs.rmdir(root)
+    def check_writable(self) -> None:
+        """Write a file and remove it; leaves nothing behind. Raises the store's own error if it cannot be written."""
+        existed = self.fs.exists(self.root)
+        self.fs.rm_file(self.write(".probe", b""))
+        if not existed and isinstance(self.fs, LocalFileSystem):
+            self.fs.rmdir(self.root)
 
     def remove(self, name: str) -> None:
-        """Remove a file of the folder, if it is there."""
-        remove(self.log.fs, f"{self.log.root}/{name}")
+        """Remove a file, if it exists."""
+        remove(self.fs, self.path(name))
 
     def write(self, name: str, content: bytes) -> str:
-        """Write a file of the folder whole; returns its path."""
-        path = f"{self.log.root}/{name}"
-        put(self.log.fs, path, content)
-        return path
+        """Write a file: readers see all of it or nothing. Returns its path."""
+        put(self.fs, self.path(name), content)
+        return self.path(name)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the folder whole."""
         self.write(name, orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n")
 
     def save_plan(self, plan: InputPlan) -> None:
-        """Keep the plan, so that a later run need not read the input again."""
+        """Save the plan, so that a resumed run does not read the whole input again."""
         values = asdict(plan) | {
             "files": [asdict(f) | {"path": masked_path(f.path)} for f in plan.files],
-            "seek_points": [(masked_path(path), *place) for path, *place in plan.seek_points],
-            "passed": _packed(plan.passed.serialize()),
-            "duplicates": _packed(_ipc(plan.duplicates)),
+            "seek_points": [(masked_path(path), *point) for path, *point in plan.seek_points],
+            "passed": _base64(plan.passed.serialize()),
+            "duplicates": _base64(_ipc(plan.duplicates)),
         }
         self.write_json(PLAN, values)
 
     def load_plan(self, files: Iterable[InputFile]) -> InputPlan | None:
-        """The plan of an earlier start of this run; ``files``: the input as listed now, whose paths are not masked."""
+        """Load the plan of the run, or None. ``files``: the input as listed now, which has the paths unmasked."""
         values = self.read_json(PLAN)
         if values is None:
             return None
         paths = {masked_path(file.path): file.path for file in files}
         values["files"] = [InputFile(**f | {"path": paths[f["path"]]}) for f in values["files"]]
-        values["seek_points"] = [(paths[path], *place) for path, *place in values["seek_points"]]
+        values["seek_points"] = [(paths[path], *point) for path, *point in values["seek_points"]]
         values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))
         values["duplicates"] = pa.ipc.open_stream(base64.b64decode(values["duplicates"])).read_all()
         return InputPlan(**values)
 
 
 def run_values(url: str, key: str = "run") -> dict[str, Any] | None:
-    """What `run.json` of an output says, None where there is none; `UserError` where it cannot be read or is none.
+    """The values in `run.json` of an output, or None; `UserError` if it cannot be read or is not a run's.
 
-    ``key``: what gave the URL, for the message.
+    ``key``: the config key or argument that gave the URL, for the message.
     """
     try:
         values = RunFolder(url).read_json(RUN)
     except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"{key}: cannot read {RUN} at {masked(url)}: {one_line(error)}") from None
+        raise UserError(f"{key}: cannot read {RUN} at {masked(url)}: {masked_error(error)}") from None
     if values is not None and not (isinstance(values, dict) and "schemas" in values):
-        raise UserError(f"{key}: {RUN} at {masked(url)} is not of a run of this program")
+        raise UserError(f"{key}: {RUN} at {masked(url)} was not written by this program")
     return values
 
 
 def read_run(url: str) -> pyarrow.dataset.Dataset:
-    """The committed data rows of a run as a `pyarrow.dataset.Dataset`, finished or not.
+    """The committed data rows of a run, finished or not, as a `pyarrow.dataset.Dataset`.
 
-    Only files that a marker names are in it; what a writer left half-done is not. Raises `UserError` where
-    there is no run.
+    It holds only files that a marker names. Raises `UserError` if there is no run.
     """
     return _committed(url, "data")
 
 
 def read_dead(url: str) -> pyarrow.dataset.Dataset:
-    """The committed dead letters of a run, as `read_run` gives its data."""
+    """The committed dead letters of a run; see `read_run`."""
     return _committed(url, "dead")
 
 
 def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
-    folder, run = RunFolder(url), run_values(url)
+    run = run_values(url)
     if run is None:
         raise UserError(f"run: there is no {RUN} at {masked(url)}; give the --output of a run")
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
     except (ValueError, KeyError, TypeError, pa.ArrowException):
-        raise UserError(f"run: {RUN} at {masked(url)} is not of a run of this program") from None
-    folder.log.run = run.get("run")
-    files = folder.log.committed_files(kind)
+        raise UserError(f"run: {RUN} at {masked(url)} was not written by this program") from None
+    markers = MarkerStore(url).with_run(run.get("run"))
+    files = markers.committed_files(kind)
     if not files:
         return pyarrow.dataset.dataset(schema.empty_table())
-    return pyarrow.dataset.dataset(files, schema=schema, filesystem=folder.log.fs, format="parquet")
+    return pyarrow.dataset.dataset(files, schema=schema, filesystem=markers.fs, format="parquet")
 
 
-def packed_schema(schema: pa.Schema) -> str:
-    """A schema as text for run.json."""
-    return _packed(schema.serialize())
+def encode_schema(schema: pa.Schema) -> str:
+    """Encode a schema as text for run.json."""
+    return _base64(schema.serialize())
 
 
-def _packed(content: Any) -> str:
+def _base64(content: Any) -> str:
     return base64.b64encode(bytes(content)).decode()
 
 

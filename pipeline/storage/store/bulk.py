@@ -1,4 +1,4 @@
-"""Many objects of a store, several at a time: it answers in milliseconds, one after another would take minutes."""
+"""Read or remove thousands of objects, several at a time: each request to a remote store takes milliseconds."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,60 +8,59 @@ from typing import Any
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
-from .objects import LONGEST, read, remove, retried
+from .objects import RETRY_SECONDS, read, remove, retry_transient
 
-_AT_A_TIME = 32
+_CONCURRENT_REQUESTS = 32
 
 
 def read_each(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> Iterator[bytes | None]:
-    """What `read` gives for each of many objects, in order; of a store several at a time."""
+    """`read` each object, in order; requests to a remote store run concurrently."""
     if not isinstance(fs, AsyncFileSystem):
         yield from (read(fs, path) for path in paths)
         return
-    for some in _batched(paths):
-        yield from _read_some(fs, some)
+    for batch in _batches(paths):
+        for path in batch:
+            fs.invalidate_cache(path)
+        yield from _call_each(fs, fs._cat_file, batch)
 
 
 def remove_each(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
-    """`remove` for many objects, in order; of a store several at a time."""
+    """`remove` each object, in order; requests to a remote store run concurrently."""
     if not isinstance(fs, AsyncFileSystem):
         for path in paths:
             remove(fs, path)
         return
-    for some in _batched(paths):
-        _at_once(fs, fs._rm_file, some)
+    for batch in _batches(paths):
+        _call_each(fs, fs._rm_file, batch)
 
 
-def _read_some(fs: AsyncFileSystem, paths: Sequence[str]) -> list[bytes | None]:
-    for path in paths:
-        fs.invalidate_cache(path)
-    return _at_once(fs, fs._cat_file, paths)
+def _call_each(fs: AsyncFileSystem, call: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """Results of a call for each path, None for a missing object. Only calls that failed are tried again."""
+    results: dict[str, Any] = {}
+
+    @retry_transient
+    def call_remaining() -> None:
+        remaining = [path for path in paths if path not in results]
+
+        async def gather() -> list[Any]:
+            return await asyncio.gather(*map(call, remaining), return_exceptions=True)
+
+        error: BaseException | None = None
+        for path, result in zip(remaining, sync(fs.loop, gather, timeout=RETRY_SECONDS), strict=True):
+            if isinstance(result, FileNotFoundError):
+                results[path] = None
+            elif isinstance(result, BaseException):
+                error = error or result
+            else:
+                results[path] = result
+        if error is not None:
+            raise error
+
+    call_remaining()
+    return [results[path] for path in paths]
 
 
-def _at_once(fs: AsyncFileSystem, call: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
-    """Results of a call for each path, None for one that is not there; those that failed are tried again alone."""
-    found: dict[str, Any] = {}
-
-    @retried
-    def rest() -> None:
-        left = [path for path in paths if path not in found]
-
-        async def all_of_them() -> list[Any]:
-            return await asyncio.gather(*map(call, left), return_exceptions=True)
-
-        results = dict(zip(left, sync(fs.loop, all_of_them, timeout=LONGEST), strict=True))
-        gone = {path: None for path, result in results.items() if isinstance(result, FileNotFoundError)}
-        failed = {path: result for path, result in results.items() if isinstance(result, BaseException)}
-        found.update({path: result for path, result in results.items() if path not in failed} | gone)
-        for problem in (failed[path] for path in failed if path not in gone):
-            raise problem
-
-    rest()
-    return [found[path] for path in paths]
-
-
-def _batched(paths: Iterable[str]) -> Iterator[list[str]]:
-    """In lists of as many as are asked for at the same time."""
-    left = iter(paths)
-    while some := list(islice(left, _AT_A_TIME)):
-        yield some
+def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(paths)
+    while batch := list(islice(remaining, _CONCURRENT_REQUESTS)):
+        yield batch

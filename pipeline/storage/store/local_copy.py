@@ -1,4 +1,4 @@
-"""Folders of a store as folders of this machine: downloaded once, whoever asks for them at the same time."""
+"""Download folders of a store to this machine, each once, even if several processes ask for it at the same time."""
 
 import hashlib
 import shutil
@@ -10,15 +10,15 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 
-from .redact import masked, masked_path, one_line
+from .redact import masked, masked_error, masked_path
 from .urls import open_url
 
 
 def local_copy(reference: str, cache: Path, key: str) -> str:
-    """The path of what a URL names, a folder or a file, on this machine; anything but a URL is returned as it is.
+    """The local path of a folder or file given by URL, downloaded first if needed; a local path is returned unchanged.
 
-    A copy lies below ``cache`` under the hash of its URL and of the sizes and versions of its files: what has changed
-    in the store is another copy. It appears whole or not at all. ``key``: of the config, for `UserError`.
+    A copy lies below ``cache`` under a hash of its URL and of its files' sizes and versions, so that changed files are
+    downloaded again. It appears whole or not at all. ``key``: the config key that messages of `UserError` name.
     """
     if "://" not in reference or reference.startswith("file://"):
         return reference.removeprefix("file://")
@@ -26,9 +26,9 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
     if "://" not in root:  # a web address may end with a signature
         root = root.rstrip("/")
     try:
-        files = _files(fs, root)
+        files = _list_files(fs, root)
     except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"{key}: cannot read {masked(reference)}: {one_line(error)}") from None
+        raise UserError(f"{key}: cannot read {masked(reference)}: {masked_error(error)}") from None
     if not files:
         raise UserError(f"{key}: nothing at {masked(reference)}")
     target = cache / f"{_name(root)}-{_digest(reference, files)}"
@@ -40,8 +40,8 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
     return str(target / _name(root) if list(files) == [root] else target)
 
 
-def _files(fs: Any, root: str) -> dict[str, Any]:
-    """What there is to know of each file; web servers' listings say neither kinds nor sizes."""
+def _list_files(fs: Any, root: str) -> dict[str, Any]:
+    """fsspec's info of each file below the root; the listings of web servers lack types and sizes."""
     found = {path: info for path, info in fs.find(root, detail=True).items() if info.get("type", "file") == "file"}
     return {path: fs.info(path) if info.get("size") is None else info for path, info in found.items()}
 
@@ -59,24 +59,25 @@ def _digest(reference: str, files: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _download(fs: Any, root: str, paths: list[str], target: Path, what: str) -> None:
+def _download(fs: Any, root: str, paths: list[str], target: Path, problem: str) -> None:
+    """Download into a temporary folder beside ``target``, then rename it. ``problem``: how the error message starts."""
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        own = [part / _below(path, root) for path in paths]
-        for file in own:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        fs.get(paths, [str(file) for file in own])
+        copies = [part / _relative_path(path, root) for path in paths]
+        for copy in copies:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        fs.get(paths, [str(copy) for copy in copies])
         part.rename(target)
     except UserError:
         raise
     except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"{what}: {one_line(error)}") from None
+        raise UserError(f"{problem}: {masked_error(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _below(path: str, root: str) -> PurePosixPath:
-    """The place of a file in the copy; keys of a store may hold any text."""
+def _relative_path(path: str, root: str) -> PurePosixPath:
+    """The path of a file in the copy. `UserError` if it leads out of the copy: a store's keys may hold any text."""
     relative = PurePosixPath(path.removeprefix(root).lstrip("/") or _name(root))
     if ".." in relative.parts:
         raise UserError(f"url: the name {masked(path)} leads out of its folder")

@@ -1,7 +1,7 @@
-"""Whole objects in any store: read, put, create once, list, remove; tried again where the store fails for a moment.
+"""Read, write, create, list and remove whole objects in any store; calls that fail for a moment are tried again.
 
-Stores with conditional writes (S3, Google's, local disk, memory) create an object once even if two writers race. With
-others `create` looks first and then writes: two writers within that moment may both believe they were first.
+`create` is atomic in stores with conditional writes: S3, Google Cloud Storage, local disk and memory. In others it
+looks first and then writes, so that two writers at the same moment may both believe that they were first.
 """
 
 import errno
@@ -19,25 +19,25 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_d
 
 _T = TypeVar("_T")
 
-ATTEMPTS = 7  # about a minute in all, where the store answers at once that it cannot
-LONGEST = 120.0  # seconds after which a call is not tried again: where it does not answer, each try takes minutes
-_UPLOAD, _SLOWEST = 60.0, 2**20  # seconds an upload may take, and one more for so many bytes
-_FINAL_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+MAX_ATTEMPTS = 7  # about a minute in all if the store answers each call with an error at once
+RETRY_SECONDS = 120.0  # a call is not tried again after this: if the store does not answer, each attempt takes minutes
+_UPLOAD_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 2**20  # an upload may take the seconds, plus its size at the rate
+_FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-_HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")  # see `_synced_part`
-_FINDS_PREFIXES = {"s3", "s3a", "gs", "gcs"}
-_CONDITIONAL = _FINDS_PREFIXES | {"memory"}
+_PARTIAL_FILE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")  # see `_write_part`
+_LISTS_BY_PREFIX = {"s3", "s3a", "gs", "gcs"}
+_CREATES_ATOMICALLY = _LISTS_BY_PREFIX | {"memory"}
 _STORE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure")
 
 
 class StoreError(Exception):
-    """The store will not take what is written, however often it is asked: it is full, or forbids it."""
+    """The store refuses a write for good: it is full, forbids it, or another command has written there."""
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """What a store refuses for good becomes a `StoreError`; missing objects are no refusal."""
+def raises_store_error() -> Iterator[None]:
+    """Raise `StoreError` for an `OSError` that a retry cannot help; a missing object stays `FileNotFoundError`."""
     try:
         yield
     except OSError as error:
@@ -47,107 +47,107 @@ def refusals() -> Iterator[None]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may go through later: a reset, a timeout, throttling, an error of the server.
+    """Whether the same call may succeed later: after a reset, a timeout, throttling or a server error.
 
-    Not so a full disk, or what is missing or forbidden.
+    A full disk, or an object that is missing or forbidden, is not transient.
     """
     if isinstance(error, OSError):
-        return not isinstance(error, _FINAL_KINDS) and error.errno not in _FINAL_ERRNOS
+        return not isinstance(error, _FINAL_ERRORS) and error.errno not in _FINAL_ERRNOS
     return type(error).__module__.startswith(_STORE_LIBRARIES)
 
 
-# Waits up to 1, 2, 4, ... s, at random, so that a thousand writers do not come back all at once.
-retried: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
+# Waits up to 1, 2, 4, ... s, at random, so that a thousand writers do not all return at the same moment.
+retry_transient: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
     retry=retry_if_exception(is_transient),
     wait=wait_random_exponential(multiplier=1, max=20),
-    stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(LONGEST),
+    stop=stop_after_attempt(MAX_ATTEMPTS) | stop_after_delay(RETRY_SECONDS),
     reraise=True,
 )
 
 
-@retried
+@retry_transient
 def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write an object whole: readers see all of it or nothing.
+    """Write an object: readers see all of it or nothing.
 
-    Object stores do so by themselves; a local file is written under a hidden name, synced and renamed.
+    Object stores guarantee this; a local file is written under a hidden name, synced and renamed.
     """
     if isinstance(fs, LocalFileSystem):
-        os.replace(_synced_part(path, content), path)
+        os.replace(_write_part(path, content), path)
     else:
         _upload(fs, path, content)
 
 
-@retried
+@retry_transient
 def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
-    """Write an object whole if there is none of that name; False if there is one of other content."""
+    """Write an object if none has its name; returns False if there is one with other content."""
     try:
         if isinstance(fs, LocalFileSystem):
-            _link(_synced_part(path, content), path)
+            _link(_write_part(path, content), path)
         else:
-            if not _protocols(fs) & _CONDITIONAL:  # some fsspec file systems overwrite whatever the mode
+            if not _protocols(fs) & _CREATES_ATOMICALLY:  # some fsspec file systems ignore mode="create"
                 _refuse_existing(fs, path)
             _upload(fs, path, content, mode="create")
     except OSError as error:
-        # SeaweedFS answers EINVAL where AWS says that the object exists.
+        # SeaweedFS answers EINVAL if the object exists.
         if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
             raise
-        # The first of two tries may have gone through although its answer was lost.
+        # The first of two attempts may have succeeded although its answer was lost.
         return bool(_content(fs, path) == content)
     return True
 
 
-@retried
+@retry_transient
 def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
-    """The content of an object, or None where there is none."""
+    """The content of an object, or None if it does not exist."""
     try:
         return _content(fs, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-@retried
+@retry_transient
 def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Remove an object; one that is gone already is no error."""
+    """Remove an object, if it exists."""
     try:
         fs.rm_file(path)
     except FileNotFoundError:
         return
 
 
-@retried
+@retry_transient
 def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
-    """Sorted names of the objects in a folder that start with ``prefix``; none where there is no such folder.
+    """Sorted names of a folder's objects that start with ``prefix``; an empty list if there is no such folder.
 
-    S3 and Google's store look for the prefix themselves, so that a folder with a million objects costs nothing more.
+    S3 and Google Cloud Storage list by prefix on the server, so that the size of the folder does not matter.
     """
-    return sorted(_listed(fs, folder, prefix, False))
+    return sorted(_list(fs, folder, prefix, detail=False))
 
 
-def half_written(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
-    """What writers that were killed left in a local folder: by its name, the name of the object it was to become.
+def partial_files(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
+    """Half-written files of a local folder, each with the name of the object that it was to become.
 
-    One that is just being written looks the same; stores never show any.
+    A file that is being written at this moment looks the same as one whose writer was killed.
     """
-    found = {name: _HALF_WRITTEN.fullmatch(name) for name in names(fs, folder, ".")}
+    found = {name: _PARTIAL_FILE.fullmatch(name) for name in names(fs, folder, ".")}
     return {name: match[1] for name, match in found.items() if match}
 
 
-@retried
+@retry_transient
 def sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[str, int]:
-    """Bytes of the objects that `names` gives."""
-    return {name: int(info["size"]) for name, info in _listed(fs, folder, prefix, True).items()}
+    """The size in bytes of each object that `names` lists."""
+    return {name: int(info["size"]) for name, info in _list(fs, folder, prefix, detail=True).items()}
 
 
-def _listed(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: bool) -> dict[str, Any]:
+def _list(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: bool) -> dict[str, Any]:
     fs.invalidate_cache(folder)
     try:
-        if prefix and _protocols(fs) & _FINDS_PREFIXES:
+        if prefix and _protocols(fs) & _LISTS_BY_PREFIX:
             found = fs.find(folder, maxdepth=1, prefix=prefix, detail=detail)
         else:
             found = fs.ls(folder, detail=detail)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    fs.invalidate_cache(folder)  # else what others write from now on would be missing for this process
+    fs.invalidate_cache(folder)  # the next listing must show what others write from now on
     infos = found.values() if isinstance(found, dict) else found
     by_name = {_path(info).rstrip("/").rsplit("/", 1)[-1]: info for info in infos}
     return {name: info for name, info in by_name.items() if name.startswith(prefix)}
@@ -158,16 +158,17 @@ def _path(info: Any) -> str:
 
 
 def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """The content as it is now: file systems look a file up in old listings of its folder first."""
+    """The content as it is now: fsspec looks a file up in cached listings of its folder first."""
     fs.invalidate_cache(path)
     content: bytes = fs.cat_file(path)
     return content
 
 
 def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str = "overwrite") -> None:
-    """Write an object of a store; `TimeoutError` where it stops taking bytes: clients limit only waits for answers."""
+    """Write an object of a store; `TimeoutError` if the upload stalls, for which the clients have no limit."""
     if isinstance(fs, AsyncFileSystem):
-        sync(fs.loop, fs._pipe_file, path, content, mode=mode, timeout=_UPLOAD + len(content) / _SLOWEST)
+        timeout = _UPLOAD_SECONDS + len(content) / _MIN_BYTES_PER_SECOND
+        sync(fs.loop, fs._pipe_file, path, content, mode=mode, timeout=timeout)
     else:
         fs.pipe_file(path, content, mode=mode)
 
@@ -182,8 +183,8 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
     return {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)}
 
 
-def _synced_part(path: str, content: bytes) -> str:
-    """Write a hidden file beside a local path; returns its path."""
+def _write_part(path: str, content: bytes) -> str:
+    """Write and sync a hidden file beside a local path; returns its path."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
@@ -193,7 +194,7 @@ def _synced_part(path: str, content: bytes) -> str:
             f.flush()
             os.fsync(f.fileno())
     except BaseException:
-        # On a full disk the half file would be in the way of all that comes later.
+        # On a full disk, the partial file would take the space that later writes need.
         if os.path.exists(part):
             os.remove(part)
         raise
@@ -201,8 +202,9 @@ def _synced_part(path: str, content: bytes) -> str:
 
 
 def _link(part: str, path: str) -> None:
-    """Give a file its name unless that is taken; a hard link says so atomically. Where the file system has none, as of
-    mounted object stores, it is looked first.
+    """Rename a file unless the name is taken, atomically by a hard link.
+
+    A file system without hard links, such as a mounted object store, is checked first instead.
     """
     try:
         os.link(part, path)

@@ -1,4 +1,4 @@
-"""Credentials, kept out of messages, logs and stored files."""
+"""Mask credentials in messages, logs and stored files."""
 
 import os
 import re
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
-# Schemes whose hosts have ports: ``host:80/a@b`` names no password there, ``s3://key:80/a@b`` does.
+# Schemes whose hosts have ports: in ``http://host:80/a@b`` there is no password, in ``s3://key:80/a@b`` there is.
 _PORTS = r"(?:https?|s?ftp|ssh|smb|(?:web)?hdfs|ray|redis)"
-# Azure's: in ``container@account`` there is no user, and no credential without a password.
+# Azure: ``container@account`` names no user, so it holds a credential only with a password.
 _CONTAINERS = r"(?:abfss?|wasbs?|az)"
 _SECRET_NAME = re.compile(
     r"secret|token|pass(w|phrase)|credential|signature|connection_string|sas_|account_key|api_?key|access_?key"
     r"|(^|_)key$",
     re.I,
 )
-_SHORTEST = 8  # characters; shorter values of such names are hardly secrets, and would mask half of a message
+_MIN_SECRET_CHARS = 8  # shorter values of such names are hardly secrets, and masking them would garble a message
 
 
 def _user(blank: str, quote: str = "") -> re.Pattern[str]:
-    """``user:password@`` of a URL, where the password may hold any sign; without one the user goes to the next slash.
+    """Match ``user:password@`` of a URL; the password may hold any character, a lone user none of ``/?#``.
 
-    ``blank``, ``quote``: what ends a URL; a quote does so behind the first ``:``.
+    ``blank``, ``quote``: the characters that end a URL; a quote ends it only after the first ``:``.
     """
     return re.compile(
         rf"\b(?P<scheme>(?>(?P<ports>{_PORTS}://)|(?P<container>{_CONTAINERS}://)|[\w+.-]+://))"
@@ -35,8 +35,8 @@ def _user(blank: str, quote: str = "") -> re.Pattern[str]:
 
 
 def _queries(end: str, before: str = "") -> tuple[re.Pattern[str], ...]:
-    """What follows the path of a web address, as signatures do; of other stores, where `?` may be a glob, only
-    ``?key=...``. ``end``: the characters that end a URL. ``before``: what must stand before it.
+    """Match the query of a web address, which may be a signature; of other stores, where `?` may be a glob, only
+    ``?key=...``. ``end``: the characters that end a URL. ``before``: a lookbehind that must match before it.
     """
     return (
         re.compile(rf"(?P<url>{before}https?://[^{end}?]*)\?[^{end}]*"),
@@ -44,86 +44,85 @@ def _queries(end: str, before: str = "") -> tuple[re.Pattern[str], ...]:
     )
 
 
-class _Form(NamedTuple):
+class _Patterns(NamedTuple):
     user: re.Pattern[str]
     queries: tuple[re.Pattern[str], ...]
 
 
-# A text that begins with a scheme is one URL, whose password may hold blanks and quotes.
-_BEGINS = re.compile(r"[\w+.-]+(?:::[\w+.-]+)*://")
-_WHOLE = _Form(_user(r"\n"), _queries(r"\n"))
-# A single quote ends an address only where one stands before it.
-_WITHIN = _Form(_user(r"\s", '"'), (*_queries(r"\s'\"", "(?<=')"), *_queries(r"\s\"", "(?<!')")))
-# What stands before the value in a word of a command line: ``--input=``, ``bank.path='``.
-_NAMED = re.compile(r"((?:[^:/?]*=)?['\"]?)(.*)", re.DOTALL)
+# A text that starts with a scheme is one URL, whose password may hold blanks and quotes.
+_STARTS_WITH_SCHEME = re.compile(r"[\w+.-]+(?:::[\w+.-]+)*://")
+_ONE_URL = _Patterns(_user(r"\n"), _queries(r"\n"))
+# In other text, a single quote ends a URL only if another one precedes it.
+_URLS_IN_TEXT = _Patterns(_user(r"\s", '"'), (*_queries(r"\s'\"", "(?<=')"), *_queries(r"\s\"", "(?<!')")))
+# The part before the value in a word of a command line: ``--input=``, ``bank.path='``.
+_KEY_AND_VALUE = re.compile(r"((?:[^:/?]*=)?['\"]?)(.*)", re.DOTALL)
 
 
 def masked(text: str) -> str:
-    """A URL, or a text with URLs in it, without users, passwords and queries, nor secrets that this process was given.
+    """Mask users, passwords and queries in a URL or in a text with URLs, and all secrets of this process.
 
-    Those are values of environment variables and of fsspec's configuration whose names say so.
+    Secrets are the values of environment variables and of fsspec's configuration whose names mark them as such.
     """
-    form = _WHOLE if _BEGINS.match(text) else _WITHIN
-    text = form.user.sub(r"\g<scheme>***@", text)
-    for query in form.queries:
+    patterns = _ONE_URL if _STARTS_WITH_SCHEME.match(text) else _URLS_IN_TEXT
+    text = patterns.user.sub(r"\g<scheme>***@", text)
+    for query in patterns.queries:
         text = query.sub(r"\g<url>?***", text)
-    for secret in _given():
+    for secret in _secrets():
         text = text.replace(secret, "***")
     return text
 
 
 def masked_word(word: str) -> str:
-    """A word of a command line, masked; the value of ``name=value`` may be a URL by itself."""
-    return masked(_NAMED.sub(lambda found: found[1] + masked(found[2]), word, count=1))
+    """Mask a word of a command line; the value of ``name=value`` may be a URL."""
+    return masked(_KEY_AND_VALUE.sub(lambda match: match[1] + masked(match[2]), word, count=1))
 
 
 def masked_path(path: str) -> str:
-    """A path of a store as it is stored: of web addresses alone it is the whole URL."""
+    """Mask a path of a store as fsspec gives it: for a web address that is the whole URL."""
     return masked(path) if "://" in path else path
 
 
 def password_of(url: str) -> str | None:
-    """``user:password`` of a URL, or the user of a web address; None where there is neither."""
-    for found in _WHOLE.user.finditer(url):
-        if ":" in found["user"] or found["scheme"].startswith("http"):
-            return str(found["user"])
+    """The ``user:password`` of a URL, or the user of a web address; None if it has neither."""
+    for match in _ONE_URL.user.finditer(url):
+        if ":" in match["user"] or match["scheme"].startswith("http"):
+            return str(match["user"])
     return None
 
 
 @contextmanager
 def masking() -> Iterator[None]:
-    """Errors with a secret in them become such without: for code whose errors others print or store."""
+    """Raise errors without the secrets in them: for code whose errors are printed or stored by others."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = str(error)
-        if masked(said) == said:
+        message = str(error)
+        if masked(message) == message:
             raise
-        raise RuntimeError(f"{type(error).__name__}: {masked(said)}") from None
+        raise RuntimeError(f"{type(error).__name__}: {masked(message)}") from None
 
 
-def one_line(error: Exception) -> str:
-    """What a library said, on one line, without credentials."""
-    said = "no such file" if isinstance(error, FileNotFoundError) else masked(" ".join(str(error).split()))
-    return said or type(error).__name__
+def masked_error(error: Exception) -> str:
+    """The message of an error on one line, masked."""
+    return "no such file" if isinstance(error, FileNotFoundError) else masked(one_line(error, max_chars=None))
 
 
-def _given() -> set[str]:
-    named = [
+def _secrets() -> set[str]:
+    variables = [
         (name, value) for name, value in os.environ.items() if not name.endswith(("_FILE", "_DIR", "_PATH", "_URL"))
     ]
     return {
         value
-        for name, value in [*named, *_flat(fsspec.config.conf)]
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name)
+        for name, value in [*variables, *_flatten(fsspec.config.conf)]
+        if len(value) >= _MIN_SECRET_CHARS and _SECRET_NAME.search(name)
     }
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value)
+            yield from _flatten(value)
         elif isinstance(value, str):
             yield name, value

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.records import DATA, DEAD
-from pipeline.storage.commit import log as commit_module
+from pipeline.storage.commit import marker_store as markers_module
 from pipeline.storage.commit import output_files as outputs_module
 from pipeline.storage.commit.counts import Counts, count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.store import bulk as many_module
 from pipeline.storage.store.objects import create, put, remove
 
@@ -44,7 +45,7 @@ def crash_at(write: int | None) -> Iterator[None]:
 
     with (
         mock.patch.object(outputs_module, "put", dying(put)),
-        mock.patch.object(commit_module, "create", dying(create)),
+        mock.patch.object(markers_module, "create", dying(create)),
         mock.patch.object(many_module, "remove", dying(remove)),
     ):
         yield
@@ -72,23 +73,23 @@ def dead_table(rows: list[int]) -> pa.Table:
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DEAD], schema=DEAD)
 
 
-def write_shard(log: CommitLog, name: str, rows: list[int], window: int = WINDOW) -> Shard:
+def write_shard(store: MarkerStore, name: str, rows: list[int], window: int = WINDOW) -> Shard:
     """What a write task does with the rows it got."""
     answered, dead = [r for r in rows if not is_dead(r)], [r for r in rows if is_dead(r)]
     tables = data_table(answered, name), dead_table(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    shard = Shard(f"{log.prefix(window)}{name}", None, None, *places, count_rows(*tables))
-    return log.commit(shard, *tables)
+    shard = Shard(f"{store.shard_prefix(window)}{name}", None, None, *places, count_rows(*tables))
+    return commit_shard(store, shard, *tables)
 
 
-def visible(log: CommitLog, kind: str, column: str = "id") -> list[str]:
+def visible(store: MarkerStore, kind: str, column: str = "id") -> list[str]:
     """Values of a column over all files that a reader takes."""
-    files = [io.BytesIO(log.fs.cat_file(path)) for path in log.committed_files(kind)]
+    files = [io.BytesIO(store.fs.cat_file(path)) for path in store.committed_files(kind)]
     return [value for file in files for value in pq.read_table(file)[column].to_pylist()]
 
 
-def visible_rows(log: CommitLog) -> list[int]:
-    rows = {kind: [int(identity) for identity in visible(log, kind)] for kind in ("data", "dead")}
+def visible_rows(store: MarkerStore) -> list[int]:
+    rows = {kind: [int(identity) for identity in visible(store, kind)] for kind in ("data", "dead")}
     assert [r for r in rows["data"] if is_dead(r)] + [r for r in rows["dead"] if not is_dead(r)] == []
     return sorted(rows["data"] + rows["dead"])
 

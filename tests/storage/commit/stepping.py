@@ -9,7 +9,7 @@ from unittest import mock
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from pipeline.storage.commit import log as commit_module
+from pipeline.storage.commit import marker_store as markers_module
 from pipeline.storage.commit import orphans as sweep_module
 from pipeline.storage.commit import output_files as outputs_module
 from pipeline.storage.store import bulk as many_module
@@ -82,9 +82,9 @@ def in_steps() -> Iterator[None]:
     """Let each actor wait before it lists, reads, writes or removes objects."""
     with (
         mock.patch.object(outputs_module, "put", waiting(put)),
-        mock.patch.object(commit_module, "create", waiting(create)),
-        mock.patch.object(commit_module, "names", waiting(names)),
-        mock.patch.object(commit_module, "read", waiting(read)),
+        mock.patch.object(markers_module, "create", waiting(create)),
+        mock.patch.object(markers_module, "names", waiting(names)),
+        mock.patch.object(markers_module, "read", waiting(read)),
         mock.patch.object(many_module, "read", waiting(read)),
         mock.patch.object(many_module, "remove", waiting(remove)),
         mock.patch.multiple(sweep_module, names=waiting(names), remove=waiting(remove)),

@@ -10,9 +10,9 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from pipeline.storage.commit.compaction import merge_files
-from pipeline.storage.commit.log import CommitLog
-from pipeline.storage.commit.orphans import sweep_unnamed
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
+from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, tally_of, visible_rows, write_shard
@@ -26,22 +26,21 @@ class Interleaved(Interleaving):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = CommitLog(memory_url())
-        self.discarded = CommitLog(self.log.url)
-        self.log.run, self.discarded.run = "today", "yesterday"
+        self.store = MarkerStore(memory_url()).with_run("today")
+        self.discarded = self.store.with_run("yesterday")
         self.finished = False
 
     def end(self) -> None:
         """Whatever happened: the next driver, alone, ends with each row once, and nothing else is left."""
-        if WINDOW not in self.log.finished_windows():
-            self._finish(self.log, "last", 10_000)
-        self.log.sweep_finished()
-        sweep_unnamed(self.log)
+        if WINDOW not in self.store.finished_windows():
+            self._finish(self.store, "last", 10_000)
+        sweep_finished_windows(self.store)
+        remove_orphans(self.store)
         self.a_finished_window_has_every_row_once()
         for kind in ("data", "dead"):
-            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
-            assert names(self.log.fs, self.log.path(kind)) == named
-        assert names(self.log.fs, self.log.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+            named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
+            assert names(self.store.fs, self.store.path(kind)) == named
+        assert names(self.store.fs, self.store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
 
     @precondition(lambda self: self.working() < 4)
     @rule(
@@ -52,12 +51,12 @@ class Interleaved(Interleaving):
     )
     def start(self, what: str, late: bool, rows: list[int], join: int) -> None:
         """A task with any rows, answered before or not; a driver at the end of its window, or one that resumes."""
-        log = self.discarded if late else self.log
+        store = self.discarded if late else self.store
         name = f"{len(self.actors):03d}-0"
         kinds: dict[str, Callable[[], Any]] = {
-            "write": partial(write_shard, log, name, rows),
-            "finish": partial(self._finish, log, name, join),
-            "sweep": log.sweep_finished,
+            "write": partial(write_shard, store, name, rows),
+            "finish": partial(self._finish, store, name, join),
+            "sweep": partial(sweep_finished_windows, store),
         }
 
         def work() -> None:
@@ -68,24 +67,26 @@ class Interleaved(Interleaving):
 
     @invariant()
     def look(self) -> None:
-        rows = visible_rows(self.log)
+        rows = visible_rows(self.store)
         assert len(rows) == len(set(rows))
-        assert not [path for kind in ("data", "dead") for path in self.log.committed_files(kind) if "yesterday" in path]
+        assert not [
+            path for kind in ("data", "dead") for path in self.store.committed_files(kind) if "yesterday" in path
+        ]
 
     @invariant()
     def a_finished_window_has_every_row_once(self) -> None:
-        self.finished = self.finished or WINDOW in self.log.finished_windows()
+        self.finished = self.finished or WINDOW in self.store.finished_windows()
         if self.finished:  # once and for all
             event(f"finished with {self.working()} at work")
-            assert visible_rows(self.log) == list(range(ROWS))
-            assert self.log.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
+            assert visible_rows(self.store) == list(range(ROWS))
+            assert self.store.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
 
     @staticmethod
-    def _finish(log: CommitLog, name: str, join: int) -> None:
-        answered = {row for shard in log.shards(WINDOW) for row in shard.rows.tolist()}
+    def _finish(store: MarkerStore, name: str, join: int) -> None:
+        answered = {row for shard in store.shards(WINDOW) for row in shard.rows.tolist()}
         if missing := sorted(set(range(ROWS)) - answered):
-            write_shard(log, name, missing)
-        log.finish_window(WINDOW, ROWS, partial(merge_files, log, WINDOW, join))
+            write_shard(store, name, missing)
+        finish_window(store, WINDOW, ROWS, join)
 
 
 class ManyInterleaved(Interleaved):

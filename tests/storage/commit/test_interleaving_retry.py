@@ -13,10 +13,11 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from pipeline.records import DEAD
 from pipeline.storage.commit.counts import count_rows
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
-from pipeline.storage.commit.orphans import sweep_unnamed
-from pipeline.storage.commit.retry import RetryFilter, amend_window, rows_to_retry
+from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
+from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters, rows_to_retry
+from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.store.objects import StoreError, names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, data_table
@@ -35,15 +36,15 @@ def letters(rows: list[int]) -> pa.Table:
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DEAD], schema=DEAD)
 
 
-def write(log: CommitLog, name: str, answered: list[int], dead: list[int]) -> None:
+def write(store: MarkerStore, name: str, answered: list[int], dead: list[int]) -> None:
     """A shard of rows that are answered, and of rows that are dead (again)."""
     tables = data_table(answered), letters(dead)
     places = np.array(answered, np.int64), np.array(dead, np.int64)
-    log.commit(Shard(f"{log.prefix(WINDOW)}{name}", None, None, *places, count_rows(*tables)), *tables)
+    commit_shard(store, Shard(f"{store.shard_prefix(WINDOW)}{name}", None, None, *places, count_rows(*tables)), *tables)
 
 
-def seen(log: CommitLog, kind: str) -> list[int]:
-    files = [io.BytesIO(log.fs.cat_file(path)) for path in log.committed_files(kind)]
+def seen(store: MarkerStore, kind: str) -> list[int]:
+    files = [io.BytesIO(store.fs.cat_file(path)) for path in store.committed_files(kind)]
     return [int(identity) for file in files for identity in pq.read_table(file)["id"].to_pylist()]
 
 
@@ -53,22 +54,22 @@ class Retried(Interleaving):
     def __init__(self) -> None:
         super().__init__()
         self.url = memory_url()
-        self.log = self._new_log()
-        write(self.log, "a-0", [0, 4], [])
-        write(self.log, "b-0", [], [1, 2, 3, 5, 6, 7])
-        self.log.finish_window(WINDOW, ROWS)
+        self.store = self._new_log()
+        write(self.store, "a-0", [0, 4], [])
+        write(self.store, "b-0", [], [1, 2, 3, 5, 6, 7])
+        finish_window(self.store, WINDOW, ROWS)
         self.answered = {0, 4}
-        self.sessions: list[tuple[CommitLog, list[int]]] = []
+        self.sessions: list[tuple[MarkerStore, list[int]]] = []
         self.holder = 0  # the command that holds the lease
 
     def end(self) -> None:
         """However it came: the next command, alone, answers all that is left, and nothing else lies there."""
         self._retry(10_000, [], False)
-        assert (sorted(seen(self.log, "data")), seen(self.log, "dead")) == (list(range(ROWS)), [])
+        assert (sorted(seen(self.store, "data")), seen(self.store, "dead")) == (list(range(ROWS)), [])
         for kind in ("data", "dead"):
-            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
-            assert names(self.log.fs, self.log.path(kind)) == named
-        assert len(names(self.log.fs, self.log.path("_commits"))) == 1
+            named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
+            assert names(self.store.fs, self.store.path(kind)) == named
+        assert len(names(self.store.fs, self.store.path("_commits"))) == 1
 
     @precondition(lambda self: self.working() < 4)
     @rule(dead=st.lists(st.integers(0, ROWS - 1), unique=True), odd=st.booleans())
@@ -87,18 +88,18 @@ class Retried(Interleaving):
     @rule(data=st.data())
     def write_late(self, data: st.DataObject) -> None:
         """A task of a command, which may have ended long ago."""
-        log, retried = data.draw(st.sampled_from(self.sessions))
+        store, retried = data.draw(st.sampled_from(self.sessions))
         rows = data.draw(st.lists(st.sampled_from(retried), min_size=1, unique=True))
         name = f"late-{len(self.actors)}"
-        self.actors.append(Actor(lambda: write(log, name, sorted(rows), [])))
+        self.actors.append(Actor(lambda: write(store, name, sorted(rows), [])))
 
     @invariant()
     def look(self) -> None:
-        data, dead = seen(self.log, "data"), seen(self.log, "dead")
+        data, dead = seen(self.store, "data"), seen(self.store, "dead")
         assert sorted(data + dead) == list(range(ROWS))
         assert self.answered <= set(data), "an answer that was there is lost"
         self.answered = set(data)
-        counted = self.log.newest(WINDOW)[1].counts
+        counted = self.store.newest_marker(WINDOW)[1].counts
         assert (counted.data, counted.dead) == (len(data), len(dead))
 
     def _retry(self, number: int, dead: list[int], odd: bool) -> None:
@@ -108,25 +109,23 @@ class Retried(Interleaving):
             if number not in (self.holder, 10_000):
                 raise TakenOverError
 
-        log = self._new_log()
-        log.sweep_finished(fence=True)
-        log.begin_session()
+        store = self._new_log()
+        sweep_finished_windows(store, fence=True)
+        store = store.with_session()
         wanted = RetryFilter(errors=["Error1"] if odd else None)
-        retried = rows_to_retry(log, log.newest(WINDOW)[1], wanted)
+        retried = rows_to_retry(store, store.newest_marker(WINDOW)[1], wanted)
         if len(retried):
-            marker, _ = log.newest(WINDOW)
-            self.sessions.append((log, retried.tolist()))
+            marker, _ = store.newest_marker(WINDOW)
+            self.sessions.append((store, retried.tolist()))
             for place, part in enumerate(np.array_split(retried, 2)):
                 rows = part.tolist()
-                write(log, f"{number}-{place}", [r for r in rows if r not in dead], [r for r in rows if r in dead])
+                write(store, f"{number}-{place}", [r for r in rows if r not in dead], [r for r in rows if r in dead])
             check()
-            amend_window(log, WINDOW, marker, 0, retried)
-        sweep_unnamed(log, check, fence=True)
+            replace_dead_letters(store, WINDOW, marker, 0, retried)
+        remove_orphans(store, check, fence=True)
 
-    def _new_log(self) -> CommitLog:
-        log = CommitLog(self.url)
-        log.run = "today"
-        return log
+    def _new_log(self) -> MarkerStore:
+        return MarkerStore(self.url).with_run("today")
 
 
 class ManyRetried(Retried):

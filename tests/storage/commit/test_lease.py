@@ -88,7 +88,7 @@ def test_a_lease_without_heartbeat_is_taken_over_and_its_holder_told(url: str) -
 def test_a_killed_process_of_this_machine_is_no_holder(tmp_path: Path) -> None:
     url = str(tmp_path / "out")
     words = [sys.executable, "-c", HOLD.format(url=url)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as first:
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"held\n"
         first.send_signal(signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_a_killed_process_of_this_machine_is_no_holder(tmp_path: Path) -> None:
 def test_a_reused_process_number_does_not_hold(tmp_path: Path) -> None:
     with lease(str(tmp_path)) as first:
         content = orjson.loads(first._content(0))
-        content["boot"] += "0"  # a process of this machine that began later
+        content["process"] += "0"  # a process of this machine that began later
     put(first.fs, first._path(7), orjson.dumps(content))
     with lease(str(tmp_path)) as second:
         assert second._number == 8
@@ -112,12 +112,12 @@ def test_a_process_of_another_container_is_not_taken_for_dead(tmp_path: Path) ->
     said: list[str] = []
     with lease(str(tmp_path)) as first:
         content = orjson.loads(first._content(0)) | {"pid": 2**22 + 1}  # no process has this number
-        machine, numbers, started = content["boot"].split()
-        content["boot"] = f"{machine} {numbers[:-1]}0] {started}"
+        machine, numbers, started = content["process"].split()
+        content["process"] = f"{machine} {numbers[:-1]}0] {started}"
     put(first.fs, first._path(7), orjson.dumps(content))
     with lease(str(tmp_path), said):
         assert "taking over" in said[-1]
-    put(first.fs, first._path(9), orjson.dumps(content | {"boot": f"{machine} {numbers} {started}"}))
+    put(first.fs, first._path(9), orjson.dumps(content | {"process": f"{machine} {numbers} {started}"}))
     said.clear()
     with lease(str(tmp_path), said):
         assert said == [], "of this one it is seen that it is gone"
@@ -137,7 +137,7 @@ def test_the_store_may_fail_for_some_beats(url: str, monkeypatch: pytest.MonkeyP
     lost = threading.Event()
     with lease(url, said, lost) as held:
         broken = threading.Event()
-        real = held._last
+        real = held._last_number
 
         def failing() -> int:
             if not broken.is_set():
@@ -145,7 +145,7 @@ def test_the_store_may_fail_for_some_beats(url: str, monkeypatch: pytest.MonkeyP
                 raise RuntimeError("store is down")
             return real()
 
-        monkeypatch.setattr(held, "_last", failing)
+        monkeypatch.setattr(held, "_last_number", failing)
         assert broken.wait(5)
         time.sleep(0.2)
     assert any("no heartbeat written" in line for line in said)

@@ -13,9 +13,11 @@ import pytest
 from pipeline.storage.commit import orphans as sweep_module
 from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.lease import Lease
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import WindowFiles
-from pipeline.storage.commit.orphans import sweep_unnamed
+from pipeline.storage.commit.orphans import remove_orphans
+from pipeline.storage.commit.replace import replace_window
+from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import StoreError, names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, data_table, visible_rows, write_shard
@@ -47,70 +49,70 @@ def test_what_a_killed_driver_was_writing_is_swept_by_the_next(tmp_path: Path, c
     own = tmp_path / ".notes.part"  # of somebody else
     own.write_text("mine")
     with Lease(str(tmp_path), lambda: None):
-        sweep_unnamed(CommitLog(str(tmp_path)))
+        remove_orphans(MarkerStore(str(tmp_path)))
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".notes.part", "_lease/000000.json"}
 
 
 def amended(url: str) -> str:
     """Another command takes the output over and gives the window an answer more; returns its file."""
-    other = CommitLog(url)
-    name, before = other.newest(WINDOW)
-    file = other.write_table("data", f"{other.prefix(WINDOW)}retry", data_table([4]))
+    other = MarkerStore(url)
+    name, before = other.newest_marker(WINDOW)
+    file = other.write_table("data", f"{other.shard_prefix(WINDOW)}retry", data_table([4]))
     assert file is not None
-    other.replace_window(WINDOW, name, replace(before, data=[*before.data, file]))
+    replace_window(other, WINDOW, name, replace(before, data=[*before.data, file]))
     return file
 
 
 @pytest.mark.parametrize("when", ["as it lists", "after it"])
 def test_a_sweep_that_sleeps_removes_nothing_of_its_successor(when: str) -> None:
-    log = CommitLog(memory_url())
-    write_shard(log, "a-0", [0, 1, 2])
-    log.finish_window(WINDOW, 3)
-    late = log.write_table("data", f"{log.prefix(WINDOW)}late", data_table([0]))
+    store = MarkerStore(memory_url())
+    write_shard(store, "a-0", [0, 1, 2])
+    finish_window(store, WINDOW, 3)
+    late = store.write_table("data", f"{store.shard_prefix(WINDOW)}late", data_table([0]))
     added: list[str] = []
 
     def sleeping(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
         if folder.endswith("data") and not added:
-            added.append(amended(log.url))
+            added.append(amended(store.url))
         return names(fs, folder, prefix)
 
     def check() -> None:
         if not added:
-            added.append(amended(log.url))
+            added.append(amended(store.url))
 
     with mock.patch.object(sweep_module, "names", sleeping if when == "as it lists" else names):
-        sweep_unnamed(log, check)
-    assert visible_rows(log) == [0, 1, 2, 4]
+        remove_orphans(store, check)
+    assert visible_rows(store) == [0, 1, 2, 4]
     assert late is not None
-    assert not log.fs.exists(log.path(late))
+    assert not store.fs.exists(store.path(late))
 
 
 def test_a_sweep_of_who_lost_the_lease_removes_nothing() -> None:
-    log = CommitLog(memory_url())
-    write_shard(log, "a-0", [0, 1, 2])
-    log.finish_window(WINDOW, 3)
-    late = log.write_table("data", f"{log.prefix(WINDOW)}late", data_table([0]))
+    store = MarkerStore(memory_url())
+    write_shard(store, "a-0", [0, 1, 2])
+    finish_window(store, WINDOW, 3)
+    late = store.write_table("data", f"{store.shard_prefix(WINDOW)}late", data_table([0]))
     assert late is not None
 
     def check() -> None:
         raise RuntimeError("taken over")
 
     with pytest.raises(RuntimeError, match="taken over"):
-        sweep_unnamed(log, check)
-    assert log.fs.exists(log.path(late))
+        remove_orphans(store, check)
+    assert store.fs.exists(store.path(late))
 
 
 def test_what_came_late_is_swept_behind_a_fence() -> None:
     """A command that slept since it looked at its lease cannot give the window a marker that names what is gone."""
-    log = CommitLog(memory_url())
-    write_shard(log, "a-0", [0, 1, 2])
-    log.finish_window(WINDOW, 3)
-    slept = CommitLog(log.url)
-    before, _ = slept.newest(WINDOW)
-    late = slept.write_table("data", f"{slept.prefix(WINDOW)}late", data_table([4]))
+    store = MarkerStore(memory_url())
+    write_shard(store, "a-0", [0, 1, 2])
+    finish_window(store, WINDOW, 3)
+    slept = MarkerStore(store.url)
+    before, _ = slept.newest_marker(WINDOW)
+    late = slept.write_table("data", f"{slept.shard_prefix(WINDOW)}late", data_table([4]))
     assert late is not None
-    sweep_unnamed(log, fence=True)
+    remove_orphans(store, fence=True)
     with pytest.raises(StoreError, match="meanwhile"):
-        slept.replace_window(WINDOW, before, WindowFiles([late], [], Counts(data=1)))
-    assert visible_rows(log) == [0, 1, 2]
+        replace_window(slept, WINDOW, before, WindowFiles([late], [], Counts(data=1)))
+    assert visible_rows(store) == [0, 1, 2]

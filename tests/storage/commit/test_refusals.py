@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.store.objects import StoreError
 from tests.storage import memory_url
 from tests.storage.commit.committing import write_shard
@@ -32,16 +32,16 @@ def answering(call: str, error: Exception) -> Iterator[None]:
     ],
 )
 def test_a_commit_that_the_store_refuses_is_a_store_error(call: str, error: Exception, said: str) -> None:
-    log = CommitLog(memory_url())
+    store = MarkerStore(memory_url())
     with answering(call, error), pytest.raises(StoreError, match=said) as caught:
-        write_shard(log, "a", [0, 1])
+        write_shard(store, "a", [0, 1])
     assert caught.value.__cause__ is error
-    assert list(log.shards(3)) == []
-    write_shard(log, "a", [0, 1])
-    assert len(list(log.shards(3))) == 1
+    assert list(store.shards(3)) == []
+    write_shard(store, "a", [0, 1])
+    assert len(list(store.shards(3))) == 1
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("no such bucket"), ValueError("a mistake")])
 def test_other_errors_of_a_commit_stay_what_they_are(error: Exception) -> None:
     with answering("pipe_file", error), pytest.raises(type(error)):
-        write_shard(CommitLog(memory_url()), "a", [0, 1])
+        write_shard(MarkerStore(memory_url()), "a", [0, 1])

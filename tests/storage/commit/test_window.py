@@ -1,11 +1,10 @@
-from functools import partial
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipeline.storage.commit.compaction import merge_files
-from pipeline.storage.commit.log import CommitLog
+from pipeline.storage.commit.marker_store import MarkerStore
+from pipeline.storage.commit.orphans import sweep_finished_windows
+from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, KilledError, crash_at, tally_of, visible_rows, write_shard
@@ -20,7 +19,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = CommitLog(memory_url())
+        self.store = MarkerStore(memory_url())
         self.tasks: dict[str, list[int]] = {}  # the rows of every write task that was ever started
         self.attempt = 0
         self.finished = False
@@ -44,22 +43,22 @@ class WindowMachine(RuleBasedStateMachine):
     @rule()
     def new_driver(self) -> None:
         self.attempt += 1
-        self.log = CommitLog(self.log.url)
+        self.store = MarkerStore(self.store.url)
 
     @precondition(lambda self: not self.finished)
     @rule(crash=crashes, join=st.sampled_from([0, 1, 10_000, 1_000_000]))
     def finish(self, crash: int | None, join: int) -> None:
         """Answer the rows that are missing in this driver's tasks, then close the window, as the job does."""
-        answered = {row for shard in self.log.shards(WINDOW) for row in shard.rows.tolist()}
+        answered = {row for shard in self.store.shards(WINDOW) for row in shard.rows.tolist()}
         missing = sorted(set(range(ROWS)) - answered)
         if missing:
             task = sum(name.startswith(f"{self.attempt:03d}") for name in self.tasks)
             self._write(f"{self.attempt:03d}-{task:06d}", missing, None)
         try:
             with crash_at(crash):
-                self.log.finish_window(WINDOW, ROWS, partial(merge_files, self.log, WINDOW, join))
+                finish_window(self.store, WINDOW, ROWS, join)
         except KilledError:
-            self.finished = WINDOW in self.log.finished_windows()
+            self.finished = WINDOW in self.store.finished_windows()
             return
         self.finished = True
         self._only_named_files_are_left()
@@ -70,7 +69,7 @@ class WindowMachine(RuleBasedStateMachine):
         """What a driver that resumes does first."""
         try:
             with crash_at(crash):
-                swept = self.log.sweep_finished()
+                swept = sweep_finished_windows(self.store)
         except KilledError:
             return
         if swept:
@@ -78,26 +77,26 @@ class WindowMachine(RuleBasedStateMachine):
 
     def _only_named_files_are_left(self) -> None:
         for kind in ("data", "dead"):
-            named = sorted(path.rsplit("/", 1)[1] for path in self.log.committed_files(kind))
-            assert names(self.log.fs, f"{self.log.root}/{kind}") == named
-        assert names(self.log.fs, f"{self.log.root}/_commits") == [f"window-{WINDOW:06d}.json"]
+            named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
+            assert names(self.store.fs, f"{self.store.root}/{kind}") == named
+        assert names(self.store.fs, f"{self.store.root}/_commits") == [f"window-{WINDOW:06d}.json"]
 
     @invariant()
     def no_row_is_seen_twice(self) -> None:
-        rows = visible_rows(self.log)
+        rows = visible_rows(self.store)
         assert len(rows) == len(set(rows))
 
     @invariant()
     def a_finished_window_has_every_row_once_and_counts_it(self) -> None:
         if self.finished:
-            assert visible_rows(self.log) == list(range(ROWS))
-            assert self.log.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
+            assert visible_rows(self.store) == list(range(ROWS))
+            assert self.store.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
 
     def _write(self, name: str, rows: list[int], crash: int | None) -> None:
         self.tasks[name] = rows
         try:
             with crash_at(crash):
-                write_shard(self.log, name, rows)
+                write_shard(self.store, name, rows)
         except KilledError:
             return
 

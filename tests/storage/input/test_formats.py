@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.input.formats import InputRow, SeekPoint, format_of, jsonl
+from pipeline.storage.input import formats
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.formats import Format, InputRow, SeekPoint, format_of, jsonl
+from pipeline.storage.input.formats.base import FILE_START
 from pipeline.storage.input.formats.jsonl import parse_line
+from pipeline.storage.input.plan import plan_input
 from tests.storage import MEMORY, SUFFIXES, encoded, memory_url, user_error, write_file
 
 
 def scanned(content: bytes, suffix: str) -> list[tuple[int, InputRow]]:
     path = write_file(f"{memory_url()}/file{suffix}", content)
-    return list(format_of(path).scan(MEMORY, path))
+    return list(format_of(path).read(MEMORY, path))
 
 
 def rows_of(content: bytes, suffix: str) -> list[InputRow]:
@@ -51,10 +55,10 @@ def test_suffixes_are_known_in_any_case(suffix: str) -> None:
 def test_reading_from_any_seek_point_gives_the_rest_of_the_file(suffix: str) -> None:
     path = write_file(f"{memory_url()}/f{suffix}", encoded([{"n": str(n)} for n in range(10)], suffix))
     kind = format_of(path)
-    found = list(kind.scan(MEMORY, path))
+    found = list(kind.read(MEMORY, path))
     starts = {offset: at for at, (offset, _) in reversed(list(enumerate(found)))}
     for offset, at in starts.items():
-        assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == [row for _, row in found[at:]]
+        assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == found[at:]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -64,8 +68,23 @@ def test_large_files_can_be_entered_in_the_middle(suffix: str) -> None:
 
 
 def test_a_file_of_an_unknown_kind_is_named() -> None:
-    with user_error("/x/notes.txt", ".jsonl"):
+    with user_error("/x/notes.txt", *SUFFIXES):
         format_of("/x/notes.txt")
+
+
+def test_a_new_format_is_one_class_and_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text(Format):
+        suffixes = (".txt",)
+
+        def read(self, fs: Any, path: str, start: SeekPoint = FILE_START) -> Iterator[tuple[int, InputRow]]:
+            return ((0, InputRow({"prompt": line.decode()})) for line in fs.cat_file(path).splitlines())
+
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Text()))
+    url = memory_url()
+    write_file(f"{url}/a.txt", b"one\ntwo\n")
+    assert plan_input(url, 10, Columns()).rows == 2
+    with user_error(*SUFFIXES, ".txt"):
+        format_of("/x/a.pdf")
 
 
 BAD_LINES = {
@@ -160,9 +179,9 @@ def test_random_lines_are_read_alike_from_every_seek_point(content: bytes, longe
     path = write_file(f"{memory_url()}/f.jsonl", content)
     kind = format_of(path)
     with longest_line(longest):
-        found = list(kind.scan(MEMORY, path))
+        found = list(kind.read(MEMORY, path))
         for at, (offset, _) in enumerate(found):
-            assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == [row for _, row in found[at:]]
+            assert list(kind.read(MEMORY, path, SeekPoint(at, offset))) == found[at:]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -222,13 +241,13 @@ def test_a_csv_without_lines_has_no_rows(content: bytes) -> None:
 def test_a_csv_header_that_cannot_be_used_is_refused(content: bytes, problem: str) -> None:
     with user_error("bad.csv", problem):
         path = write_file(f"{memory_url()}/bad.csv", content)
-        list(format_of(path).scan(MEMORY, path))
+        list(format_of(path).read(MEMORY, path))
 
 
 def test_a_file_that_is_not_parquet_is_refused() -> None:
     path = write_file(f"{memory_url()}/bad.parquet", b"hello, this is no parquet file")
     with user_error("bad.parquet"):
-        list(format_of(path).scan(MEMORY, path))
+        list(format_of(path).read(MEMORY, path))
     with user_error("bad.parquet"):
         format_of(path).schema(MEMORY, path)
 

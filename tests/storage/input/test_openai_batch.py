@@ -6,14 +6,14 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.engine import Sampling, overridden
+from pipeline.engine import Sampling, override_sampling
 from pipeline.records import Record
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.formats import InputRow, format_of
 from pipeline.storage.input.formats.openai_batch import as_record
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
-from pipeline.storage.output.export import answer_of
+from pipeline.storage.output.export import openai_response
 from tests.storage import memory_url, user_error, write_file
 
 COLUMNS = Columns("custom_id", sampling="sampling", layout="openai_batch")
@@ -36,7 +36,7 @@ def record(values: dict[str, Any]) -> Record:
 def sampling(**body: Any) -> Sampling:
     made = record(request(**body))
     assert made.dead is None
-    return overridden(Sampling(), made.sampling or {})
+    return override_sampling(Sampling(), made.sampling or {})
 
 
 def test_a_request_is_a_record() -> None:
@@ -115,7 +115,7 @@ def test_files_of_requests_are_planned_and_read() -> None:
     assert [r.id for r in records[:5]] == [f"r{i}" for i in range(5)]
     assert [r.dead.error_type for r in records if r.dead] == ["InvalidJson", "DuplicateId"]
     assert plan.passed.names == ["request_url", "request_model", "sampling"]
-    with user_error("is no .jsonl or .jsonl.gz", "a.parquet"):
+    with user_error("has none of the suffixes .jsonl, .jsonl.gz", "a.parquet"):
         format_of("a.parquet", "openai_batch")
 
 
@@ -134,7 +134,7 @@ def test_an_answer_has_the_form_of_the_api() -> None:
         "request_url": "/v1/chat/completions",
         "logprobs": [token | {"top_logprobs": [token]}],
     }
-    line = answer_of(row, "base")
+    line = openai_response(row, "base")
     assert (line["custom_id"], line["error"], line["response"]["status_code"]) == ("r1", None, 200)
     body = line["response"]["body"]
     assert (body["object"], body["model"], body["usage"]["total_tokens"]) == ("chat.completion", "gpt-x", 5)
@@ -142,6 +142,6 @@ def test_an_answer_has_the_form_of_the_api() -> None:
     assert choice["message"] == {"role": "assistant", "content": "yes"}
     assert choice["logprobs"]["content"][0]["bytes"] == [195, 169]
     several = [{"output": o, "finish_reason": r, "logprobs": None} for o, r in (("a", "length"), ("b", "choice"))]
-    text = answer_of(row | {"request_url": "/v1/completions", "outputs": several}, "base")["response"]["body"]
+    text = openai_response(row | {"request_url": "/v1/completions", "outputs": several}, "base")["response"]["body"]
     choices = [(c["index"], c["text"], c["finish_reason"]) for c in text["choices"]]
     assert choices == [(0, "a", "length"), (1, "b", "stop")]

@@ -122,7 +122,7 @@ def test_a_saved_folder_is_input(tmp_path: Path) -> None:
     ]
     assert records_of(str(tmp_path / "saved" / "data-00000-of-00002.arrow"))[-1].id == "r1249"
     (tmp_path / "saved" / "data-00001-of-00002.arrow").unlink()
-    with user_error("lacks data-00001-of-00002.arrow", "save the data set anew"):
+    with user_error("lacks data-00001-of-00002.arrow", "save the data set again"):
         records_of(str(tmp_path / "saved"))
 
 

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage.store import objects
-from pipeline.storage.store.objects import ATTEMPTS, create, is_transient, names, put, read, remove
+from pipeline.storage.store.objects import MAX_ATTEMPTS, create, is_transient, names, put, read, remove
 from tests.storage import memory_url
 
 LOCAL = LocalFileSystem()
@@ -60,7 +60,7 @@ def failing(fs: Any, name: str, errors: list[Exception]) -> Any:
 def test_a_store_that_fails_for_a_moment_is_asked_again(error: Exception) -> None:
     fs = MemoryFileSystem()
     path = f"/{os.urandom(4).hex()}/a"
-    with failing(fs, "pipe_file", [error] * (ATTEMPTS - 1)):
+    with failing(fs, "pipe_file", [error] * (MAX_ATTEMPTS - 1)):
         put(fs, path, b"one")
     with failing(fs, "cat_file", [error] * 2):
         assert read(fs, path) == b"one"
@@ -75,7 +75,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(error: Exception) -> Non
 
 def test_a_store_that_stays_broken_is_given_up() -> None:
     fs = MemoryFileSystem()
-    with failing(fs, "pipe_file", [ConnectionResetError("reset")] * ATTEMPTS), pytest.raises(ConnectionResetError):
+    with failing(fs, "pipe_file", [ConnectionResetError("reset")] * MAX_ATTEMPTS), pytest.raises(ConnectionResetError):
         put(fs, "/broken/a", b"one")
 
 

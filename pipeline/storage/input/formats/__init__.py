@@ -1,7 +1,7 @@
-"""Input formats. A format is one file with a `Format`, and an entry in `FORMATS`."""
+"""Input formats. To add one, write a file with a `Format` and add it to `FORMATS`."""
 
 from pipeline.errors import UserError
-from pipeline.storage.input.files import named
+from pipeline.storage.input.files import name_without_query
 from pipeline.storage.store.redact import masked
 
 from .arrow import Arrow
@@ -11,29 +11,17 @@ from .jsonl import Jsonl
 from .openai_batch import OpenAiBatch
 from .parquet import Parquet
 
-FORMATS: dict[str, Format] = {
-    ".jsonl": Jsonl(),
-    ".jsonl.gz": Jsonl(),
-    ".parquet": Parquet(),
-    ".csv": Csv(),
-    ".csv.gz": Csv(),
-    ".arrow": Arrow(),
-}
-_REQUESTS = OpenAiBatch()
+FORMATS: tuple[Format, ...] = (Jsonl(), Parquet(), Csv(), Arrow(), OpenAiBatch())
 
 
 def format_of(path: str, layout: Layout = "columns") -> Format:
-    """The format of a file, by the end of its name; ``layout``: what its rows look like."""
-    if layout == "openai_batch":
-        if named(path).endswith((".jsonl", ".jsonl.gz")):
-            return _REQUESTS
-        raise UserError(
-            f"input: {masked(path)} is no .jsonl or .jsonl.gz, as files of batch requests are (input.layout)"
-        )
-    for suffix, found in FORMATS.items():
-        if named(path).endswith(suffix):
+    """The format of a file, by its suffix and the layout of its rows; `UserError` for an unknown suffix."""
+    formats = [found for found in FORMATS if found.layout == layout]
+    for found in formats:
+        if name_without_query(path).endswith(found.suffixes):
             return found
-    raise UserError(f"input: {masked(path)} is none of {', '.join(FORMATS)}")
+    suffixes = ", ".join(suffix for found in formats for suffix in found.suffixes)
+    raise UserError(f"input: {masked(path)} has none of the suffixes {suffixes} (input.layout={layout})")
 
 
 __all__ = ["FORMATS", "Format", "InputRow", "Layout", "SeekPoint", "format_of"]

@@ -1,8 +1,9 @@
-"""What a format gives: rows from any row on, and points from which reading can start."""
+"""The interface of an input format, and the rows that it yields."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import fsspec
 import pyarrow as pa
@@ -10,11 +11,12 @@ import pyarrow as pa
 from pipeline.records import DeadLetter
 
 Layout = Literal["columns", "openai_batch"]
+"""The meaning of a row's values: columns of a table, or a request of the OpenAI batch API."""
 
 
 @dataclass(frozen=True)
 class InputRow:
-    """One parsed row: its values, or why there are none or none of use, and the text as far as it can be shown."""
+    """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text."""
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None
@@ -23,26 +25,39 @@ class InputRow:
 
 @dataclass(frozen=True)
 class SeekPoint:
-    """Reading can start at ``row`` of the file by going to ``offset`` (bytes, or a row group; 0 for the start)."""
+    """A point from which a file can be read: ``row`` of the file is at ``offset``, in bytes or row groups."""
 
     row: int
     offset: int
 
 
-class Format(Protocol):
-    """A file format. Bad rows are returned as such; only a file that cannot be read at all raises `UserError`."""
+FILE_START = SeekPoint(0, 0)
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
-        """Every row of the file, each with the offset from which it can be read again (see `SeekPoint`)."""
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
-        """The rows from ``start`` to the end of the file."""
+class Format(ABC):
+    """A file format. A bad row is yielded with a dead letter; a file that cannot be read at all raises `UserError`.
+
+    ``suffixes``: the ends of the names of its files, in lower case; ``layout``: the ``input.layout`` that it reads.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    layout: ClassVar[Layout] = "columns"
+
+    @abstractmethod
+    def read(
+        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
+    ) -> Iterator[tuple[int, InputRow]]:
+        """Yield the rows from ``start`` to the end of the file, each with the offset from which it can be read again.
+
+        Rows may share an offset. A file that cannot be entered in the middle has the offset 0 for all rows.
+        """
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """Column types where the file states them; None where they are found by looking at the values."""
+        """The column types if the file states them; None if they must be inferred from the values."""
+        return None
 
 
 def unreadable(error_type: str, message: str, raw: bytes | str) -> InputRow:
-    """A row that could not be parsed; at most 2,000 characters of it are kept."""
+    """A row that could not be parsed, with the first 2,000 characters of its text."""
     text = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw
     return InputRow(None, DeadLetter("read", error_type, message), text[:2000])

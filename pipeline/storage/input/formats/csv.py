@@ -1,4 +1,4 @@
-"""CSV with a header line. Values stay text: guessing types would turn ``007`` into 7."""
+"""CSV with a header line. Values stay text, because inferring types would turn ``007`` into 7."""
 
 import csv
 import io
@@ -6,38 +6,32 @@ from collections.abc import Iterator
 from itertools import islice
 
 import fsspec
-import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE, open_text
 from pipeline.storage.store.redact import masked
 
-from .base import InputRow, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, SeekPoint, unreadable
 
 csv.field_size_limit(MAX_LINE)
 
 
-class Csv:
+class Csv(Format):
     """Comma-separated values, quoted as in RFC 4180. Fields may hold newlines, so files are read from their start."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
-        """See `Format.scan`."""
-        for row in _rows(fs, path):
-            yield 0, row
+    suffixes = (".csv", ".csv.gz")
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
-        """See `Format.read`."""
-        yield from islice(_rows(fs, path), start.row, None)
-
-    def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """All columns are text, as the values show."""
-        return None
+    def read(
+        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
+    ) -> Iterator[tuple[int, InputRow]]:
+        """Yield the rows from ``start`` on, with their offsets."""
+        return ((0, row) for row in islice(_rows(fs, path), start.row, None))
 
 
 def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
     with open_text(fs, path) as binary:
         lines = _Lines(io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-        # Strict: else a quote that is left open makes one record of all that follows, and nobody hears of it.
+        # Without strict, an unclosed quote would silently turn the rest of the file into one record.
         reader = csv.reader(lines, strict=True)
         header = _header(reader, masked(path))
         while header is not None:
@@ -60,7 +54,7 @@ class _TooLongError(csv.Error):
 
 
 class _Lines:
-    """Lines of a text for `csv.reader`, which takes as many as a record has: at most MAX_LINE characters."""
+    """Lines for `csv.reader`, which takes one or more per record; a record has at most MAX_LINE characters."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -93,9 +87,9 @@ def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
     except UnicodeEncodeError:
         raise UserError(f"input: the header of {path} is not UTF-8; convert the file to UTF-8") from None
     if header is not None and len(set(header)) < max(1, len(header)):
-        raise UserError(f"input: {path} has an empty header line, or names a column twice in it")
+        raise UserError(f"input: {path} has an empty header line, or a header that names a column twice")
     if header is not None and len(header) > MAX_COLUMNS:
-        raise UserError(f"input: {path} has {len(header)} columns, at most {MAX_COLUMNS} are taken")
+        raise UserError(f"input: {path} has {len(header)} columns; the limit is {MAX_COLUMNS}")
     return header
 
 
@@ -104,13 +98,13 @@ def _row(header: list[str], fields: list[str]) -> InputRow:
     if not fields:
         return unreadable("EmptyLine", "the line is empty", "")
     if len(fields) != len(header):
-        return unreadable("WrongFieldCount", f"{len(fields)} fields, the header has {len(header)}", _shown(line))
+        return unreadable("WrongFieldCount", f"{len(fields)} fields, the header has {len(header)}", _printable(line))
     try:
         line.encode()
     except UnicodeEncodeError:
-        return unreadable("InvalidUtf8", "the line is not UTF-8", _shown(line))
+        return unreadable("InvalidUtf8", "the line is not UTF-8", _printable(line))
     return InputRow(dict(zip(header, fields, strict=True)))
 
 
-def _shown(line: str) -> str:
+def _printable(line: str) -> str:
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,38 +1,33 @@
-"""JSON lines, plain or gzipped: one object a line; a bad line spoils no other."""
+"""JSON lines, plain or gzipped: one object per line. A bad line does not affect the others."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 import orjson
-import pyarrow as pa
 
-from pipeline.storage.input.files import named
+from pipeline.storage.input.files import name_without_query
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper, open_text
 
-from .base import InputRow, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, SeekPoint, unreadable
 
 
-class Jsonl:
-    """Newline-delimited JSON. Plain files can be entered at any line, gzipped ones are read from their start."""
+class Jsonl(Format):
+    """Newline-delimited JSON. A plain file can be entered at any line, a gzipped file is read from its start."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
-        """See `Format.scan`."""
-        for offset, line in _lines(fs, path, 0):
-            yield (0 if _gzipped(path) else offset), parse_line(line)
+    suffixes = (".jsonl", ".jsonl.gz")
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
-        """See `Format.read`."""
-        for _, line in _lines(fs, path, start.offset):
-            yield parse_line(line)
-
-    def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """JSON states no column types."""
-        return None
+    def read(
+        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
+    ) -> Iterator[tuple[int, InputRow]]:
+        """Yield the rows from ``start`` on, with their offsets."""
+        is_gzipped = name_without_query(path).endswith(".gz")
+        for offset, line in _lines(fs, path, start.offset):
+            yield 0 if is_gzipped else offset, parse_line(line)
 
 
 def parse_line(line: bytes) -> InputRow:
-    """Parse one line (without its end) into a row."""
+    """Parse one line, without its line end, into a row."""
     if len(line) > MAX_LINE:
         return unreadable("RecordTooLong", f"the line is longer than {MAX_LINE} bytes", line[:2000])
     if not line.strip():
@@ -55,8 +50,7 @@ def parse_line(line: bytes) -> InputRow:
 
 
 def _lines(fs: fsspec.AbstractFileSystem, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Lines without their ends, each with its byte offset in the (unpacked) file; at most MAX_LINE + 2 bytes each."""
-    # Files of remote stores take no length in `readline`; a buffer over them does.
+    """Yield lines without their line ends, cut after MAX_LINE + 2 bytes, with their offsets in the unpacked file."""
     with open_text(fs, path) as f:
         if offset:
             f.seek(offset)
@@ -73,7 +67,3 @@ def _skip_line(f: Any) -> int:
         if rest.endswith(b"\n"):
             break
     return skipped
-
-
-def _gzipped(path: str) -> bool:
-    return named(path).endswith(".gz")

@@ -1,4 +1,4 @@
-"""Parquet files, entered at any row group."""
+"""Parquet files. Reading can start at any row group."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,44 +9,42 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, text_size
-from pipeline.storage.store.redact import masked, one_line
+from pipeline.storage.store.redact import masked, masked_error
 
-from .base import InputRow, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, SeekPoint, unreadable
 from .parquet_size import batch_rows, check_rows
 
 
-class Parquet:
-    """Apache Parquet through pyarrow; offsets are row groups."""
+class Parquet(Format):
+    """Apache Parquet through pyarrow; an offset is the index of a row group."""
 
-    def scan(self, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[int, InputRow]]:
-        """See `Format.scan`."""
+    suffixes = (".parquet",)
+
+    def read(
+        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
+    ) -> Iterator[tuple[int, InputRow]]:
+        """Yield the rows from ``start`` on, with their offsets."""
         with fs.open(path, "rb") as f:
-            parquet = _opened(f, path)
-            _check_schema(parquet, path)
-            check_rows(parquet.metadata, fs.size(path), masked(path))
-            for group in range(parquet.metadata.num_row_groups):
+            parquet = _open(f, path)
+            if start == FILE_START:
+                _check_schema(parquet, path)
+                check_rows(parquet.metadata, fs.size(path), masked(path))
+            for group in range(start.offset, parquet.metadata.num_row_groups):
                 for row in _group_rows(parquet, group, f, path):
                     yield group, row
 
-    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint) -> Iterator[InputRow]:
-        """See `Format.read`."""
-        with fs.open(path, "rb") as f:
-            parquet = _opened(f, path)
-            for group in range(start.offset, parquet.metadata.num_row_groups):
-                yield from _group_rows(parquet, group, f, path)
-
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """The file's own schema, dictionaries as plain values."""
+        """The schema of the file, with dictionaries as plain values."""
         with fs.open(path, "rb") as f:
-            schema = _check_schema(_opened(f, path), path)
+            schema = _check_schema(_open(f, path), path)
         return pa.schema([pa.field(f.name, _plain(f.type)) for f in schema])
 
 
-def _opened(f: object, path: str) -> pq.ParquetFile:
+def _open(f: object, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(f, page_checksum_verification=True)
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
+        raise UserError(f"input: cannot read {masked(path)} as Parquet: {masked_error(error)}") from None
 
 
 def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
@@ -54,59 +52,59 @@ def _check_schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
         schema = parquet.schema_arrow
         names = schema.names
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {masked(path)} as Parquet: {one_line(error)}") from None
+        raise UserError(f"input: cannot read {masked(path)} as Parquet: {masked_error(error)}") from None
     if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
         raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
-    if any(is_deeper_than_allowed(field.type) for field in schema):
+    if any(is_too_deep(field.type) for field in schema):
         raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
     check_names(schema, path)
     return schema
 
 
 def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[InputRow]:
-    # First, since Arrow checks the columns' metadata then; to look at damaged ones ourselves would end the process.
+    # Arrow checks the columns' metadata when it reads a batch; reading damaged metadata first would crash the process.
     next(parquet.iter_batches(1, row_groups=[group]), None)
     rows = batch_rows(parquet.metadata.row_group(group), f, masked(path))
     for batch in parquet.iter_batches(rows, row_groups=[group]):
-        for row in rows_of(batch):
-            # What a batch has in bytes says nothing of dictionaries, whose values may come again and again.
-            too_long = row.values is not None and text_size(row.values) > MAX_LINE
-            yield unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "") if too_long else row
+        yield from rows_of(batch)
 
 
 def rows_of(batch: pa.RecordBatch) -> list[InputRow]:
-    """The rows of a batch; one whose values Python cannot hold is unreadable."""
+    """The rows of a batch. A row with values that Python cannot hold, or that is too long, is unreadable."""
     try:
-        return [InputRow(values) for values in batch.to_pylist()]
+        return [_checked_row(values) for values in batch.to_pylist()]
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
         if batch.num_rows == 1:
-            return [unreadable("InvalidValue", one_line(error), "")]
-    return [row for at in range(batch.num_rows) for row in rows_of(batch.slice(at, 1))]
+            return [unreadable("InvalidValue", masked_error(error), "")]
+    return [row for index in range(batch.num_rows) for row in rows_of(batch.slice(index, 1))]
+
+
+def _checked_row(values: dict[str, Any]) -> InputRow:
+    # The bytes of a batch do not limit those of a row: a dictionary's value may come again and again.
+    if text_size(values) > MAX_LINE:
+        return unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "")
+    return InputRow(values)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def is_deeper_than_allowed(kind: pa.DataType) -> bool:
-    """Whether a type nests deeper than `MAX_DEPTH`."""
-    return _is_deeper(kind, MAX_DEPTH)
+def is_too_deep(kind: pa.DataType, levels: int = MAX_DEPTH) -> bool:
+    """Whether a type nests deeper than ``levels``."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return bool(inner) and (levels == 0 or any(is_too_deep(part, levels - 1) for part in inner))
 
 
 def check_names(schema: pa.Schema, path: str) -> None:
-    """`UserError` where a name in a nested type is no UTF-8: Arrow looks only when it makes values of that type."""
+    """Raise `UserError` if a name in a nested type is not UTF-8: Arrow checks only when it makes values of the type."""
     try:
         for field in schema:
             _nested_names(field.type)
     except UnicodeDecodeError as error:
-        raise UserError(f"input: {masked(path)} has a field whose name is not UTF-8: {one_line(error)}") from None
+        raise UserError(f"input: {masked(path)} has a field whose name is not UTF-8: {masked_error(error)}") from None
 
 
 def _nested_names(kind: pa.DataType) -> list[str]:
     fields = [kind.field(i) for i in range(kind.num_fields)]
     return [name for field in fields for name in (field.name, *_nested_names(field.type))]
-
-
-def _is_deeper(kind: pa.DataType, levels: int) -> bool:
-    inner = [kind.field(i).type for i in range(kind.num_fields)]
-    return bool(inner) and (levels == 0 or any(_is_deeper(part, levels - 1) for part in inner))

@@ -1,7 +1,7 @@
-"""How many rows of a Parquet file can be taken at a time: a few bytes of it may stand for gigabytes.
+"""Limit the rows of a Parquet file that are read at a time: a few bytes of it may unpack to gigabytes.
 
-A value stands once in a column's dictionary page and as often in the column as its rows say; and a number of rows, or
-of values in a list, takes no more bytes than its digits.
+A value in a column's dictionary page is stored once, however many rows have it. A billion rows, or a billion values in
+a list, can be stated in a few bytes.
 """
 
 from typing import Any
@@ -10,46 +10,48 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 
-_ROWS = 256
-_BYTES = 256 * 2**20  # that a batch may have, where the dictionaries' longest values could fill it
-_NESTED_VALUES = 2**26  # of a column of lists in one row group
-_PLAUSIBLE_ROWS, _ROWS_A_BYTE = 10**7, 10
+_MAX_BATCH_ROWS = 256
+_MAX_BATCH_BYTES = 256 * 2**20  # of a batch in which each row has the longest value of the largest dictionary
+_MAX_NESTED_VALUES = 2**26  # of a column of lists in one row group
+_PLAUSIBLE_ROWS, _MAX_ROWS_PER_BYTE = 10**7, 10
 _DICTIONARY_PAGE = 2
-_HEADER = 16  # bytes that hold a page's kind and size
+_PAGE_HEADER_BYTES = 16  # enough for a page's kind and size
 
 
 def check_rows(metadata: pq.FileMetaData, size: int | None, path: str) -> None:
-    """`UserError` for a file that says it has far more rows than its bytes could tell apart."""
-    if metadata.num_rows > max(_PLAUSIBLE_ROWS, _ROWS_A_BYTE * (size or 0)):
-        raise UserError(f"input: {path} has {size} bytes and says it has {metadata.num_rows} rows; write it anew")
+    """Raise `UserError` if a file claims far more rows than its size allows."""
+    if metadata.num_rows > max(_PLAUSIBLE_ROWS, _MAX_ROWS_PER_BYTE * (size or 0)):
+        raise UserError(f"input: {path} has {size} bytes but claims {metadata.num_rows} rows; write it again")
 
 
 def batch_rows(group: pq.RowGroupMetaData, f: Any, path: str) -> int:
-    """Rows of a row group that can be held at a time; ``f``: the open file, whose place is kept."""
-    place, largest = f.tell(), 1
-    for number in range(group.num_columns):
-        column = group.column(number)
-        if "." in column.path_in_schema and column.num_values > _NESTED_VALUES:
+    """The number of rows of a row group to read at a time. ``f``: the open file, whose position is restored."""
+    position, max_value_bytes = f.tell(), 1
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if "." in column.path_in_schema and column.num_values > _MAX_NESTED_VALUES:
             raise UserError(
-                f"input: {path} has {column.num_values} values of {column.path_in_schema[:100]!r} in one row group, at"
-                f" most {_NESTED_VALUES} are taken; write it with smaller row groups"
+                f"input: {path} has {column.num_values} values of {column.path_in_schema[:100]!r} in one row group;"
+                f" the limit is {_MAX_NESTED_VALUES}; write it with smaller row groups"
             )
         if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-            shared = "DELTA_BYTE_ARRAY" in column.encodings  # values that repeat the start of those before them
-            largest = max(largest, column.total_uncompressed_size if shared else _dictionary_bytes(column, f))
-    f.seek(place)
-    return max(1, min(_ROWS, _BYTES // largest))
+            # DELTA_BYTE_ARRAY stores only the difference from the previous value.
+            is_delta = "DELTA_BYTE_ARRAY" in column.encodings
+            column_bytes = column.total_uncompressed_size if is_delta else _dictionary_bytes(column, f)
+            max_value_bytes = max(max_value_bytes, column_bytes)
+    f.seek(position)
+    return max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max_value_bytes))
 
 
 def _dictionary_bytes(column: pq.ColumnChunkMetaData, f: Any) -> int:
-    """Unpacked size of the dictionary page; 0 where there is none."""
+    """Unpacked size of the dictionary page; 0 if there is none."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset and column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
     if start < 0:
         return 0
     f.seek(start)
-    kind, size = _page_header(f.read(_HEADER))
+    kind, size = _page_header(f.read(_PAGE_HEADER_BYTES))
     return size if kind == _DICTIONARY_PAGE else 0
 
 
