@@ -12,7 +12,7 @@ from .request import Constraint, Failure, Outcome, Request, Reroute, Sampling
 from .settings import EngineSettings, LoraSettings
 
 if TYPE_CHECKING:
-    from .attach import Attached, attach, mixtures
+    from .attached import Attached, attach, mixtures
     from .core.engine import Engine
     from .lora.layers import base_shapes, load_bank
     from .lora.operator import FusedLora
@@ -43,15 +43,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Attached": "attach",
+    "Attached": "attached",
     "Engine": "core.engine",
     "EngineServer": "serving.server",
     "FusedLora": "lora.operator",
-    "attach": "attach",
+    "attach": "attached",
     "base_shapes": "lora.layers",
     "choose": "scoring.choices",
     "load_bank": "lora.layers",
-    "mixtures": "attach",
+    "mixtures": "attached",
 }
 
 

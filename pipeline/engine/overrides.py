@@ -1,4 +1,4 @@
-"""A record's own sampling settings: plain values, as JSON has them, over the settings of all."""
+"""Apply a record's own sampling settings, as values of JSON, to the settings of the job."""
 
 import json
 import math
@@ -8,52 +8,61 @@ from typing import Any, get_args
 
 from .request import Constraint, Sampling
 
-MOST_ANSWERS = 128
-LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0  # of repetition; in fp32 a logit divided by less may be infinite
-MOST_LOGPROBS = 20  # as in vLLM and the OpenAI API: each is a column entry for each token
-# Names of the OpenAI API and of vLLM for what the config calls otherwise.
+MAX_ANSWERS = 128
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0  # of repetition; in fp32 a logit divided by less may be infinite
+MAX_LOGPROBS = 20  # as in vLLM and the OpenAI API: each is a column entry for each token
+# Names in the OpenAI API and vLLM of settings that have another name in the config.
 _ALIASES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 _CONSTRAINTS = get_args(Constraint.__dataclass_fields__["kind"].type)
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What a value must be: ``read`` gives it as `Sampling` has it, or None where it is something else."""
+class _Field:
+    """Type of a setting. ``parse`` converts a value to that of `Sampling`, or returns None if it is invalid."""
 
-    words: str
-    read: Callable[[Any], Any]
+    description: str
+    parse: Callable[[Any], Any]
 
 
-def overridden(base: Sampling, values: Mapping[str, Any]) -> Sampling:
-    """``base`` with the settings of a record; null is the same as absent.
+def override_sampling(base: Sampling, values: Mapping[str, Any]) -> Sampling:
+    """Return ``base`` with the settings of a record; null is the same as absent.
 
-    Names are those of `Sampling`, and of the OpenAI API. A record that names ``choices`` or one of ``json_schema``,
-    ``regex``, ``grammar`` replaces whichever of them ``base`` has. `ValueError` with one line for what is wrong.
+    Names are those of `Sampling` and of the OpenAI API. If a record sets ``choices``, ``json_schema``, ``regex`` or
+    ``grammar``, it replaces any of these in ``base``. Raises `ValueError` with a message of one line.
     """
     given: dict[str, Any] = {}
     for name, value in values.items():
         if value is None:
             continue
         field = _ALIASES.get(name, name)
-        if field not in _KINDS:
-            raise ValueError(f"unknown setting {name[:60]!r}; there are {', '.join([*_KINDS, *_ALIASES])}")
+        if field not in _FIELDS:
+            raise ValueError(f"unknown setting {name[:60]!r}; there are {', '.join([*_FIELDS, *_ALIASES])}")
         if field in given:
             raise ValueError(f"{name!r} is given twice, by another name too")
-        given[field] = _KINDS[field].read(value)
-        if given[field] is None:
-            raise ValueError(f"{name!r} must be {_KINDS[field].words}, not {_shown(value)}")
-    sampling = replace(base, **_constrained(given))
+        try:
+            given[field] = parse_setting(field, value)
+        except ValueError as error:
+            raise ValueError(f"{name!r} {error}") from None
+    sampling = replace(base, **_merge_constraint(given))
     problem = sampling_problem(sampling)
     if problem:
         raise ValueError(problem)
     return sampling
 
 
+def parse_setting(name: str, value: Any) -> Any:
+    """Return the value of a setting as `Sampling` has it; `ValueError` with what it must be if it is invalid."""
+    parsed = _FIELDS[name].parse(value)
+    if parsed is None:
+        raise ValueError(f"must be {_FIELDS[name].description}, not {_shown(value)}")
+    return parsed
+
+
 def sampling_problem(sampling: Sampling) -> str | None:
-    """Why some settings do not go together, in one line; None where they do."""
+    """Return why settings do not go together, in one line; None if they do."""
     if sampling.min_new_tokens > sampling.max_new_tokens:
         return f"min_new_tokens={sampling.min_new_tokens} is more than max_new_tokens={sampling.max_new_tokens}"
-    if sampling.n > 1 and not sampling.draws:
+    if sampling.n > 1 and not sampling.is_random:
         return f"n={sampling.n} needs a temperature above 0: all greedy answers are the same"
     if sampling.choices and sampling.constraint:
         return f"choices do not go together with {sampling.constraint.kind}"
@@ -65,11 +74,11 @@ def sampling_problem(sampling: Sampling) -> str | None:
 
 
 def schema_text(schema: Any) -> str:
-    """A JSON schema as the text of a `Constraint`; properties stay in their order, in which they are generated."""
+    """Return a JSON schema as the text of a `Constraint`. Properties keep their order, in which they are generated."""
     return json.dumps(schema, ensure_ascii=False)
 
 
-def _constrained(given: dict[str, Any]) -> dict[str, Any]:
+def _merge_constraint(given: dict[str, Any]) -> dict[str, Any]:
     named = [name for name in ("choices", *_CONSTRAINTS) if name in given]
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} do not go together: give one of them")
@@ -82,47 +91,43 @@ def _constrained(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _number(words: str, fits: Callable[[float], bool]) -> _Kind:
-    def read(value: Any) -> float | None:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and fits(value)
-        return float(value) if good else None
+def _number(description: str, is_valid: Callable[[float], bool]) -> _Field:
+    def parse(value: Any) -> float | None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if is_number and is_valid(value) else None
 
-    return _Kind(f"a number {words}", read)
-
-
-def _whole(words: str, least: float, most: float = 2**31) -> _Kind:
-    def read(value: Any) -> int | None:
-        # Parquet and pandas turn whole numbers with gaps between them into floating point.
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        return int(value) if whole and not isinstance(value, bool) and least <= value <= most else None
-
-    return _Kind(f"a whole number {words}".rstrip(), read)
+    return _Field(f"a number {description}", parse)
 
 
-def _list(of: type, words: str) -> _Kind:
-    def read(value: Any) -> tuple[Any, ...] | None:
+def _integer(description: str, minimum: float, maximum: float = 2**31) -> _Field:
+    def parse(value: Any) -> int | None:
+        # Parquet and pandas turn integer columns with nulls into floating point.
+        is_integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return int(value) if is_integer and not isinstance(value, bool) and minimum <= value <= maximum else None
+
+    return _Field(f"a whole number {description}".rstrip(), parse)
+
+
+def _list(of: type, description: str, is_empty_valid: bool = True) -> _Field:
+    def parse(value: Any) -> tuple[Any, ...] | None:
         values = [value] if isinstance(value, of) else value
         if not isinstance(values, (list, tuple)) or any(type(v) is not of or v == "" for v in values):
             return None
-        return tuple(values)
+        return tuple(values) if values or is_empty_valid else None
 
-    return _Kind(words, read)
+    return _Field(description, parse)
 
 
-def _schema(value: Any) -> str | None:
+def _parse_schema(value: Any) -> str | None:
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
         return schema_text(parsed) if isinstance(parsed, (dict, bool)) else None
-    except (ValueError, RecursionError):  # no JSON, or nested without end
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         return None
 
 
-def _text(value: Any) -> str | None:
+def _parse_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _some(kind: _Kind) -> _Kind:
-    return _Kind(kind.words, lambda value: kind.read(value) or None)
 
 
 def _shown(value: Any) -> str:
@@ -130,25 +135,25 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_KINDS = {
-    "max_new_tokens": _whole("from 1", 1),
-    "min_new_tokens": _whole("from 0", 0),
+_FIELDS = {
+    "max_new_tokens": _integer("from 1", 1),
+    "min_new_tokens": _integer("from 0", 0),
     "temperature": _number("from 0", lambda x: x >= 0),
     "top_p": _number("above 0 and up to 1", lambda x: 0 < x <= 1),
-    "top_k": _whole("from 0 (all tokens)", 0),
+    "top_k": _integer("from 0 (all tokens)", 0),
     "min_p": _number("from 0 to 1", lambda x: 0 <= x <= 1),
     "repetition_penalty": _number(
-        f"from {LEAST_PENALTY:g} to {MOST_PENALTY:g}", lambda x: LEAST_PENALTY <= x <= MOST_PENALTY
+        f"from {MIN_PENALTY:g} to {MAX_PENALTY:g}", lambda x: MIN_PENALTY <= x <= MAX_PENALTY
     ),
     "presence_penalty": _number("from -2 to 2", lambda x: -2 <= x <= 2),
     "frequency_penalty": _number("from -2 to 2", lambda x: -2 <= x <= 2),
     "stop": _list(str, "text or a list of texts, none empty"),
     "stop_token_ids": _list(int, "a list of token ids"),
-    "n": _whole(f"from 1 to {MOST_ANSWERS}", 1, MOST_ANSWERS),
-    "logprobs": _whole(f"from 0 to {MOST_LOGPROBS}", 0, MOST_LOGPROBS),
-    "seed": _whole("", -(2**63), 2**64),
-    "choices": _some(_list(str, "a list of texts, none empty")),
-    "json_schema": _Kind("a JSON schema: an object, or its text", _schema),
-    "regex": _Kind("text", _text),
-    "grammar": _Kind("the text of a Lark grammar", _text),
+    "n": _integer(f"from 1 to {MAX_ANSWERS}", 1, MAX_ANSWERS),
+    "logprobs": _integer(f"from 0 to {MAX_LOGPROBS}", 0, MAX_LOGPROBS),
+    "seed": _integer("", -(2**63), 2**64),
+    "choices": _list(str, "a list of texts, none empty", is_empty_valid=False),
+    "json_schema": _Field("a JSON schema: an object, or its text", _parse_schema),
+    "regex": _Field("text", _parse_text),
+    "grammar": _Field("the text of a Lark grammar", _parse_text),
 }

@@ -1,4 +1,4 @@
-"""One answer while it is generated: its tokens, its mixtures token by token, what its settings need, its slot."""
+"""One answer while it is generated: its tokens, their mixtures, its sampling state, its slot."""
 
 from dataclasses import dataclass, field
 
@@ -7,41 +7,45 @@ import torch
 from pipeline.records import Mixture, Spans
 
 from .attention.slots import Slot
-from .request import Failure, Request, Sampling
+from .request import Failure, Request, Sampling, slice_spans
 from .sampling.constraints import Matcher
 from .sampling.processors import TokenCounts
 from .sampling.stop import StopScanner
-from .spans import cut_spans, prompt_spans
 
 StepLogprobs = tuple[float, list[tuple[int, float]]]
 """Log probability of the chosen token, and the most likely tokens with theirs."""
 
 
 @dataclass(eq=False)
-class Row:
-    """One answer to a request. All but its keys and values stays when it is preempted.
+class Sequence:
+    """One answer to a request, as `core.decoder.Decoder.start` makes it. Preemption drops its keys and values only.
 
-    `decoding.Decoder.begin` sets what its settings need; ``counts``, ``stops`` and ``matcher`` are None where they do
-    not. ``done``: tokens whose keys and values are in the slot. ``seniority``: number of its first admission.
+    ``token_counts``, ``stop_scanner`` and ``matcher``: None if the settings do not need them. ``sentences``: of the
+    answer, as `Reroute` takes them. ``num_computed``: tokens whose keys and values are in the slot. ``admission``:
+    index of its first admission; -1 before.
     """
 
     request: Request
-    generator: torch.Generator = field(default_factory=torch.Generator)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling
+    generator: torch.Generator
     new_tokens: list[int] = field(default_factory=list)
-    ended: str | None = None  # finish reason
-    failure: Failure | None = None  # where it ended without an answer
-    counts: TokenCounts | None = None
-    stops: StopScanner | None = None
+    finish_reason: str | None = None
+    failure: Failure | None = None
+    token_counts: TokenCounts | None = None
+    stop_scanner: StopScanner | None = None
     matcher: Matcher | None = None
     logprobs: list[StepLogprobs] = field(default_factory=list)
-    sentences: list[tuple[int, Mixture]] = field(init=False)  # of the answer, as `Reroute` takes them
+    sentences: list[tuple[int, Mixture]] = field(init=False)
     slot: Slot | None = None
-    done: int = 0
-    seniority: int = -1
+    num_computed: int = 0
+    admission: int = -1
 
     def __post_init__(self) -> None:
         self.sentences = [(0, self.request.mixture)]
+
+    def fail(self, failure: Failure) -> None:
+        """Finish without an answer."""
+        self.finish_reason, self.failure = "failed", failure
 
     @property
     def mixture(self) -> Mixture:
@@ -49,36 +53,41 @@ class Row:
         return self.sentences[-1][1]
 
     @property
-    def must_go_on(self) -> bool:
+    def is_below_min_tokens(self) -> bool:
         """Whether it is too short to end."""
         return len(self.new_tokens) < self.sampling.min_new_tokens
 
     @property
-    def is_plain(self) -> bool:
-        """Whether its next token is simply the most likely one."""
-        return not (self.sampling.draws or self.counts or self.matcher or self.must_go_on)
+    def is_plain_greedy(self) -> bool:
+        """Whether its next token is the argmax of the unchanged logits."""
+        return not (self.sampling.is_random or self.token_counts or self.matcher or self.is_below_min_tokens)
 
     @property
-    def total(self) -> int:
-        """Tokens of prompt and answer so far."""
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and the answer so far."""
         return len(self.request.tokens) + len(self.new_tokens)
 
     @property
-    def budget(self) -> int:
-        """New tokens that may still come."""
+    def num_uncomputed(self) -> int:
+        """Tokens that have not run yet."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def max_remaining(self) -> int:
+        """New tokens that may still be generated."""
         return self.sampling.max_new_tokens - len(self.new_tokens)
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of prompt and answer from place ``start`` to ``stop``."""
-        prompt = len(self.request.tokens)
-        if start >= prompt:
-            return self.new_tokens[start - prompt : stop - prompt]
-        return [*self.request.tokens[start:stop], *self.new_tokens[: max(0, stop - prompt)]]
+        """Return the token ids of prompt and answer from index ``start`` to ``stop``."""
+        prompt_length = len(self.request.tokens)
+        if start >= prompt_length:
+            return self.new_tokens[start - prompt_length : stop - prompt_length]
+        return [*self.request.tokens[start:stop], *self.new_tokens[: max(0, stop - prompt_length)]]
 
     def spans(self, start: int, stop: int) -> Spans:
-        """Mixtures of these tokens, counted from ``start``; neighbours differ."""
-        prompt = len(self.request.tokens)
-        if start >= prompt + self.sentences[-1][0]:
+        """Return the mixtures of these tokens, with offsets from ``start``; neighbours differ."""
+        prompt_length = len(self.request.tokens)
+        if start >= prompt_length + self.sentences[-1][0]:
             return ((0, self.mixture),)
-        whole = [*prompt_spans(self.request), *((prompt + place, mixture) for place, mixture in self.sentences)]
-        return cut_spans(whole, start, stop)
+        answer = ((prompt_length + offset, mixture) for offset, mixture in self.sentences)
+        return slice_spans([*self.request.prompt_spans, *answer], start, stop)

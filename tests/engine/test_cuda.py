@@ -15,7 +15,7 @@ import torch
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, LoraSettings, Request, Sampling
 from pipeline.engine.attention import flash
-from pipeline.engine.attention.packed import Options
+from pipeline.engine.attention.segment import Options
 from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
@@ -79,7 +79,7 @@ def test_evicted_adapters_come_back_from_pinned_memory(on_cpu: Engine, tiny_mode
 def test_recorded_steps_give_the_same_answers(
     tiny_model: Path, tiny_bank: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sampled rows, mixtures that change, prompts between, and sessions whose recordings have all gone."""
+    """Sampled rows, mixtures that change, prompts between, and loops whose recordings have all gone."""
     engines = Engines(tiny_model, tiny_bank, device="cuda")
     for _ in range(3):
         assert engines.compare(requests_of([(9 + n, 40, MIXTURES[n % 5]) for n in range(10)])) > 40
@@ -102,8 +102,8 @@ def test_the_kernel_attends_as_it_should(heads: tuple[int, int, int], window: in
     given = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
     most = [max(pair[side] for pair in lengths) for side in (0, 1)]
     options = Options(None, window)
-    expected = attend_each(*(g.float() for g in given), flash.Sequences(borders[0], borders[1], *most), options)
-    on_gpu = flash.Sequences(borders[0].int().cuda(), borders[1].int().cuda(), *most)
+    expected = attend_each(*(g.float() for g in given), flash.SequenceBounds(borders[0], borders[1], *most), options)
+    on_gpu = flash.SequenceBounds(borders[0].int().cuda(), borders[1].int().cuda(), *most)
     found = flash.attention(*(g.cuda() for g in given), on_gpu, options).float().cpu()
     assert (found - expected).norm() < 1e-2 * expected.norm()
 
@@ -115,8 +115,8 @@ def test_prompts_together_are_scored_as_apart(tmp_path: Path) -> None:
     sums: list[dict[str, list[float]]] = []
     for together in (True, False):
         engine = Engine(load_model(str(model), "bf16", "cuda"), load_tokenizer(str(model)), bank, settings)
-        assert engine.attention.flash
-        engine.attention.flash = together
+        assert engine.runner.attention.flash
+        engine.runner.attention.flash = together
         items = [Choices(request, [[5, 9, 30], [7], [11, 12]]) for request in make_requests(24, engine.tokenizer)]
         scored = score_choices(engine, items)
         sums.append({item.request.id: found for item, found in scored if not isinstance(found, Failure)})
@@ -164,15 +164,15 @@ def test_a_lost_device_ends_the_process(tiny_model: Path, tiny_bank: Path) -> No
         import torch
         from pathlib import Path
         from pipeline.engine import Request, Sampling
-        from pipeline.engine.native import NativeBackend
+        from pipeline.engine.native.backend import NativeBackend
         from pipeline.records import Mixture
         from tests.engine.test_cuda import make_engine
 
         engine = make_engine(Path({str(tiny_model)!r}), Path({str(tiny_bank)!r}), "cuda")
+        engine.vocabulary = 10**9  # or the token would be refused before it comes to a kernel
         backend = NativeBackend(engine, Sampling(max_new_tokens=4), lambda texts: [], None, 60)
         good = [Request("a", [5, 6, 7], Mixture())]
         assert backend.answer(good)[0].completion_tokens
-        engine.vocabulary = 10**9  # or the token would be refused before it comes to a kernel
         print("answers", backend.answer([Request("b", [10**6], Mixture())]))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)

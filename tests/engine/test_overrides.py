@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine import Constraint, Sampling, overridden, sampling_problem
+from pipeline.engine import Constraint, Sampling, override_sampling, sampling_problem
 
 BASE = Sampling(max_new_tokens=16, temperature=0.5, stop=("x",))
 
@@ -33,14 +33,14 @@ BASE = Sampling(max_new_tokens=16, temperature=0.5, stop=("x",))
     ],
 )
 def test_a_record_changes_what_it_names(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    assert overridden(BASE, values) == replace(BASE, **changes)
+    assert override_sampling(BASE, values) == replace(BASE, **changes)
 
 
 def test_a_record_replaces_the_choices_or_the_constraint_of_all() -> None:
     by_regex = replace(BASE, constraint=Constraint("regex", "a"))
-    assert overridden(by_regex, {"choices": ["a"]}) == replace(BASE, choices=("a",))
-    assert overridden(replace(BASE, choices=("a",)), {"regex": "b"}).choices == ()
-    assert overridden(by_regex, {"temperature": 0}).constraint == by_regex.constraint
+    assert override_sampling(by_regex, {"choices": ["a"]}) == replace(BASE, choices=("a",))
+    assert override_sampling(replace(BASE, choices=("a",)), {"regex": "b"}).choices == ()
+    assert override_sampling(by_regex, {"temperature": 0}).constraint == by_regex.constraint
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_record_replaces_the_choices_or_the_constraint_of_all() -> None:
 )
 def test_what_is_wrong_is_said_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as caught:
-        overridden(BASE, values)
+        override_sampling(BASE, values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400

@@ -16,10 +16,9 @@ from transformers import DynamicCache
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Sampling
-from pipeline.engine.attention.packed import Segment
+from pipeline.engine.attention.segment import Segment
 from pipeline.engine.attention.slots import SlotCache
 from pipeline.engine.settings import EngineSettings
-from pipeline.engine.spans import prompt_spans
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
 from tests import tiny
@@ -91,19 +90,19 @@ def test_logits_and_cache_equal_those_of_weights_merged_for_each_token(
     model, bank = parts
     requests = [draw_request(data, i) for i in range(data.draw(st.integers(1, 4)))]
     engine = Engine(model, load_tokenizer(str(tiny_model)), bank, EngineSettings())
-    cache = SlotCache(engine.attention.shapes, model.device, 1024)
+    cache = SlotCache(engine.runner.attention.shapes, model.device, 1024)
     segments = {}
     for request in requests:
-        slot = cache.reserve(len(request.tokens))
+        slot = cache.allocate(len(request.tokens))
         assert slot is not None
         last = (len(request.tokens) - 1,)
-        segments[Segment(slot, request.tokens, 0, prompt_spans(request), kept=last)] = request
+        segments[Segment(slot, request.tokens, 0, request.prompt_spans, kept=last)] = request
     with torch.inference_mode():
-        packed, found = engine.forward([*segments])
+        packed, found = engine.runner.forward([*segments])
     engine.lora.detach()
     for segment, row in zip(packed, found, strict=True):
         request = segments[segment]
-        logits, theirs = reference(model, bank, request.tokens, prompt_spans(request))
+        logits, theirs = reference(model, bank, request.tokens, request.prompt_spans)
         assert (row - logits[-1]).abs().max() < 1e-4
         assert row.argmax() == logits[-1].argmax()
         for (keys, values), layer in zip(segment.slot.views(len(request.tokens)), theirs.layers, strict=True):

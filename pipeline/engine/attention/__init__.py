@@ -1,1 +1,1 @@
-"""Attention over rows laid end to end, and the KV cache that it reads."""
+"""Attention over packed sequences, and the KV cache that it reads."""

@@ -1,60 +1,57 @@
-"""Prompts of many rows in one attention call: FlashAttention-2 (arXiv 2307.08691) over sequences laid end to end."""
+"""Attend the prompts of a pass in one call: FlashAttention-2 (arXiv 2307.08691) over concatenated sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING
 
 import torch
 
-from .slots import Lane, LayerShape
+from .segment import Options, Segment, concatenate
+from .slots import LayerShape
 
-if TYPE_CHECKING:
-    from .packed import Options, Segment
-
-_MOST_DIM = 256  # of a head
+_MAX_HEAD_DIM = 256
 
 
-def is_flash(shapes: Sequence[LayerShape], device: torch.device) -> bool:
-    """Whether the kernel runs on the device and takes all layers of a model."""
+def can_use_flash(shapes: Sequence[LayerShape], device: torch.device) -> bool:
+    """Whether the kernel runs on the device and supports all layers of a model."""
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return torch.backends.cuda.is_flash_attention_available() and all(map(_fits, shapes))
+    return torch.backends.cuda.is_flash_attention_available() and all(map(_is_supported, shapes))
 
 
-def _fits(shape: LayerShape) -> bool:
-    half = shape.dtype in (torch.bfloat16, torch.float16)
+def _is_supported(shape: LayerShape) -> bool:
+    is_half = shape.dtype in (torch.bfloat16, torch.float16)
     dim = shape.key_dim
-    return half and dim == shape.value_dim and dim % 8 == 0 and dim <= _MOST_DIM and not shape.capped
+    return is_half and dim == shape.value_dim and dim % 8 == 0 and dim <= _MAX_HEAD_DIM and not shape.capped
 
 
 @dataclass(frozen=True, eq=False)
-class Sequences:
-    """Where sequences begin: ``queries`` and ``keys`` [sequences + 1], int32, and the longest of each."""
+class SequenceBounds:
+    """Cumulative lengths of ``queries`` and ``keys`` [sequences + 1], int32, and the longest of each."""
 
     queries: torch.Tensor
     keys: torch.Tensor
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: Sequences, options: "Options"
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SequenceBounds, options: Options
 ) -> torch.Tensor:
-    """Causal attention [queries x heads x dim] of each sequence to its own keys, of which its queries are the last.
+    """Compute causal attention [queries x heads x dim] within each sequence; its queries are the last of its keys.
 
     Calls the kernel itself: `torch.nn.attention.varlen` calls the same one, with other arguments in each release
     (grouped heads need a flag from 2.12 on, windows came with 2.11).
     """
     left, right = (-1, -1) if options.window is None else (options.window - 1, 0)
-    found: torch.Tensor = torch.ops.aten._flash_attention_forward(
+    output: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
-        sequences.queries,
-        sequences.keys,
-        sequences.most_queries,
-        sequences.most_keys,
+        bounds.queries,
+        bounds.keys,
+        bounds.max_queries,
+        bounds.max_keys,
         0.0,
         options.window is None,
         return_debug_mask=False,
@@ -62,64 +59,57 @@ def attention(
         window_size_left=left,
         window_size_right=right,
     )[0]
-    return found
+    return output
 
 
-class _Lane:
-    """Chunks of one lane: where their keys and values are written, and read where some came before."""
+class _LaneChunks:
+    """Prompt chunks of one lane: where their keys and values are written, and read back if earlier chunks ran."""
 
-    def __init__(self, start: int, segments: Sequence["Segment"], whole: bool, device: torch.device) -> None:
-        self.lane: Lane = segments[0].slot.lane
+    def __init__(self, start: int, segments: Sequence[Segment], reads_cache: bool, device: torch.device) -> None:
+        self.lane = segments[0].slot.lane
         self.start, self.stop = start, start + sum(len(s.tokens) for s in segments)
-        spans = [(s.slot.index, s.begin, s.begin + len(s.tokens)) for s in segments]
-        self.written = _places(spans, device)
-        self.read = None if whole else _places([(slot, 0, end) for slot, _, end in spans], device)
+        self._written = _slot_positions([(s.slot.index, s.start, s.end) for s in segments], device)
+        self._read = _slot_positions([(s.slot.index, 0, s.end) for s in segments], device) if reads_cache else None
 
-    def exchange(self, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """Write new keys or values [tokens x heads x dim]; all of the sequences', those written before included."""
-        buffer[self.written[0], :, self.written[1]] = new
-        return new if self.read is None else buffer[self.read[0], :, self.read[1]]
+    def update(self, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write new keys or values [tokens x heads x dim], and return all of the sequences, earlier ones included."""
+        buffer[self._written[0], :, self._written[1]] = new
+        return new if self._read is None else buffer[self._read[0], :, self._read[1]]
 
 
-class PromptPart:
-    """Chunks of prompts, in the order of their lanes. Each attends to what its row has run before, and to itself.
+class FlashPart:
+    """Prompt chunks, in the order of their lanes. Each attends to its sequence so far, and to itself.
 
-    ``start`` and ``stop`` in the packed tokens. Where no chunk has anything before it, as most, the cache is not read.
+    ``start`` and ``stop`` are indices of packed tokens. The cache is not read if no chunk follows an earlier one.
     """
 
-    def __init__(self, start: int, segments: Sequence["Segment"], device: torch.device) -> None:
+    def __init__(self, start: int, segments: Sequence[Segment], device: torch.device) -> None:
         self.start = self.stop = start
-        whole = all(s.begin == 0 for s in segments)
-        self._lanes: list[_Lane] = []
+        reads_cache = any(s.start for s in segments)
+        self._lanes: list[_LaneChunks] = []
         for _, group in groupby(segments, key=lambda s: id(s.slot.lane)):
-            self._lanes.append(_Lane(self.stop, [*group], whole, device))
+            self._lanes.append(_LaneChunks(self.stop, [*group], reads_cache, device))
             self.stop = self._lanes[-1].stop
-        lengths = [len(s.tokens) for s in segments]
-        ends = [s.begin + len(s.tokens) for s in segments]
-        borders = torch.tensor([[0, *accumulate(lengths)], [0, *accumulate(ends)]], dtype=torch.int32, device=device)
-        self._sequences = Sequences(borders[0], borders[1], max(lengths), max(ends))
+        lengths, ends = [len(s.tokens) for s in segments], [s.end for s in segments]
+        bounds = torch.tensor([[0, *accumulate(lengths)], [0, *accumulate(ends)]], dtype=torch.int32, device=device)
+        self._bounds = SequenceBounds(bounds[0], bounds[1], max(lengths), max(ends))
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: "Options"
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """Write and attend: [tokens x query heads x dim] of packed queries, keys and values [heads x tokens x dim]."""
-        query, key, value = (given.transpose(0, 1) for given in (query, key, value))
+        query, key, value = (packed.transpose(0, 1) for packed in (query, key, value))
         keys, values = [], []
-        for own in self._lanes:
-            held = own.lane.buffers[layer]
-            keys.append(own.exchange(held[0], key[own.start : own.stop]))
-            values.append(own.exchange(held[1], value[own.start : own.stop]))
-        return attention(query[self.start : self.stop], end_to_end(keys), end_to_end(values), self._sequences, options)
+        for chunks in self._lanes:
+            key_buffer, value_buffer = chunks.lane.buffers[layer]
+            keys.append(chunks.update(key_buffer, key[chunks.start : chunks.stop]))
+            values.append(chunks.update(value_buffer, value[chunks.start : chunks.stop]))
+        return attention(query[self.start : self.stop], concatenate(keys), concatenate(values), self._bounds, options)
 
 
-def _places(spans: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot and position of each place of some spans (slot, begin, end)."""
-    slots = [slot for slot, begin, end in spans for _ in range(begin, end)]
-    places = [place for _, begin, end in spans for place in range(begin, end)]
-    both = torch.tensor([slots, places], device=device)
+def _slot_positions(ranges: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slot index and position of each token in ranges (slot index, start, stop)."""
+    slots = [slot for slot, start, stop in ranges for _ in range(start, stop)]
+    positions = [position for _, start, stop in ranges for position in range(start, stop)]
+    both = torch.tensor([slots, positions], device=device)
     return both[0], both[1]
-
-
-def end_to_end(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parts of a pass as one; a single one as it is, not copied."""
-    return torch.cat([*parts]) if len(parts) > 1 else parts[0]

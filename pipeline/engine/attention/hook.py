@@ -1,4 +1,4 @@
-"""The engine's place in a transformers model: its attention function, and what it needs to know of the layers."""
+"""Replace the attention of a transformers model during a pass, and find the shapes of its layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +9,22 @@ from transformers import AttentionInterface
 
 from pipeline.errors import UserError
 
-from .flash import is_flash
-from .packed import Options
+from .flash import can_use_flash
+from .segment import Options
 from .slots import LayerShape
 
 _NAME = "packed_slots"
-_LAYERS = {"full_attention", "sliding_attention"}
-_REFUSED = {"s_aux": "attention sinks", "position_bias": "a position bias"}
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+_UNSUPPORTED = {"s_aux": "attention sinks", "position_bias": "a position bias"}
 
 
-class Attends(Protocol):
-    """Where queries, keys and values of a layer go."""
+class Attention(Protocol):
+    """Computes the attention of every layer in a pass."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
-        """Output [1 x tokens x query heads x dim] for queries [1 x heads x tokens x dim]."""
+        """Return [1 x tokens x query heads x dim] for queries, keys and values [1 x heads x tokens x dim]."""
         ...
 
 
@@ -37,18 +37,19 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    packed: Attends | None = None,
+    packed: Attention | None = None,
     **features: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function as transformers calls it (`AttentionInterface`)."""
-    name = type(module).__name__
-    unknown = [what for key_, what in _REFUSED.items() if features.get(key_) is not None]
+    """Attend as transformers calls an attention function (`AttentionInterface`)."""
+    unsupported = [description for name, description in _UNSUPPORTED.items() if features.get(name) is not None]
     if attention_mask is not None or not getattr(module, "is_causal", True):
-        unknown.append("a mask of its own")
+        unsupported.append("a mask of its own")
     if packed is None:
-        unknown.append("no way to hand arguments to its attention")
-    if unknown:
-        raise UserError(f"engine: {name} has {', '.join(unknown)}, which the native engine does not support")
+        unsupported.append("no way to pass arguments to its attention")
+    if unsupported:
+        raise UserError(
+            f"engine: {type(module).__name__} has {', '.join(unsupported)}, which the native engine does not support"
+        )
     assert packed is not None
     return packed.attend(module.layer_idx, query, key, value, Options(scaling, sliding_window, softcap)), None
 
@@ -57,8 +58,8 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
-class _Probe:
-    """Notes the shapes of each layer while one token runs."""
+class _ShapeProbe:
+    """Records the shapes of each layer while one token runs."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
@@ -74,34 +75,38 @@ class _Probe:
 
 
 class PackedAttention:
-    """A model with the engine's attention, and the shapes of its layers; `UserError` where it does not fit."""
+    """A transformers model whose attention reads and writes the slots of packed sequences.
+
+    ``layers``: index of each layer's buffers in a slot, by layer number; ``shapes``: of these layers. Raises
+    `UserError` if the model's attention is not supported.
+    """
 
     def __init__(self, model: Any) -> None:
-        _check(model)
+        _check_model(model)
         self.model = model
         configs = [module.config for module in model.modules() if hasattr(module, "config")]
         self._configs = list({id(config): config for config in configs}.values())
-        probe = _Probe()
+        probe = _ShapeProbe()
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with torch.inference_mode():
-            self.run(probe, token, token, token[0])
+            self.forward(probe, token, token, token[0])
         self._check_layers(probe.shapes)
-        self.layers = {layer: place for place, layer in enumerate(probe.shapes)}
+        self.layers = {layer: index for index, layer in enumerate(probe.shapes)}
         self.shapes = list(probe.shapes.values())
-        self.flash = is_flash(self.shapes, model.device)
+        self.flash = can_use_flash(self.shapes, model.device)
 
-    def run(self, packed: Attends, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Logits [kept x vocab] of a pass over packed tokens [1 x tokens]."""
+    def forward(self, step: Attention, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Run packed tokens [1 x tokens], and return the logits [kept x vocab] of those at the indices ``kept``."""
         with self._active():
             output = self.model(
-                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, packed=packed
+                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, packed=step
             )
         logits: torch.Tensor = output.logits[0]
         return logits
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        """Only during a pass, so that others can use the model between."""
+        """Replace the attention during a pass only, so that others can use the model in between."""
         before = [config._attn_implementation_internal for config in self._configs]
         for config in self._configs:
             config._attn_implementation_internal = _NAME
@@ -122,13 +127,13 @@ class PackedAttention:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else ""] * len(shapes)
         for layer, kind in enumerate(kinds):
             if kind == "sliding_attention" and shapes[layer].window is None:
-                raise UserError(f"engine: layer {layer} of {name} does not say its sliding window to its attention")
+                raise UserError(f"engine: layer {layer} of {name} does not pass its sliding window to its attention")
 
 
-def _check(model: Any) -> None:
-    """`UserError` for what is known from the model's class and config."""
+def _check_model(model: Any) -> None:
+    """Raise `UserError` if the model's class or config shows that its attention is not supported."""
     config, name = model.config.get_text_config(), type(model).__name__
-    kinds = sorted(set(getattr(config, "layer_types", None) or []) - _LAYERS)
+    kinds = sorted(set(getattr(config, "layer_types", None) or []) - _SUPPORTED_LAYERS)
     reasons = {
         "it does not attend through the AttentionInterface of transformers": not model._supports_attention_backend,
         "it has an encoder": bool(getattr(model.config, "is_encoder_decoder", False)),
@@ -137,6 +142,6 @@ def _check(model: Any) -> None:
         "it attends in both directions": bool(getattr(config, "use_bidirectional_attention", None)),
         "it attends across to another input": bool(getattr(config, "add_cross_attention", False)),
     }
-    for reason, true in reasons.items():
-        if true:
+    for reason, applies in reasons.items():
+        if applies:
             raise UserError(f"engine: {name} cannot run in the native engine: {reason}")

@@ -1,21 +1,22 @@
-"""The KV cache: rows keep their keys and values in slots of a few sizes, within a budget of positions."""
+"""The KV cache: slots of a few sizes for keys and values of sequences, within a budget of positions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 BLOCK = 64  # positions of the smallest slot
 
 Buffers = tuple[torch.Tensor, torch.Tensor]
-"""Keys [slots x heads x capacity x dim] and values of a layer. Heads come before positions, as attention reads them."""
+"""Keys and values of a layer [slots x heads x capacity x dim]. Heads come before positions, as attention reads them."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one position of a layer holds. ``window``: positions that a token sees, itself included; None: all.
+    """Shape of one position of a layer. ``window``: positions that a token attends to, itself included; None: all.
 
-    ``capped``: scores are bounded before the softmax.
+    ``capped``: attention scores are capped before the softmax.
     """
 
     heads: int
@@ -27,13 +28,13 @@ class LayerShape:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a position."""
+        """Bytes per position."""
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
 @dataclass(eq=False)
 class Slot:
-    """A row's place. It moves when its lane is compacted; ``length``: positions that were written, from 0."""
+    """Memory of one sequence. ``index`` changes when its lane is compacted; ``length``: positions written so far."""
 
     lane: "Lane"
     index: int
@@ -46,18 +47,18 @@ class Slot:
 
     def fill(self, parts: Sequence[Buffers], stop: int) -> None:
         """Write the first ``stop`` positions of keys and values [heads x positions x dim]."""
-        for held, given in zip(self.views(stop), parts, strict=True):
-            for mine, theirs in zip(held, given, strict=True):
-                mine.copy_(theirs[:, :stop])
+        for targets, sources in zip(self.views(stop), parts, strict=True):
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source[:, :stop])
         self.length = max(self.length, stop)
 
 
 class Lane:
-    """All slots of one capacity. Rows of like lengths lie together, so that one attention call reads few gaps."""
+    """All slots of one capacity. Sequences of similar length share a lane, so attention reads little padding."""
 
     def __init__(self, capacity: int, shapes: Sequence[LayerShape], device: torch.device) -> None:
         self.capacity = capacity
-        self.generation = 0  # of the buffers
+        self.generation = 0  # counts reallocations of the buffers
         self.slots: list[Slot | None] = []
         self.buffers: list[Buffers] = [
             (
@@ -68,17 +69,12 @@ class Lane:
         ]
 
     @property
-    def positions(self) -> int:
-        """Positions that memory is held for."""
-        return len(self.slots) * self.capacity
-
-    @property
-    def free(self) -> int:
-        """Slots without a row."""
+    def free_count(self) -> int:
+        """Number of slots without a sequence."""
         return self.slots.count(None)
 
-    def take(self) -> Slot | None:
-        """The first free slot."""
+    def allocate(self) -> Slot | None:
+        """Allocate the first free slot; None if all are in use."""
         if None not in self.slots:
             return None
         slot = Slot(self, self.slots.index(None))
@@ -86,87 +82,101 @@ class Lane:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Free a slot. It is cleared: masked positions are read too, and NaN times a weight of zero is NaN."""
+        """Free a slot and zero it: attention reads masked positions too, and NaN times a weight of zero is NaN."""
         for keys, values in slot.views(slot.length):
             keys.zero_()
             values.zero_()
         self.slots[slot.index] = None
 
     def compact(self) -> None:
-        """Move the last rows into free slots, so that rows lie in the first slots."""
-        used = len(self.slots) - self.free
+        """Move the last sequences into free slots, so that the first slots are the used ones."""
+        used = len(self.slots) - self.free_count
         for slot in [slot for slot in self.slots[used:] if slot]:
-            into = self.take()
-            assert into is not None
-            into.fill(list(slot.views(slot.length)), slot.length)
+            target = self.allocate()
+            assert target is not None
+            target.fill(list(slot.views(slot.length)), slot.length)
             self.release(slot)
-            slot.index = into.index
+            slot.index = target.index
             self.slots[slot.index] = slot
 
     def resize(self, count: int) -> None:
-        """Hold memory for ``count`` slots; those cut off must be free."""
+        """Reallocate the buffers for ``count`` slots; removed slots must be free."""
         kept = min(count, len(self.slots))
         self.generation += 1
-        for place, pair in enumerate(self.buffers):
-            self.buffers[place] = (_resized(pair[0], count, kept), _resized(pair[1], count, kept))
+        for layer, (keys, values) in enumerate(self.buffers):
+            self.buffers[layer] = (_resized(keys, count, kept), _resized(values, count, kept))
         self.slots = self.slots[:kept] + [None] * (count - kept)
 
 
-def _resized(held: torch.Tensor, count: int, kept: int) -> torch.Tensor:
-    buffer = held.new_zeros(count, *held.shape[1:])
-    buffer[:kept] = held[:kept]
-    return buffer
+def _resized(buffer: torch.Tensor, count: int, kept: int) -> torch.Tensor:
+    resized = buffer.new_zeros(count, *buffer.shape[1:])
+    resized[:kept] = buffer[:kept]
+    return resized
 
 
-class SlotCache:
-    """Slots for rows, never of more than ``limit`` positions together (those in ``others`` included).
-
-    Capacities are 64, 128, 192, 256, 384, 512 ...: a row that outgrows its slot moves to a larger one. A slot is
-    contiguous, so that attention reads it in place: a paged cache would be gathered at each step, or need a kernel of
-    its own (PagedAttention, arXiv 2309.06180).
-
-    ``others``: positions that are held elsewhere; ``reclaim`` drops some of them, or says that there are none.
-    """
-
-    def __init__(self, shapes: Sequence[LayerShape], device: torch.device, limit: int) -> None:
-        self.shapes = shapes
-        self.device = device
-        self.limit = limit
-        self.lanes: dict[int, Lane] = {}
-        self.others: Callable[[], int] = lambda: 0
-        self.reclaim: Callable[[], bool] = lambda: False
+class Evictable(Protocol):
+    """Memory outside of the slots that counts against the cache's budget, and can be freed for it."""
 
     @property
     def positions(self) -> int:
-        """Positions that memory is held for, those of ``others`` included."""
-        return sum(lane.positions for lane in self.lanes.values()) + self.others()
+        """Positions that it holds."""
+        ...
 
-    def reserve(self, length: int) -> Slot | None:
-        """A slot for at least ``length`` positions; None where the budget has no room for it now."""
+    def evict_oldest(self) -> bool:
+        """Free a part of it; False if it holds nothing."""
+        ...
+
+
+class SlotCache:
+    """Slots for sequences, within a budget of ``limit`` positions that ``evictable`` memory shares.
+
+    Capacities are 64, 128, 192, 256, 384, 512 ...: a sequence that outgrows its slot moves to a larger one. A slot is
+    contiguous, so that attention reads it in place: a paged cache would be gathered at each step, or need a kernel of
+    its own (PagedAttention, arXiv 2309.06180).
+    """
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], device: torch.device, limit: int, evictable: Evictable | None = None
+    ) -> None:
+        self.shapes, self.device, self.limit = shapes, device, limit
+        self.lanes: dict[int, Lane] = {}
+        self._evictable = evictable
+
+    @property
+    def positions(self) -> int:
+        """Positions that slots and evictable memory hold."""
+        evictable = self._evictable.positions if self._evictable else 0
+        return sum(len(lane.slots) * lane.capacity for lane in self.lanes.values()) + evictable
+
+    def allocate(self, length: int) -> Slot | None:
+        """Allocate a slot for at least ``length`` positions; None if it does not fit the budget now."""
         capacity = self._capacity(length)
         if capacity < length:
             return None
         if capacity not in self.lanes:
             self.lanes[capacity] = Lane(capacity, self.shapes, self.device)
         lane = self.lanes[capacity]
-        return lane.take() or (lane.take() if self._make_room(lane) else None)
+        return lane.allocate() or (lane.allocate() if self._grow_lane(lane) else None)
 
-    def grow(self, slot: Slot, length: int, wanted: int) -> Slot | None:
-        """The slot, or a larger one with its contents, for ``length`` positions or, if there is room, ``wanted``."""
+    def grow(self, slot: Slot, length: int, preferred: int) -> Slot | None:
+        """Make a slot hold ``length`` positions: itself, or a copy in a larger one, of ``preferred`` if that fits.
+
+        None if neither fits the budget now.
+        """
         if length <= slot.lane.capacity:
             return slot
-        larger = self.reserve(wanted) or self.reserve(length)
+        larger = self.allocate(preferred) or self.allocate(length)
         if larger is not None:
             larger.fill(list(slot.views(slot.length)), slot.length)
             self.release(slot)
         return larger
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back."""
+        """Free a slot."""
         slot.lane.release(slot)
 
     def compact(self) -> None:
-        """Close the gaps that rows left, so that attention does not read them."""
+        """Close the gaps of freed slots, so that attention does not read them."""
         for lane in self.lanes.values():
             lane.compact()
 
@@ -175,28 +185,27 @@ class SlotCache:
         while blocks * BLOCK < length:
             # Powers of two, and from two on the numbers halfway between: less than half of a slot is unused.
             blocks = blocks * 4 // 3 if blocks % 3 == 0 else blocks * 3 // 2 if blocks > 1 else 2
-        size = blocks * BLOCK
-        return min(size, self.limit)
+        return min(blocks * BLOCK, self.limit)
 
-    def _make_room(self, lane: Lane) -> bool:
-        """Grow a lane by half, or by the one slot that is needed."""
-        for more in {max(1, len(lane.slots) // 2): None, 1: None}:
-            if self._fits(more * lane.capacity):
-                lane.resize(len(lane.slots) + more)
+    def _grow_lane(self, lane: Lane) -> bool:
+        """Grow a lane by half, or by the one slot that is needed; False if the budget does not allow it."""
+        for added in {max(1, len(lane.slots) // 2): None, 1: None}:
+            if self._has_budget(added * lane.capacity):
+                lane.resize(len(lane.slots) + added)
                 return True
         self._trim()
-        while not self._fits(lane.capacity):
-            if not self.reclaim():
+        while not self._has_budget(lane.capacity):
+            if not (self._evictable and self._evictable.evict_oldest()):
                 return False
         lane.resize(len(lane.slots) + 1)
         return True
 
-    def _fits(self, positions: int) -> bool:
+    def _has_budget(self, positions: int) -> bool:
         return self.positions + positions <= self.limit
 
     def _trim(self) -> None:
-        """Give the memory of free slots back."""
+        """Free the memory of unused slots."""
         for lane in self.lanes.values():
-            if lane.free:
+            if lane.free_count:
                 lane.compact()
-                lane.resize(len(lane.slots) - lane.free)
+                lane.resize(len(lane.slots) - lane.free_count)

@@ -1,124 +1,116 @@
-"""The engine: a model with fused adapters and packed attention, and what every run of requests shares."""
+"""The native engine: a model with fused adapters, and the state that all runs of requests share."""
 
+import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine.attention.hook import PackedAttention
-from pipeline.engine.attention.packed import PackedStep, Segment
-from pipeline.engine.attention.slots import LayerShape
-from pipeline.engine.graphs import CudaRecorder, Recorder
-from pipeline.engine.lora.operator import FusedLora
-from pipeline.engine.request import Failure, Request, Reroute, Sampling
+from pipeline.engine.attention.slots import SlotCache
+from pipeline.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
+from pipeline.engine.model_runner import ModelRunner
+from pipeline.engine.request import Outcome, Request, Reroute, Sampling
 from pipeline.engine.sampling.constraints import Constraints
 from pipeline.engine.settings import EngineSettings
-from pipeline.records import Mixture
 
-from .answers import Answer
+from .decoder import Decoder
 from .limits import PromptLimits, context_length, end_tokens
-from .session import Session
+from .loop import GenerationLoop
+from .prefixes import PrefixStore
+from .scheduler import Scheduler, SchedulerLimits
+
+_ADMIT_FRACTION = 8  # if decode steps are recorded, an eighth of the batch must be free before prompts are admitted
+_MIN_PREFILL_TOKENS = 64  # per pass
+_log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Generates with one base model and a bank of adapters; every request names its own mixture.
+    """Generates with one base model and a bank of adapters; every request has its own mixture.
 
-    `UserError` for a model whose attention is not supported.
+    Raises `UserError` if the model's attention is not supported, or the bank does not fit the model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, bank: AdapterBank, settings: EngineSettings) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
-        self.attention = PackedAttention(model)
-        self.lora = FusedLora(model, bank, settings.lora)
+        self.runner = ModelRunner(model, bank, settings.lora)
+        self.lora = self.runner.lora
         self.end_tokens = end_tokens(model.generation_config, tokenizer)
         self.context = context_length(model.config)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.constraints = Constraints(tokenizer, self.vocabulary, self.end_tokens)
-        self.lock = threading.Lock()  # of the model: one pass at a time
-        self.before_pass: Callable[[], None] = lambda: None
         self.recorder: Recorder | None = None
         if settings.cuda_graphs and model.device.type == "cuda":
             self.recorder = CudaRecorder(model.device)
-        self.kv_tokens = settings.kv_tokens or _kv_tokens(self.attention.shapes, model.device)
-        self._mixtures: tuple[list[Mixture], list[int], list[int], bool] | None = None
+        self.kv_tokens = settings.kv_tokens or self._available_kv_tokens()
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling, reroute: Reroute | None = None
-    ) -> Iterator[Answer]:
-        """Answer requests, in the order in which they finish; few are read ahead (``look_ahead``).
+    ) -> Iterator[tuple[Request, Outcome]]:
+        """Answer requests, in the order in which they finish. Requests are read as needed (``look_ahead``).
 
-        A request that cannot be run yields a `Failure`; an error of the model itself is raised. ``sampling``: of
-        requests without settings of their own. ``reroute`` may give each sentence of an answer a mixture of its own;
-        without it an answer keeps that of its request.
+        A request that cannot be run yields a `Failure`; an error of the model is raised. ``sampling``: settings of
+        requests without their own. ``reroute`` may choose a mixture for each sentence of an answer; without it all
+        tokens of an answer have the mixture of the request.
         """
-        session = Session(self, sampling, reroute)
+        loop = self.new_loop(sampling, reroute)
         source = iter(requests)
-        more = True
-        while more or session.is_busy:
-            while more and session.has_room:
+        has_more = True
+        while has_more or loop.is_busy:
+            while has_more and loop.wants_requests:
                 request = next(source, None)
                 if request is None:
-                    more = False
-                elif problem := session.add(request):
+                    has_more = False
+                elif problem := loop.add(request):
                     yield request, problem
-            yield from session.step()
+            yield from loop.step()
 
-    def problem(self, request: Request, sampling: Sampling) -> Failure | None:
-        """Why the prompt of a request cannot be run."""
-        return self.limits.problem(request, sampling)
+    def new_loop(self, sampling: Sampling, reroute: Reroute | None = None) -> GenerationLoop:
+        """Make a generation loop with a cache of its own, and the current settings; arguments as in `generate`."""
+        settings = self.settings
+        runner = DecodeGraphs(self.runner, self.recorder) if self.recorder else self.runner
+        is_recorded = isinstance(runner, DecodeGraphs) and runner.can_record
+        min_free = max(1, settings.batch_size // _ADMIT_FRACTION) if is_recorded else 1
+        limits = SchedulerLimits(settings.batch_size, settings.prefill_tokens, settings.max_waiting, min_free)
+        prefixes = PrefixStore(settings.reuse_prefixes)
+        scheduler = Scheduler(self.new_cache(prefixes), prefixes, limits)
+        decoder = Decoder(self.tokenizer, self.constraints, self.vocabulary, self.end_tokens, settings.seed, sampling)
+        return GenerationLoop(runner, self.limits, decoder, scheduler, reroute)
+
+    def new_cache(self, prefixes: PrefixStore | None = None) -> SlotCache:
+        """Make an empty cache of ``kv_tokens`` positions, shared with ``prefixes``. Memory is allocated as needed."""
+        return SlotCache(self.runner.attention.shapes, self.model.device, self.kv_tokens, prefixes)
 
     @property
     def limits(self) -> PromptLimits:
-        """What a prompt must fit."""
+        """Limits of prompts."""
         return PromptLimits(self.vocabulary, self.context, self.kv_tokens)
 
-    def forward(self, segments: Sequence[Segment], expected_tokens: int = 0) -> tuple[list[Segment], torch.Tensor]:
-        """One pass over tokens of many rows: the segments in packed order, and logits [kept tokens x vocab].
+    def halve_batch(self) -> bool:
+        """Halve batch size and prompt tokens per pass after an out-of-memory error; False if both are minimal.
 
-        ``expected_tokens``: how many will run with the same single mixture, as far as is known; 0 where there are
-        several. May be called from several threads; passes run one after another.
+        Answers stay the same, as they do not depend on the batch. The sizes stay halved: the cause (a neighbour on the
+        GPU, a long prompt) will come again. Only new loops use them.
         """
-        self.before_pass()
-        packed = PackedStep(segments, self.attention.layers, self.model.device, self.attention.flash)
-        with self.lock:
-            self._set_spans(packed, expected_tokens)
-            logits = self.attention.run(packed, packed.ids, packed.positions, packed.kept)
-        packed.finish()
-        return packed.segments, logits
+        batch_size, prefill_tokens = self.settings.batch_size, self.settings.prefill_tokens
+        sizes = max(1, batch_size // 2), max(_MIN_PREFILL_TOKENS, prefill_tokens // 2)
+        if sizes == (batch_size, prefill_tokens) or sizes[1] > prefill_tokens:
+            return False
+        self.settings = replace(self.settings, batch_size=sizes[0], prefill_tokens=sizes[1])
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _log.warning("engine: out of memory; continuing with batch_size=%d and prefill_tokens=%d", *sizes)
+        return True
 
-    def set_mixtures(
-        self, mixtures: list[Mixture], places: list[int], kept: list[int], expected_tokens: int, union: bool = False
-    ) -> None:
-        """Give every packed token its mixture, where they are not those of the last pass, as in most of decoding.
-
-        Under ``lock``. ``places``, ``kept`` and ``union`` as `FusedLora.set_tokens` has them.
-        """
-        batch = (mixtures, places, kept, union)
-        if self._mixtures != batch:
-            self.lora.set_tokens(
-                mixtures, torch.tensor(places), torch.tensor(kept, dtype=torch.long), expected_tokens, union
-            )
-            self._mixtures = batch
-
-    def _set_spans(self, packed: PackedStep, expected_tokens: int) -> None:
-        numbers: dict[Mixture, int] = {}
-        places: list[int] = []
-        for segment in packed.segments:
-            ends = [*(start for start, _ in segment.spans[1:]), len(segment.tokens)]
-            for (start, mixture), end in zip(segment.spans, ends, strict=True):
-                places += [numbers.setdefault(mixture, len(numbers))] * (end - start)
-        self.set_mixtures(list(numbers), places, packed.kept_places, expected_tokens)
-
-
-def _kv_tokens(shapes: Sequence[LayerShape], device: torch.device) -> int:
-    """Positions that fit: in four fifths of a GPU's free memory, or a quarter of the machine's."""
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0] * 4 // 5
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    return max(1, int(memory // sum(shape.bytes for shape in shapes)))
+    def _available_kv_tokens(self) -> int:
+        """Positions that fit four fifths of a GPU's free memory, or a quarter of the machine's."""
+        device = self.model.device
+        if device.type == "cuda":
+            memory = torch.cuda.mem_get_info(device)[0] * 4 // 5
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        return max(1, int(memory // sum(shape.bytes for shape in self.runner.attention.shapes)))

@@ -1,166 +1,162 @@
-"""Which tokens run in the next pass: rows that decode, pieces of prompts, and requests that are admitted."""
+"""Schedule the tokens of the next pass: decoding sequences, chunks of prompts, and newly admitted sequences."""
 
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.engine.attention.slots import SlotCache
-from pipeline.engine.sequence import Row
+from pipeline.engine.sequence import Sequence
 
 from .prefixes import PrefixStore
 
-_HEADROOM = 16  # new tokens that a slot should have room for, so that a row does not move at once
+_HEADROOM = 16  # free positions in a new slot, so that a sequence does not outgrow it at once
 
-Work = tuple[Row, int]
-"""A row, and how many of its next tokens run."""
+Scheduled = tuple[Sequence, int]
+"""A sequence, and how many of its next tokens run."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """``rows`` at a time; ``prefill_tokens`` of prompts in one pass; ``look_ahead``: requests that may wait.
+class SchedulerLimits:
+    """``max_running`` sequences; ``prefill_tokens`` of prompts per pass; ``max_waiting`` sequences read ahead.
 
-    ``admit_at``: rows that must be free before some are admitted. Where decode steps are recorded, those with prompts
-    among them are slow ones: few with many prompts are better than many with few.
+    ``min_free``: sequences fewer than ``max_running`` that must run before some are admitted. If decode steps are
+    recorded, a pass with prompts is slow: few passes with many prompts are better than many with few.
     """
 
-    rows: int
+    max_running: int
     prefill_tokens: int
-    look_ahead: int
-    reuse_prefixes: bool = True
-    admit_at: int = 1
+    max_waiting: int
+    min_free: int = 1
 
 
 class Scheduler:
-    """Continuous batching (Orca, OSDI 2022) with prompts in chunks beside decoding rows (Sarathi, arXiv 2308.16369).
+    """Continuous batching (Orca, OSDI 2022) with chunked prefill beside decoding (Sarathi, arXiv 2308.16369).
 
-    Of the requests that wait, the longest prompt is admitted first, so that rows of like lengths run together; but
-    none is overtaken more than ``look_ahead`` times. Where the cache is full, the row that was admitted last gives its
-    slot up; its tokens are kept and run again later.
+    Of the waiting sequences, the one with the longest prompt is admitted first, so that similar lengths run together;
+    but none is overtaken more than ``max_waiting`` times. If the cache is full, the sequence that was admitted last is
+    preempted: its tokens are kept and computed again later.
     """
 
-    def __init__(self, cache: SlotCache, limits: Limits) -> None:
+    def __init__(self, cache: SlotCache, prefixes: PrefixStore, limits: SchedulerLimits) -> None:
         self.cache = cache
+        self.prefixes = prefixes
         self.limits = limits
-        self.prefixes = PrefixStore(cache)
-        self.running: list[Row] = []  # by seniority
+        self.running: list[Sequence] = []  # in the order of admission
         self.preemptions = 0
-        self._waiting: list[Row] = []  # in the order of arrival
-        self._preempted: list[Row] = []  # by seniority
-        self._admitted = 0
-        self._overtaken: dict[Row, int] = {}  # number of admissions when the row came
+        self._waiting: list[Sequence] = []  # in the order of arrival
+        self._preempted: list[Sequence] = []  # in the order of admission
+        self._admissions = 0
+        self._arrivals: dict[Sequence, int] = {}  # of waiting ones: the number of admissions at their arrival
 
     @property
-    def has_room(self) -> bool:
-        """Whether another request should be added before the next pass."""
-        return len(self._waiting) < self.limits.look_ahead
+    def wants_sequences(self) -> bool:
+        """Whether another sequence should be added before the next pass."""
+        return len(self._waiting) < self.limits.max_waiting
 
     @property
-    def waiting(self) -> int:
-        """Requests that were added and hold no row now."""
+    def num_waiting(self) -> int:
+        """Number of sequences without a slot."""
         return len(self._waiting) + len(self._preempted)
 
     @property
     def is_busy(self) -> bool:
-        """Whether a row runs or waits."""
+        """Whether a sequence runs or waits."""
         return bool(self.running or self._waiting or self._preempted)
 
-    def add(self, row: Row) -> None:
-        """Let a row wait."""
-        self._waiting.append(row)
-        self._overtaken[row] = self._admitted
-        if self.limits.reuse_prefixes:
-            self.prefixes.wait(row)
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence."""
+        self._waiting.append(seq)
+        self._arrivals[seq] = self._admissions
+        self.prefixes.add(seq)
 
-    def plan(self) -> list[Work]:
-        """The next pass; not empty while the scheduler is busy."""
-        for row in [*self.running]:
-            if row.slot is not None:  # not preempted for a row before it
-                self._keep_room(row)
+    def schedule(self) -> list[Scheduled]:
+        """Choose the tokens of the next pass; never empty while the scheduler is busy."""
+        for seq in [*self.running]:
+            if seq.slot is not None:  # not preempted for an earlier sequence
+                self._grow_slot(seq)
         budget = self.limits.prefill_tokens
-        work: list[Work] = []
-        for row in self.running:
-            left = row.total - row.done
-            decodes = left == 1 and bool(row.new_tokens)
-            count = 1 if decodes else min(left, budget)
-            budget -= 0 if decodes else count
+        scheduled: list[Scheduled] = []
+        for seq in self.running:
+            uncomputed = seq.num_uncomputed
+            is_decode = uncomputed == 1 and bool(seq.new_tokens)
+            count = 1 if is_decode else min(uncomputed, budget)
+            budget -= 0 if is_decode else count
             if count:
-                work.append((row, count))
-        admits = len(self.running) + self.limits.admit_at <= self.limits.rows
-        while admits and budget > 0 and len(self.running) < self.limits.rows and (admitted := self._admit()):
-            count = min(admitted.total - admitted.done, budget)
+                scheduled.append((seq, count))
+        can_admit = len(self.running) + self.limits.min_free <= self.limits.max_running
+        while can_admit and budget > 0 and len(self.running) < self.limits.max_running and (admitted := self._admit()):
+            count = min(admitted.num_uncomputed, budget)
             budget -= count
-            work.append((admitted, count))
+            scheduled.append((admitted, count))
         self.cache.compact()
-        return work
+        return scheduled
 
-    def tokens_of_one_mixture(self) -> int:
-        """Tokens that the rows may still run, if all of them, those that wait too, have one mixture; else 0."""
-        rows = [*self.running, *self._preempted, *self._waiting]
-        if not rows or any(row.request.spans or row.mixture != rows[0].mixture for row in rows):
+    def expected_tokens(self) -> int:
+        """Return how many tokens may still run if all sequences, also waiting ones, have one mixture; else 0."""
+        seqs = [*self.running, *self._preempted, *self._waiting]
+        if not seqs or any(seq.request.spans or seq.mixture != seqs[0].mixture for seq in seqs):
             return 0
-        return sum(row.total - row.done + row.budget for row in rows)
+        return sum(seq.num_uncomputed + seq.max_remaining for seq in seqs)
 
-    def ran(self, work: Iterable[Work]) -> None:
-        """Note that a pass ran."""
-        for row, count in work:
-            row.done += count
-            self.prefixes.advanced(row)
+    def update(self, scheduled: Iterable[Scheduled]) -> None:
+        """Record that the scheduled tokens have run."""
+        for seq, count in scheduled:
+            seq.num_computed += count
+            self.prefixes.update(seq)
 
-    def leave(self, row: Row) -> None:
-        """Take a row out of the batch; its slot is free."""
-        assert row.slot is not None
-        self.running.remove(row)
-        self.cache.release(row.slot)
-        row.slot, row.done = None, 0
-        self.prefixes.left(row)
+    def finish(self, seq: Sequence) -> None:
+        """Take a sequence out of the batch and free its slot."""
+        assert seq.slot is not None
+        self.running.remove(seq)
+        self.cache.release(seq.slot)
+        seq.slot, seq.num_computed = None, 0
+        self.prefixes.cancel(seq)
 
-    def _admit(self) -> Row | None:
-        """Give a slot to the row whose turn it is."""
-        row = self._next()
-        if row is None:
+    def _admit(self) -> Sequence | None:
+        """Admit the next sequence; None if none waits or the cache is full."""
+        seq = self._next()
+        if seq is None:
             return None
-        headroom = min(_HEADROOM, row.budget)
-        row.slot = self.cache.reserve(row.total + headroom) or self.cache.reserve(row.total)
-        if row.slot is None:
+        headroom = min(_HEADROOM, seq.max_remaining)
+        seq.slot = self.cache.allocate(seq.num_tokens + headroom) or self.cache.allocate(seq.num_tokens)
+        if seq.slot is None:
             return None
-        if row.seniority < 0:
-            row.seniority = self._admitted
-            self._admitted += 1
-            self._waiting.remove(row)
-            del self._overtaken[row]
+        if seq.admission < 0:
+            seq.admission = self._admissions
+            self._admissions += 1
+            self._waiting.remove(seq)
+            del self._arrivals[seq]
         else:
-            self._preempted.remove(row)
-        if self.limits.reuse_prefixes:
-            self.prefixes.admit(row)
-        insort(self.running, row, key=lambda r: r.seniority)
-        return row
+            self._preempted.remove(seq)
+        self.prefixes.admit(seq, self.cache)
+        insort(self.running, seq, key=lambda s: s.admission)
+        return seq
 
-    def _next(self) -> Row | None:
-        """The row whose turn it is: preempted ones, then one that waited long enough, then the longest prompt.
+    def _next(self) -> Sequence | None:
+        """Choose the next sequence: a preempted one, then one that waited long enough, then the longest prompt.
 
-        Rows are passed over while another runs a prefix of theirs.
+        Sequences are skipped while another one computes a prefix of theirs.
         """
-        late = [row for row in self._waiting[:1] if self._admitted - self._overtaken[row] >= self.limits.look_ahead]
-        longest = sorted(self._waiting, key=lambda row: -row.total)
-        for row in self._preempted or [*late, *longest]:
-            if not (self.limits.reuse_prefixes and self.prefixes.must_wait(row)):
-                return row
-        return None
+        overdue = [
+            seq for seq in self._waiting[:1] if self._admissions - self._arrivals[seq] >= self.limits.max_waiting
+        ]
+        by_length = sorted(self._waiting, key=lambda seq: -seq.num_tokens)
+        candidates = self._preempted or [*overdue, *by_length]
+        return next((seq for seq in candidates if not self.prefixes.must_wait(seq)), None)
 
-    def _keep_room(self, row: Row) -> None:
-        """Make sure that the row's slot holds its next tokens; preempt the youngest rows, or itself, if it must be."""
-        assert row.slot is not None
-        headroom = min(_HEADROOM, row.budget)
-        while (slot := self.cache.grow(row.slot, row.total, row.total + headroom)) is None:
+    def _grow_slot(self, seq: Sequence) -> None:
+        """Make the slot hold the next tokens; if the cache is full, preempt the youngest sequences, or this one."""
+        assert seq.slot is not None
+        headroom = min(_HEADROOM, seq.max_remaining)
+        while (slot := self.cache.grow(seq.slot, seq.num_tokens, seq.num_tokens + headroom)) is None:
             youngest = self.running[-1]
             self._preempt(youngest)
-            if youngest is row:
+            if youngest is seq:
                 return
-        row.slot = slot
+        seq.slot = slot
 
-    def _preempt(self, row: Row) -> None:
-        self.leave(row)
+    def _preempt(self, seq: Sequence) -> None:
+        self.finish(seq)
         self.preemptions += 1
-        insort(self._preempted, row, key=lambda r: r.seniority)
-        if self.limits.reuse_prefixes:
-            self.prefixes.wait(row)
+        insort(self._preempted, seq, key=lambda s: s.admission)
+        self.prefixes.add(seq)

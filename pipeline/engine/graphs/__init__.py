@@ -1,4 +1,4 @@
-"""Decode steps that are recorded once and replayed: small models on a GPU wait for Python, not for memory."""
+"""Record decode steps once and replay them: small models on a GPU wait for Python, not for memory."""
 
 from .decode import DecodeGraphs
 from .record import CudaRecorder, Recorder

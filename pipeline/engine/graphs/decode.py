@@ -1,33 +1,30 @@
-"""Which decode steps are recorded, and how their inputs change between replays."""
+"""Record decode steps, and replay them with new inputs."""
 
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.engine.attention.packed import Segment
+from pipeline.engine.attention.segment import Segment
 from pipeline.engine.lora.forms import Union
+from pipeline.engine.model_runner import ModelRunner
 from pipeline.records import Mixture
 
 from .record import Recorder, Recording
 from .step import Shape, StaticStep, static_shape
 
-if TYPE_CHECKING:
-    from pipeline.engine.core.engine import Engine
-
-_SEEN = 3  # times that a shape runs before it is recorded: recording costs about two passes
-_MOST = 32  # recordings at a time
+_RUNS_BEFORE_RECORDING = 3  # of a shape: recording costs about two passes
+_MAX_RECORDED = 32
 
 _Key = tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, torch.dtype] | None, ...]]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """``forms``: what the operator computed with; its rank weights are memory that a replay reads."""
+class _RecordedStep:
+    """``forms``: the operator's forms in the recording; a replay reads the memory of their rank weights."""
 
     step: StaticStep
     shape: Shape
@@ -37,97 +34,99 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """Replays the decode steps of one session; other steps, and new shapes, go through the engine as they are.
+    """Replays the decode steps of one generation loop; other steps, and new shapes, run in the model runner.
 
-    A step is recorded for its lanes and the operator's panels, as these are memory that it reads. Mixtures change only
-    the rank weights, which are copied into the recording's own. So the operator computes in its union form, as
-    gathering arranges rows on the host, or merged: merging writes the weights in place.
+    A step is recorded for its lanes and the operator's panels, because it reads their memory. Mixtures change only the
+    rank weights, which are copied into the recording's own. So the operator computes in its union form, as gathering
+    arranges rows on the host, or merged: merging writes the weights in place.
     """
 
-    def __init__(self, engine: "Engine", recorder: Recorder) -> None:
+    def __init__(self, runner: ModelRunner, recorder: Recorder) -> None:
         self.replays = 0
-        self._engine, self._recorder = engine, recorder
-        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
-        self._seen: Counter[_Key] = Counter()
-        self._broken = False
+        self._runner, self._recorder = runner, recorder
+        self._recorded: OrderedDict[_Key, _RecordedStep] = OrderedDict()
+        self._runs: Counter[_Key] = Counter()
+        self._has_failed = False
 
     @property
-    def records(self) -> bool:
-        """Whether decode steps are recorded: not where the bank does not let them be, or where it failed."""
-        return not self._broken and self._engine.lora.can_stay_union
+    def can_record(self) -> bool:
+        """Whether decode steps can be recorded: the bank allows it, and recording has not failed."""
+        return not self._has_failed and self._runner.lora.can_stay_union
 
     def forward(self, segments: Sequence[Segment], expected_tokens: int) -> tuple[list[Segment], torch.Tensor]:
-        """As `Engine.forward`."""
-        shape = static_shape(segments) if self.records else None
+        """Run one pass as `ModelRunner.forward` does, replayed if it is recorded."""
+        shape = static_shape(segments) if self.can_record else None
         if shape is None:
-            return self._engine.forward(segments, expected_tokens)
-        self._engine.before_pass()
-        with self._engine.lock:
-            step = StaticStep(shape, self._engine.attention.layers, self._engine.model.device)
-            places = [step.place(segment) for segment in segments]
-            forms = self._set_mixtures(step.tokens, places, segments, expected_tokens)
+            return self._runner.forward(segments, expected_tokens)
+        self._runner.before_pass()
+        with self._runner.lock:
+            step = StaticStep(shape, self._runner.attention.layers, self._runner.device)
+            indices = [step.index_of(segment) for segment in segments]
+            forms = self._set_mixtures(step.num_tokens, indices, segments, expected_tokens)
             recorded = self._find(shape, step, segments, forms)
             if recorded is not None:
                 self._replay(recorded, segments, forms)
-                logits = recorded.recording.output[torch.tensor(places, device=step.kept.device)]
+                logits = recorded.recording.output[torch.tensor(indices, device=step.kept.device)]
                 for segment in segments:
-                    segment.slot.length = max(segment.slot.length, segment.begin + 1)
+                    segment.slot.length = max(segment.slot.length, segment.start + 1)
                 return [*segments], logits
-        return self._engine.forward(segments, expected_tokens)
+        return self._runner.forward(segments, expected_tokens)
 
     def _set_mixtures(
-        self, tokens: int, places: Sequence[int], segments: Sequence[Segment], expected_tokens: int
+        self, num_tokens: int, indices: Sequence[int], segments: Sequence[Segment], expected_tokens: int
     ) -> list[Union | None]:
-        # Free slots run along: with the one mixture of all rows, which may be merged, or else as the base model.
-        mixtures = [segments[0].spans[0][1] if expected_tokens else Mixture()] * tokens
-        for place, segment in zip(places, segments, strict=True):
-            mixtures[place] = segment.spans[0][1]
-        numbers = {mixture: number for number, mixture in enumerate(dict.fromkeys(mixtures))}
-        chosen = [numbers[mixture] for mixture in mixtures]
-        self._engine.set_mixtures([*numbers], chosen, [*range(tokens)], expected_tokens, union=True)
-        return self._engine.lora.union_forms
+        # Free slots run too: with the one mixture of all sequences, which may be merged, or else as the base model.
+        mixtures = [segments[0].spans[0][1] if expected_tokens else Mixture()] * num_tokens
+        for index, segment in zip(indices, segments, strict=True):
+            mixtures[index] = segment.spans[0][1]
+        distinct = {mixture: index for index, mixture in enumerate(dict.fromkeys(mixtures))}
+        of_tokens = [distinct[mixture] for mixture in mixtures]
+        self._runner.set_token_mixtures([*distinct], of_tokens, [*range(num_tokens)], expected_tokens, union=True)
+        return self._runner.lora.union_forms
 
     def _find(
         self, shape: Shape, step: StaticStep, segments: Sequence[Segment], forms: list[Union | None]
-    ) -> _Recorded | None:
-        lanes = tuple((lane.capacity, lane.generation, rows) for lane, rows in shape)
+    ) -> _RecordedStep | None:
+        """Find the recording of a step, or record it if it has run often enough."""
+        lanes = tuple((lane.capacity, lane.generation, slot_count) for lane, slot_count in shape)
         key = (lanes, tuple(None if form is None else (id(form.panel), form.weights.dtype) for form in forms))
         if key in self._recorded:
             self._recorded.move_to_end(key)
             return self._recorded[key]
-        self._seen[key] += 1
-        if self._seen[key] < _SEEN:
+        self._runs[key] += 1
+        if self._runs[key] < _RUNS_BEFORE_RECORDING:
             return None
-        self._seen.clear()
-        self._drop(forms)
+        self._runs.clear()
+        self._evict(forms)
         step.fill(segments)
         try:
-            recording = self._recorder(lambda: self._pass(step))
+            recording = self._recorder(lambda: self._run(step))
         except RuntimeError as error:
-            self._broken = True
+            self._has_failed = True
             _log.warning("engine: decode steps run without CUDA graphs: %s", str(error).splitlines()[0])
             return None
         generations = tuple(lane.generation for lane, _ in shape)
-        self._recorded[key] = _Recorded(step, shape, generations, forms, recording)
+        self._recorded[key] = _RecordedStep(step, shape, generations, forms, recording)
         return self._recorded[key]
 
-    def _pass(self, step: StaticStep) -> torch.Tensor:
-        return self._engine.attention.run(step.begin(), step.ids, step.positions, step.kept)
+    def _run(self, step: StaticStep) -> torch.Tensor:
+        step.start_pass()
+        return self._runner.attention.forward(step, step.ids, step.positions, step.kept)
 
-    def _replay(self, recorded: _Recorded, segments: Sequence[Segment], forms: list[Union | None]) -> None:
+    def _replay(self, recorded: _RecordedStep, segments: Sequence[Segment], forms: list[Union | None]) -> None:
         recorded.step.fill(segments)
-        for held, now in zip(recorded.forms, forms, strict=True):
-            if held is not None and now is not None and held is not now:
-                held.reweight(now.weights)
+        for held, current in zip(recorded.forms, forms, strict=True):
+            if held is not None and current is not None and held is not current:
+                held.reweight(current.weights)
         recorded.recording.replay()
         self.replays += 1
 
-    def _drop(self, forms: list[Union | None]) -> None:
-        """Drop recordings whose lanes or panels have gone, and the oldest beyond the most."""
+    def _evict(self, forms: list[Union | None]) -> None:
+        """Drop recordings whose lanes or panels no longer exist, and the oldest above the maximum."""
         panels = {id(form.panel) for form in forms if form is not None}
         for key, old in list(self._recorded.items()):
-            gone = tuple(lane.generation for lane, _ in old.shape) != old.generations
-            if gone or any(form is not None and id(form.panel) not in panels for form in old.forms):
+            is_reallocated = tuple(lane.generation for lane, _ in old.shape) != old.generations
+            if is_reallocated or any(form is not None and id(form.panel) not in panels for form in old.forms):
                 del self._recorded[key]
-        while len(self._recorded) >= _MOST:
+        while len(self._recorded) >= _MAX_RECORDED:
             self._recorded.popitem(last=False)

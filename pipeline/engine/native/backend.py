@@ -1,4 +1,4 @@
-"""The native engine as a backend: a server for what is generated, scoring for choices, and a watchdog over both."""
+"""The native engine as a `Backend`: a server generates, choices are scored, and a watchdog watches both."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,8 +32,8 @@ def start_native(settings: EngineSettings, context: EngineContext) -> "NativeBac
 class NativeBackend:
     """Answers requests with an engine of this process; see `backend.Backend`.
 
-    ``encode``: see `request.Encode`. ``on_dead``: called where a pass takes longer than ``hang_seconds``, or the device
-    is lost; it should end the process.
+    ``encode``: see `request.Encode`. ``on_dead``: called when a forward pass takes longer than ``hang_seconds`` or the
+    device is lost; it should end the process.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class NativeBackend:
         self.server = EngineServer(engine, sampling, reroute, self._recovery)
 
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
-        """An answer for each request: choices are scored here, all else goes through the server."""
+        """Answer the requests, in order; blocks until all are answered."""
         scored = [bool((request.sampling or self.sampling).choices) for request in requests]
         chosen = iter(self._choose([r for r, choices in zip(requests, scored, strict=True) if choices]))
         generated = iter(self.server.answer([r for r, choices in zip(requests, scored, strict=True) if not choices]))
         return [next(chosen if choices else generated) for choices in scored]
 
     def load(self) -> EngineLoad:
-        """What the engine is busy with."""
+        """Return the current load."""
         return self.server.load()
 
     def close(self) -> None:
-        """Answer what is in flight, and end the server's thread."""
+        """Answer the requests in flight and stop the server."""
         self.server.close()
 
     def _exit_if_device_is_lost(self, error: Exception) -> None:
-        """After a device-side assert every CUDA call of this process fails: end it, so that Ray starts it again."""
+        """End this process if its device is lost: after a device-side assert every CUDA call fails. Ray restarts it."""
         if self.engine.model.device.type != "cuda":
             return
         try:

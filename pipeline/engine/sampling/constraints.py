@@ -1,4 +1,4 @@
-"""Answers that match a JSON schema, a regex or a grammar, by llguidance (https://github.com/guidance-ai/llguidance)."""
+"""Hold answers to a JSON schema, a regex or a grammar with llguidance (https://github.com/guidance-ai/llguidance)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ import numpy as np
 
 from pipeline.engine.request import Constraint
 
-_KEPT = 256  # compiled constraints; a record of its own schema each must not fill the memory
-# As `json.dumps` writes: models know this form, and none can go on with white space for ever. A schema may ask for
-# another form under `x-guidance`.
+_MAX_COMPILED = 256  # constraints; a schema per record must not fill the memory
+# The style of `json.dumps`: models know it, and cannot add white space for ever. A schema may set another style under
+# `x-guidance`.
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Constraints:
-    """Compiled constraints of one tokenizer; each distinct one is compiled once while it is in use.
+    """Compiled constraints of one tokenizer; a constraint is compiled once while it is in use.
 
-    ``vocabulary``: the model's; it may be larger than the tokenizer's. ``end_tokens``: those that end an answer.
+    ``vocabulary``: size of the model's, which may exceed the tokenizer's. ``end_tokens``: tokens that end an answer.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_tokens: Iterable[int]) -> None:
@@ -28,9 +28,9 @@ class Constraints:
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
 
     def problem(self, constraint: Constraint) -> str | None:
-        """Why answers cannot be held to this constraint, in one line; None where they can."""
+        """Return why answers cannot be held to this constraint, in one line; None if they can."""
         try:
-            compiled = self._matcher(constraint)
+            compiled = self._compile(constraint)
         except (ImportError, ValueError) as error:
             return str(error)
         if not compiled.is_error():
@@ -38,8 +38,8 @@ class Constraints:
         return f"{constraint.kind}: {' '.join(compiled.get_error().split())[:200]}"
 
     def matcher(self, constraint: Constraint) -> "Matcher":
-        """The state of an answer that has no tokens yet. Call only where there is no `problem`."""
-        return Matcher(self._matcher(constraint).deep_copy(), self._vocabulary)
+        """Make the matcher of an answer without tokens. Call only if there is no `problem`."""
+        return Matcher(self._compile(constraint).deep_copy(), self._vocabulary)
 
     @cached_property
     def _library_tokenizer(self) -> Any:
@@ -52,7 +52,7 @@ class Constraints:
             )
         return from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
 
-    def _matcher(self, constraint: Constraint) -> Any:
+    def _compile(self, constraint: Constraint) -> Any:
         if constraint in self._compiled:
             self._compiled.move_to_end(constraint)
             return self._compiled[constraint]
@@ -64,36 +64,36 @@ class Constraints:
             ) from None
         compiled = LLMatcher(self._library_tokenizer, _grammar(constraint), log_level=0)
         self._compiled[constraint] = compiled
-        if len(self._compiled) > _KEPT:
+        if len(self._compiled) > _MAX_COMPILED:
             self._compiled.popitem(last=False)
         return compiled
 
 
 class Matcher:
-    """How far one answer has come in its constraint."""
+    """Progress of one answer through its constraint."""
 
     def __init__(self, compiled: Any, vocabulary: int) -> None:
         self._compiled = compiled
         self._vocabulary = vocabulary
 
     def allowed(self) -> np.ndarray:
-        """The tokens that may come next, bool [vocabulary]; end tokens where the answer may end."""
+        """Return the allowed next tokens, bool [vocabulary]; end tokens are allowed if the answer may end."""
         bits = np.frombuffer(self._compiled.compute_bitmask(), np.uint8)
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").astype(bool)
 
     def add(self, token: int) -> bool:
-        """Go on by one token; False where it is not allowed, or the library's limits do not suffice for the grammar."""
-        # After an error, for one of its limits in `allowed`, the library takes an end token as if all were well.
+        """Advance by one token; False if it is not allowed, or the grammar exceeds the library's limits."""
+        # After an error, such as a limit reached in `allowed`, the library accepts an end token without complaint.
         return bool(self._compiled.consume_token(token)) and not self._compiled.is_error()
 
     @property
-    def complete(self) -> bool:
-        """Whether the answer matches and nothing can follow."""
+    def is_complete(self) -> bool:
+        """Whether the answer matches and no token can follow."""
         return bool(self._compiled.is_stopped())
 
     @property
     def error(self) -> str:
-        """What went wrong, in one line."""
+        """The library's error, in one line."""
         return " ".join(self._compiled.get_error().split())[:200]
 
 

@@ -1,1 +1,1 @@
-"""Answers chosen from given strings by their likelihoods."""
+"""Choose answers from given strings by their likelihoods."""

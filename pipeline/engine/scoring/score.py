@@ -1,4 +1,4 @@
-"""How likely a model finds each of some given answers: sums of log probabilities after one shared prefill."""
+"""Log-likelihoods of given answers: sums of token log probabilities after one shared prefill."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,17 +6,17 @@ from itertools import accumulate
 
 import torch
 
-from pipeline.engine.attention.packed import Segment
+from pipeline.engine.attention.segment import Segment
 from pipeline.engine.attention.slots import Slot, SlotCache
 from pipeline.engine.core.engine import Engine
 from pipeline.engine.request import Failure, Request
-from pipeline.engine.spans import prompt_spans
 
-# A position of a choice holds the logits of the whole vocabulary, which outweigh its keys and values by far.
-_LOGIT_SHARE = 8
+# Each token of a choice needs the logits of the whole vocabulary, which are far larger than its keys and values. So
+# choices may have an eighth of the token budget.
+_LOGIT_FRACTION = 8
 
-Line = tuple[int, int, Sequence[int]]
-"""One choice: the place of its prompt in the group, its number there, and its token ids."""
+Branch = tuple[int, int, Sequence[int]]
+"""One choice: the index of its prompt in the group, its index among the prompt's choices, and its token ids."""
 
 
 @dataclass(frozen=True)
@@ -37,67 +37,71 @@ class _Prompt:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt."""
+        """Number of prompt tokens."""
         return len(self.item.request.tokens)
 
 
 @torch.inference_mode()
 def score_choices(
-    engine: Engine, asked: Iterable[Choices], token_budget: int = 8192
+    engine: Engine, items: Iterable[Choices], token_budget: int = 8192
 ) -> Iterator[tuple[Choices, list[float] | Failure]]:
-    """Sum of log probabilities, fp32 log-softmax, of the tokens of each choice given its prompt.
+    """Sum the log probabilities (fp32 log-softmax) of the tokens of each choice, given its prompt.
 
-    Prompts run together, each once. Its choices then follow it in its slot, one after another, and each token sees
-    the prompt and its own choice alone (tree attention, SpecInfer, arXiv 2305.09781): nothing is copied or padded.
-    ``token_budget``: tokens of prompts that run together (one prompt at least); of choices, for the sake of their
-    logits, an eighth of it. Prompts come back longest first; one that does not fit the context comes back with a
-    `Failure`. A choice has the mixture of its request, its prompt those of the request's spans where it has some.
+    Prompts run together, each once. Their choices then follow in the same slot, one after another, and each token
+    attends to the prompt and its own choice alone (tree attention, SpecInfer, arXiv 2305.09781): nothing is copied or
+    padded. ``token_budget``: prompt tokens per pass (at least one prompt); tokens of choices are limited to an eighth
+    of it, because of their logits. Prompts come back longest first; one that exceeds the context or the cache comes
+    back with a `Failure`. A choice has the mixture of its request, a prompt the mixtures of the request's spans if any.
     """
-    fitting = []
-    for item in asked:
+    valid = []
+    for item in items:
         problem = engine.limits.choices_problem(item.request, [len(tokens) for tokens in item.choices])
         if problem:
             yield item, problem
         else:
-            fitting.append(item)
-    fitting.sort(key=lambda item: (-len(item.request.tokens), item.request.id))
-    cache = SlotCache(engine.attention.shapes, engine.model.device, engine.kv_tokens)
+            valid.append(item)
+    valid.sort(key=lambda item: (-len(item.request.tokens), item.request.id))
+    cache = engine.new_cache()
     start = 0
-    while start < len(fitting):
-        group = _place(cache, fitting[start:], token_budget)
-        yield from _score_group(engine, group, token_budget)
+    while start < len(valid):
+        group = _allocate_group(cache, valid[start:], token_budget)
+        yield from _score_group(engine, group, token_budget // _LOGIT_FRACTION)
         start += len(group)
         for prompt in group:
             cache.release(prompt.slot)
 
 
-def _place(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Prompt]:
-    """The first prompts, as many as fit the budget and the cache, in slots that hold their choices too."""
+def _allocate_group(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Prompt]:
+    """Allocate slots with room for the choices, for as many of the first prompts as fit the budget and the cache."""
     group: list[_Prompt] = []
-    left = budget
+    remaining = budget
     for item in items:
         length, longest = len(item.request.tokens), max(map(len, item.choices))
-        left -= length
-        if group and left < 0:
+        remaining -= length
+        if group and remaining < 0:
             break
-        most = max(longest, min(sum(map(len, item.choices)), budget // _LOGIT_SHARE))
-        slot = cache.reserve(length + most) or cache.reserve(length + longest)
+        preferred = max(longest, min(sum(map(len, item.choices)), budget // _LOGIT_FRACTION))
+        slot = cache.allocate(length + preferred) or cache.allocate(length + longest)
         if slot is None:
             break
         group.append(_Prompt(item, slot))
-    assert group  # an empty cache holds any prompt that the limits let through
+    assert group  # an empty cache holds any prompt within the limits
     return group
 
 
-def _score_group(engine: Engine, group: list[_Prompt], budget: int) -> Iterator[tuple[Choices, list[float] | Failure]]:
+def _score_group(
+    engine: Engine, group: list[_Prompt], max_tokens: int
+) -> Iterator[tuple[Choices, list[float] | Failure]]:
     _prefill(engine, group)
-    lines = [(place, number, c) for place, p in enumerate(group) for number, c in enumerate(p.item.choices)]
-    for part in _parts(group, lines, budget // _LOGIT_SHARE):
-        _add_tails(engine, group, part)
+    branches = [
+        (index, choice, tokens) for index, p in enumerate(group) for choice, tokens in enumerate(p.item.choices)
+    ]
+    for batch in _batches(group, branches, max_tokens):
+        _add_branches(engine, group, batch)
     for prompt in group:
-        finite = torch.tensor(prompt.sums).isfinite().all()
+        is_finite = torch.tensor(prompt.sums).isfinite().all()
         failure = Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
-        yield prompt.item, prompt.sums if finite else failure
+        yield prompt.item, prompt.sums if is_finite else failure
 
 
 def _prefill(engine: Engine, group: list[_Prompt]) -> None:
@@ -105,63 +109,64 @@ def _prefill(engine: Engine, group: list[_Prompt]) -> None:
     segments = {}
     for prompt in group:
         request = prompt.item.request
-        segments[Segment(prompt.slot, request.tokens, 0, prompt_spans(request), kept=(prompt.length - 1,))] = prompt
-    packed, logits = engine.forward([*segments])
-    for segment, following in zip(packed, logits.float().log_softmax(1), strict=True):
+        segments[Segment(prompt.slot, request.tokens, 0, request.prompt_spans, kept=(prompt.length - 1,))] = prompt
+    packed, logits = engine.runner.forward([*segments])
+    for segment, logprobs in zip(packed, logits.float().log_softmax(1), strict=True):
         prompt = segments[segment]
-        prompt.sums = [float(following[tokens[0]]) for tokens in prompt.item.choices]
+        prompt.sums = [float(logprobs[tokens[0]]) for tokens in prompt.item.choices]
 
 
-def _parts(group: Sequence[_Prompt], lines: Iterable[Line], most: int) -> Iterator[list[Line]]:
-    """Choices of two tokens or more that run together: of at most ``most`` tokens, and as their slots have room."""
-    part: list[Line] = []
-    room: dict[int, int] = {}
-    for line in lines:
-        place, _, tokens = line
+def _batches(group: Sequence[_Prompt], branches: Iterable[Branch], max_tokens: int) -> Iterator[list[Branch]]:
+    """Batch choices of two tokens or more: at most ``max_tokens`` tokens each, within the free room of their slots."""
+    batch: list[Branch] = []
+    free: dict[int, int] = {}
+    for branch in branches:
+        index, _, tokens = branch
         length = len(tokens) - 1
         if not length:
             continue
-        free = group[place].slot.lane.capacity - group[place].length
-        if part and (sum(len(t) - 1 for _, _, t in part) + length > most or room.get(place, free) < length):
-            yield part
-            part, room = [], {}
-        room[place] = room.get(place, free) - length
-        part.append(line)
-    if part:
-        yield part
+        capacity = group[index].slot.lane.capacity - group[index].length
+        num_tokens = sum(len(other) - 1 for _, _, other in batch)
+        if batch and (num_tokens + length > max_tokens or free.get(index, capacity) < length):
+            yield batch
+            batch, free = [], {}
+        free[index] = free.get(index, capacity) - length
+        batch.append(branch)
+    if batch:
+        yield batch
 
 
-def _add_tails(engine: Engine, group: Sequence[_Prompt], part: Sequence[Line]) -> None:
-    """Add the log probabilities of all tokens but the first: those of each choice by a pass over all but its last."""
-    tails: dict[int, list[tuple[int, Sequence[int]]]] = {}
-    for place, number, tokens in part:
-        tails.setdefault(place, []).append((number, tokens))
-    segments = {_branches(group[place], [tokens[:-1] for _, tokens in own]): place for place, own in tails.items()}
-    packed, logits = engine.forward([*segments])
+def _add_branches(engine: Engine, group: Sequence[_Prompt], batch: Sequence[Branch]) -> None:
+    """Add the log probabilities of all tokens but the first, with a pass over all tokens but the last."""
+    by_prompt: dict[int, list[tuple[int, Sequence[int]]]] = {}
+    for index, choice, tokens in batch:
+        by_prompt.setdefault(index, []).append((choice, tokens))
+    segments = {_branch_segment(group[index], [t[:-1] for _, t in own]): index for index, own in by_prompt.items()}
+    packed, logits = engine.runner.forward([*segments])
     start = 0
     for segment in packed:
-        place = segments[segment]
-        for number, tokens in tails[place]:
-            following = torch.tensor(tokens[1:], device=logits.device).unsqueeze(1)
+        index = segments[segment]
+        for choice, tokens in by_prompt[index]:
+            targets = torch.tensor(tokens[1:], device=logits.device).unsqueeze(1)
             # Choice by choice: an fp32 copy of all logits would double the memory of the largest tensor here.
-            own = logits[start : start + len(following)].float().log_softmax(1)
-            group[place].sums[number] += float(own.gather(1, following).sum())
-            start += len(following)
+            logprobs = logits[start : start + len(targets)].float().log_softmax(1)
+            group[index].sums[choice] += float(logprobs.gather(1, targets).sum())
+            start += len(targets)
 
 
-def _branches(prompt: _Prompt, branches: Sequence[Sequence[int]]) -> Segment:
-    """Token rows that each go on from the prompt, one after another in its slot."""
+def _branch_segment(prompt: _Prompt, branches: Sequence[Sequence[int]]) -> Segment:
+    """Make the segment of branches that each continue the prompt, one after another in its slot."""
     lengths = [len(branch) for branch in branches]
     tokens = [token for branch in branches for token in branch]
-    sees = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+    mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
     for length, end in zip(lengths, accumulate(lengths), strict=True):
-        sees[end - length : end, end - length : end] = torch.ones(length, length, dtype=torch.bool).tril()
+        mask[end - length : end, end - length : end] = torch.ones(length, length, dtype=torch.bool).tril()
     return Segment(
         prompt.slot,
         tokens,
         prompt.length,
         ((0, prompt.item.request.mixture),),
         kept=range(len(tokens)),
-        positions=[prompt.length + place for length in lengths for place in range(length)],
-        sees=sees,
+        positions=[prompt.length + offset for length in lengths for offset in range(length)],
+        branch_mask=mask,
     )

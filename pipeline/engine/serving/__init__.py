@@ -1,1 +1,1 @@
-"""One engine fed by several threads, with the faults of its machine handled."""
+"""Serve one engine to several threads, and recover from faults of its machine."""

@@ -12,7 +12,7 @@ from transformers import MistralConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling
 from pipeline.engine.attention import flash
-from pipeline.engine.attention.packed import Options
+from pipeline.engine.attention.segment import Options
 from pipeline.engine.attention.slots import LayerShape
 from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.settings import EngineSettings
@@ -25,16 +25,16 @@ WINDOW = 24
 
 
 def attend_each(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: flash.Sequences, options: Options
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: flash.SequenceBounds, options: Options
 ) -> torch.Tensor:
     """As `flash.attention`, sequence by sequence and in fp32."""
     found = torch.full_like(query, float("nan"))
     groups = query.shape[1] // key.shape[1]
-    queries, keys = sequences.queries.tolist(), sequences.keys.tolist()
+    queries, keys = bounds.queries.tolist(), bounds.keys.tolist()
     assert (queries[-1], keys[-1]) == (len(query), len(key))
     for q0, q1, k0, k1 in zip(queries, queries[1:], keys, keys[1:], strict=False):
-        assert q1 - q0 <= sequences.most_queries
-        assert k1 - k0 <= sequences.most_keys
+        assert q1 - q0 <= bounds.max_queries
+        assert k1 - k0 <= bounds.max_keys
         own = torch.arange(k1 - k0 - (q1 - q0), k1 - k0).unsqueeze(1)
         hidden = torch.arange(k1 - k0) > own
         if options.window is not None:
@@ -56,7 +56,7 @@ class Pair:
             Engine(load_model(str(model), "fp32"), load_tokenizer(str(model)), bank, EngineSettings(**changes))
             for _ in range(2)
         )
-        self.together.attention.flash = True
+        self.together.runner.attention.flash = True
 
 
 @pytest.fixture(scope="module", params=["full", "window"])
@@ -67,8 +67,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[flash.Sequences]:
-    made: list[flash.Sequences] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[flash.SequenceBounds]:
+    made: list[flash.SequenceBounds] = []
 
     def attention(*args: Any) -> torch.Tensor:
         made.append(args[3])
@@ -90,7 +90,7 @@ def answers_of(engine: Engine, requests: list[Request]) -> dict[str, Any]:
     st.integers(0, 5),
 )
 def test_answers_are_those_of_prompts_alone(
-    pair: Pair, calls: list[flash.Sequences], shapes: list[tuple[int, int, Mixture]], seed: int
+    pair: Pair, calls: list[flash.SequenceBounds], shapes: list[tuple[int, int, Mixture]], seed: int
 ) -> None:
     """Prompts in pieces, with prefixes in common and of several lanes."""
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def test_answers_are_those_of_prompts_alone(
         assert calls
 
 
-def test_pieces_and_prefixes_are_read_from_the_cache(pair: Pair, calls: list[flash.Sequences]) -> None:
+def test_pieces_and_prefixes_are_read_from_the_cache(pair: Pair, calls: list[flash.SequenceBounds]) -> None:
     generator = torch.Generator().manual_seed(1)
     shared = torch.randint(1, 600, (100,), generator=generator).tolist()
     requests = [Request(str(n), [*shared, 5 + n, 6, 7], MIXTURES[n % 2]) for n in range(8)]
@@ -145,7 +145,7 @@ def test_layers_that_the_kernel_takes(monkeypatch: pytest.MonkeyPatch, changes: 
     monkeypatch.setattr(torch.version, "hip", None)
     common: dict[str, Any] = {"heads": 2, "key_dim": 64, "value_dim": 64, "dtype": torch.bfloat16}
     shapes = [LayerShape(**common), LayerShape(**common | changes)]
-    assert flash.is_flash(shapes, torch.device("cuda")) is fits
-    assert not flash.is_flash(shapes, torch.device("cpu"))
+    assert flash.can_use_flash(shapes, torch.device("cuda")) is fits
+    assert not flash.can_use_flash(shapes, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not flash.is_flash(shapes, torch.device("cuda"))
+    assert not flash.can_use_flash(shapes, torch.device("cuda"))

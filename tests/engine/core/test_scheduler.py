@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Failure, Request, Reroute, Sampling
-from pipeline.engine.core.session import Session
-from pipeline.engine.sequence import Row
+from pipeline.engine.core.loop import GenerationLoop
+from pipeline.engine.sequence import Sequence as GeneratedSequence
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
@@ -105,16 +105,16 @@ def test_nothing_about_the_schedule_changes_an_answer(
     assert answers(engine, [make_requests()[n] for n in order], SAMPLED, sentences) == alone
 
 
-def run(session: Session, requests: Sequence[Request]) -> tuple[dict[str, Completion | Failure], list[int]]:
+def run(loop: GenerationLoop, requests: Sequence[Request]) -> tuple[dict[str, Completion | Failure], list[int]]:
     """All answers, and the positions that the cache held in each step."""
     waiting = [*requests]
     found: dict[str, Completion | Failure] = {}
     positions = []
-    while waiting or session.is_busy:
-        while waiting and session.has_room:
-            assert session.add(waiting.pop(0)) is None
-        found |= {request.id: answer for request, answer in session.step()}
-        positions.append(session.scheduler.cache.positions)
+    while waiting or loop.is_busy:
+        while waiting and loop.wants_requests:
+            assert loop.add(waiting.pop(0)) is None
+        found |= {request.id: answer for request, answer in loop.step()}
+        positions.append(loop.scheduler.cache.positions)
     return found, positions
 
 
@@ -123,10 +123,10 @@ def test_rows_that_lose_their_slot_go_on_where_they_were(make_engine: MakeEngine
     sampling = Sampling(max_new_tokens=120, min_new_tokens=100, temperature=0.9)
     requests = [request for request in make_requests() if len(request.tokens) < 60][:7]
     alone = answers(make_engine(batch_size=1), requests, sampling, sentences)
-    session = Session(make_engine(kv_tokens=budget), sampling, sentences)
-    found, positions = run(session, requests)
+    loop = make_engine(kv_tokens=budget).new_loop(sampling, sentences)
+    found, positions = run(loop, requests)
     assert found == alone
-    assert session.scheduler.preemptions > 3
+    assert loop.scheduler.preemptions > 3
     assert max(positions) <= budget
 
 
@@ -144,26 +144,26 @@ def test_a_request_that_the_cache_cannot_hold_fails_alone(make_engine: MakeEngin
 def test_no_request_is_overtaken_more_often_than_the_look_ahead(
     lengths: list[int], look_ahead: int, make_engine: MakeEngine
 ) -> None:
-    session = Session(make_engine(batch_size=2, look_ahead=look_ahead), Sampling(max_new_tokens=1))
+    loop = make_engine(batch_size=2, look_ahead=look_ahead).new_loop(Sampling(max_new_tokens=1))
     waiting = [Request(str(n), tokens_of(n, length), Mixture()) for n, length in enumerate(lengths)]
     admitted: list[int] = []
     came: dict[int, int] = {}
-    while waiting or session.is_busy:
-        while waiting and session.has_room:
+    while waiting or loop.is_busy:
+        while waiting and loop.wants_requests:
             request = waiting.pop(0)
             came[int(request.id)] = len(admitted)
-            session.add(request)
-        admitted += sorted(int(request.id) for request, _ in session.step())
+            loop.add(request)
+        admitted += sorted(int(request.id) for request, _ in loop.step())
     for place, number in enumerate(admitted):
         assert place - came[number] <= 2 * look_ahead + 2
         assert sum(other > number for other in admitted[:place]) <= look_ahead + 2
 
 
 def test_longer_prompts_start_first(make_engine: MakeEngine) -> None:
-    session = Session(make_engine(batch_size=1, look_ahead=8), Sampling(max_new_tokens=1))
+    loop = make_engine(batch_size=1, look_ahead=8).new_loop(Sampling(max_new_tokens=1))
     for n, length in enumerate((5, 30, 12, 50)):
-        session.add(Request(str(length), tokens_of(n, length), Mixture()))
-    ended = [request.id for _ in range(4) for request, _ in session.step()]
+        loop.add(Request(str(length), tokens_of(n, length), Mixture()))
+    ended = [request.id for _ in range(4) for request, _ in loop.step()]
     assert ended == ["50", "30", "12", "5"]
 
 
@@ -187,18 +187,18 @@ def test_requests_are_read_as_they_are_needed_and_answered_as_they_finish(make_e
 
 def test_a_pass_holds_no_more_prompt_tokens_than_set_and_never_makes_decoding_wait(make_engine: MakeEngine) -> None:
     engine = make_engine(batch_size=6, prefill_tokens=16, reuse_prefixes=False)
-    session = Session(engine, FIXED)
+    loop = engine.new_loop(FIXED)
     for n in range(12):
-        session.add(Request(str(n), tokens_of(n, 20 + n), MIXTURES[n % 4]))
-    generated: dict[Row, list[int]] = {}
+        loop.add(Request(str(n), tokens_of(n, 20 + n), MIXTURES[n % 4]))
+    generated: dict[GeneratedSequence, list[int]] = {}
     sizes: list[int] = []
     watch = engine.model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
     )
     step = 0
-    while session.is_busy:
-        before = {row: len(row.new_tokens) for row in session.scheduler.running if row.new_tokens}
-        session.step()
+    while loop.is_busy:
+        before = {row: len(row.new_tokens) for row in loop.scheduler.running if row.new_tokens}
+        loop.step()
         assert sizes[-1] <= 16 + len(before)
         for row, count in before.items():
             assert len(row.new_tokens) == count + 1
@@ -215,7 +215,7 @@ def prompt_tokens(engine: Engine, requests: Sequence[Request], **more: Any) -> i
     watch = engine.model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
     )
-    found, _ = run(Session(engine, FIXED, **more), requests)
+    found, _ = run(engine.new_loop(FIXED, **more), requests)
     watch.remove()
     assert all(isinstance(answer, Completion) for answer in found.values())
     return sum(sizes) - 7 * len(requests)
@@ -248,11 +248,11 @@ def test_a_prefix_with_sentences_is_shared_only_as_far_as_its_mixtures_are_the_s
 
 
 def test_a_prefix_is_kept_for_requests_that_come_later(make_engine: MakeEngine) -> None:
-    session = Session(make_engine(batch_size=4), FIXED)
-    run(session, with_template(A, 3))
-    saved = session.scheduler.prefixes.saved_tokens
-    run(session, with_template(A, 6, 3))
-    assert session.scheduler.prefixes.saved_tokens == saved + 3 * 64
+    loop = make_engine(batch_size=4).new_loop(FIXED)
+    run(loop, with_template(A, 3))
+    saved = loop.scheduler.prefixes.saved_tokens
+    run(loop, with_template(A, 6, 3))
+    assert loop.scheduler.prefixes.saved_tokens == saved + 3 * 64
 
 
 @pytest.mark.parametrize(("rows", "share", "budget", "prefill"), [(8, 4, 900, 200), (6, 6, 300, 40)])
@@ -267,23 +267,23 @@ def test_rows_are_admitted_together(
 ) -> None:
     """None before so many are free; nobody waits for ever, not where the cache is full either."""
     engine = make_engine(batch_size=rows, kv_tokens=budget, prefill_tokens=prefill)
-    session = Session(engine, SAMPLED, sentences)
-    scheduler = session.scheduler
-    scheduler.limits = replace(scheduler.limits, admit_at=share)
-    plan, planned = scheduler.plan, []
+    loop = engine.new_loop(SAMPLED, sentences)
+    scheduler = loop.scheduler
+    scheduler.limits = replace(scheduler.limits, min_free=share)
+    schedule, scheduled = scheduler.schedule, []
 
-    def noted() -> list[tuple[Row, int]]:
-        work = plan()
-        planned[:] = [row for row, _ in work]
-        return work
+    def noted() -> list[tuple[GeneratedSequence, int]]:
+        chosen = schedule()
+        scheduled[:] = [seq for seq, _ in chosen]
+        return chosen
 
-    monkeypatch.setattr(scheduler, "plan", noted)
+    monkeypatch.setattr(scheduler, "schedule", noted)
     waiting, found = [*make_requests()], {}
-    while waiting or session.is_busy:
-        while waiting and session.has_room:
-            assert session.add(waiting.pop(0)) is None
+    while waiting or loop.is_busy:
+        while waiting and loop.wants_requests:
+            assert loop.add(waiting.pop(0)) is None
         free, before = rows - len(scheduler.running), {*scheduler.running}
-        found |= {request.id: answer for request, answer in session.step()}
-        assert planned
-        assert {*planned} <= before or free >= scheduler.limits.admit_at
+        found |= {request.id: answer for request, answer in loop.step()}
+        assert scheduled
+        assert {*scheduled} <= before or free >= scheduler.limits.min_free
     assert found == alone

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, LoraSettings, Request, Sampling
-from pipeline.engine.core.session import Session
+from pipeline.engine.core.loop import GenerationLoop
+from pipeline.engine.graphs import DecodeGraphs
 from pipeline.engine.graphs.record import Recording
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
@@ -76,19 +77,19 @@ class Engines:
 
     def compare(self, requests: Sequence[Request]) -> int:
         """The number of replayed steps, after both have given the same answers."""
-        session = Session(self.recording, Sampling())
-        answers = drain(session, requests)
-        assert answers == drain(Session(self.plain, Sampling()), requests)
-        assert session.graphs
-        return session.graphs.replays
+        loop = self.recording.new_loop(Sampling())
+        answers = drain(loop, requests)
+        assert answers == drain(self.plain.new_loop(Sampling()), requests)
+        assert isinstance(loop.runner, DecodeGraphs)
+        return loop.runner.replays
 
 
-def drain(session: Session, requests: Sequence[Request]) -> dict[str, tuple[str, int]]:
+def drain(loop: GenerationLoop, requests: Sequence[Request]) -> dict[str, tuple[str, int]]:
     waiting, answers = list(requests), {}
-    while waiting or session.is_busy:
-        while waiting and session.has_room:
-            assert session.add(waiting.pop(0)) is None
-        for request, answer in session.step():
+    while waiting or loop.is_busy:
+        while waiting and loop.wants_requests:
+            assert loop.add(waiting.pop(0)) is None
+        for request, answer in loop.step():
             assert isinstance(answer, Completion), answer
             answers[request.id] = (answer.output, answer.completion_tokens)
     return answers
@@ -163,4 +164,4 @@ def test_rows_are_admitted_together_where_steps_are_recorded(tiny_model: Path, t
         engines = Engines(tiny_model, tiny_bank, mode)
         for engine, expected in ((engines.recording, recorded), (engines.plain, 1)):
             engine.settings = replace(engine.settings, batch_size=24)
-            assert Session(engine, Sampling()).scheduler.limits.admit_at == expected
+            assert engine.new_loop(Sampling()).scheduler.limits.min_free == expected

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import Constraint, Failure, Request, Sampling, schema_text
+from pipeline.engine.core.decoder import Decoder
 from pipeline.engine.sampling import constraints as module
 from pipeline.engine.sampling.constraints import Constraints
-from pipeline.engine.sampling.decoder import Decoder
-from pipeline.engine.sequence import Row
 from pipeline.models import load_tokenizer, resolve_model
 from pipeline.records import Completion, Mixture
 
@@ -51,11 +50,11 @@ def answer(parts: tuple[Any, Constraints, int, int], sampling: Sampling, seed: i
     decoder = Decoder(tokenizer, constraints, vocabulary, {end}, seed, sampling)
     request = Request("a", [1], Mixture())
     assert decoder.problem(request) is None
-    row = decoder.begin(Row(request))
+    row = decoder.start(request)
     generator = torch.Generator().manual_seed(seed)
-    while not row.ended:
-        decoder.advance([row], torch.randn(1, vocabulary, generator=generator) * 5)
-    completion = decoder.completion(row)
+    while not row.finish_reason:
+        decoder.choose([row], torch.randn(1, vocabulary, generator=generator) * 5)
+    completion = decoder.outcome(row)
     assert isinstance(completion, Completion), completion
     return completion
 
@@ -128,22 +127,22 @@ def test_each_constraint_is_compiled_once_and_the_number_kept_is_bounded(
     for text in ("a", "b", "a"):
         constraints.matcher(Constraint("regex", text))
     assert compiled == ["a", "b"]
-    for number in range(module._KEPT):
+    for number in range(module._MAX_COMPILED):
         constraints.matcher(Constraint("regex", f"x{number}"))
     constraints.matcher(Constraint("regex", "a"))
     assert compiled.count("a") == 2
-    assert len(constraints._compiled) == module._KEPT
+    assert len(constraints._compiled) == module._MAX_COMPILED
 
 
 def test_a_row_whose_matcher_fails_is_a_failure(parts: tuple[Any, Constraints, int, int]) -> None:
     tokenizer, constraints, vocabulary, end = parts
     own = Sampling(constraint=Constraint("regex", "ab+"))
     decoder = Decoder(tokenizer, constraints, vocabulary, {end}, 0, own)
-    row = decoder.begin(Row(Request("a", [1], Mixture())))
+    row = decoder.start(Request("a", [1], Mixture()))
     assert row.matcher is not None
     assert not row.matcher.add(end)  # from here on the library would take an end token, and say all is well
-    decoder.advance([row], torch.zeros(1, vocabulary))
-    failure = decoder.completion(row)
+    decoder.choose([row], torch.zeros(1, vocabulary))
+    failure = decoder.outcome(row)
     assert isinstance(failure, Failure)
     assert failure.error_type == "ConstraintFailed"
     assert "\n" not in failure.message

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from pipeline.engine.request import Sampling
-from pipeline.engine.sampling.processors import TokenCounts, penalise
-from pipeline.engine.sampling.sampler import kept_probabilities
+from pipeline.engine.sampling.processors import TokenCounts, apply_penalties
+from pipeline.engine.sampling.sampler import truncated_probabilities
 
 VOCABULARY = 40
 
@@ -52,7 +52,7 @@ def by_transformers(logits: torch.Tensor, own: Sampling) -> torch.Tensor:
 @given(st.lists(truncations(), min_size=1, max_size=5), st.integers(0, 10**6))
 def test_truncation_equals_that_of_transformers_row_by_row(own: list[Sampling], seed: int) -> None:
     logits = random_logits(len(own), seed)
-    kept = kept_probabilities(logits, own)
+    kept = truncated_probabilities(logits, own)
     expected = torch.cat([by_transformers(logits[i : i + 1], one) for i, one in enumerate(own)])
     assert torch.allclose(kept / kept.sum(1, keepdim=True), expected, atol=1e-12)
 
@@ -60,8 +60,8 @@ def test_truncation_equals_that_of_transformers_row_by_row(own: list[Sampling], 
 def test_of_tied_tokens_the_first_are_kept() -> None:
     logits = torch.zeros(3, 8)
     own = [Sampling(temperature=1, top_k=3), Sampling(temperature=1, top_p=0.5), Sampling(temperature=1)]
-    assert (kept_probabilities(logits, own) > 0).sum(1).tolist() == [3, 4, 8]
-    assert (kept_probabilities(logits, own)[0] > 0).tolist() == [True] * 3 + [False] * 5
+    assert (truncated_probabilities(logits, own) > 0).sum(1).tolist() == [3, 4, 8]
+    assert (truncated_probabilities(logits, own)[0] > 0).tolist() == [True] * 3 + [False] * 5
 
 
 def counted(prompt: list[int], answer: list[int]) -> TokenCounts:
@@ -93,7 +93,7 @@ def test_penalties_equal_a_loop_over_the_definitions(
         Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
         for _, _, repetition, presence, frequency in rows
     ]
-    penalise(logits, [counted(prompt, answer) for prompt, answer, *_ in rows], own)
+    apply_penalties(logits, [counted(prompt, answer) for prompt, answer, *_ in rows], own)
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
@@ -102,5 +102,5 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> N
     logits = random_logits(1, 3)
     prompt, answer = [1, 5, 5, 9], [9, 2, 2]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + answer]), logits.clone())
-    penalise(logits, [counted(prompt, answer)], [Sampling(repetition_penalty=penalty)])
+    apply_penalties(logits, [counted(prompt, answer)], [Sampling(repetition_penalty=penalty)])
     assert torch.allclose(logits, expected)

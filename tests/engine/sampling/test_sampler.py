@@ -5,18 +5,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.request import Sampling
-from pipeline.engine.sampling.sampler import choose_tokens, row_generator
+from pipeline.engine.request import Request, Sampling
+from pipeline.engine.sampling.sampler import choose_tokens, request_generator
+from pipeline.records import Mixture
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    return request_generator(Request(name, [], Mixture()), Sampling(), seed)
 
 
 def draws(logits: torch.Tensor, settings: Sampling, count: int) -> torch.Tensor:
     rows = logits.repeat(count, 1)
-    return choose_tokens(rows, [settings] * count, [row_generator(0, f"r{i}") for i in range(count)])
+    return choose_tokens(rows, [settings] * count, [generator(0, f"r{i}") for i in range(count)])
 
 
 def test_temperature_zero_takes_the_largest_logit() -> None:
     logits = torch.tensor([[0.1, 3.0, 2.9], [5.0, 1.0, 4.9]])
-    chosen = choose_tokens(logits, [Sampling()] * 2, [row_generator(0, "a"), row_generator(0, "b")])
+    chosen = choose_tokens(logits, [Sampling()] * 2, [generator(0, "a"), generator(0, "b")])
     assert chosen.tolist() == [1, 0]
 
 
@@ -47,7 +52,7 @@ def test_only_tokens_that_top_k_and_top_p_keep_are_drawn(values: list[float], to
 
 def test_a_generator_depends_on_seed_and_id_alone() -> None:
     def number(seed: int, name: str) -> float:
-        return float(torch.rand((), generator=row_generator(seed, name)))
+        return float(torch.rand((), generator=generator(seed, name)))
 
     assert number(0, "a") == number(0, "a")
     assert len({number(0, "a"), number(1, "a"), number(0, "b"), number(-1, "a")}) == 4

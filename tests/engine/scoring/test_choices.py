@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, Failure, Request, Sampling, answer
+from pipeline.engine import Engine, Failure, Request, Sampling, choose
+from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import PromptFormat, load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
@@ -38,7 +39,7 @@ def encode(engine: Engine) -> PromptFormat:
 
 
 def ask(engine: Engine, requests: list[Request], sampling: Sampling) -> dict[str, Completion]:
-    found = {r.id: a for r, a in answer(engine, requests, sampling, encode(engine).encode_answer)}
+    found = {r.id: a for r, a in choose(engine, requests, sampling, encode(engine).encode_answer)}
     assert all(isinstance(a, Completion) for a in found.values()), found
     return {name: a for name, a in found.items() if isinstance(a, Completion)}
 
@@ -75,10 +76,14 @@ def test_the_choice_of_highest_likelihood_is_the_answer(engine: Engine, tiny_mod
 def test_choices_and_generation_go_together(engine: Engine) -> None:
     own = Sampling(choices=("cold", "red1"))
     requests = [request(engine, "a", "red1"), request(engine, "b", "red1", sampling=own)]
-    free = ask(engine, requests, Sampling(max_new_tokens=4))
-    assert (free["a"].finish_reason, free["a"].choice_log_likelihoods) == ("length", None)
-    assert free["b"].finish_reason == "choice"
-    assert len(free["b"].choice_log_likelihoods or ()) == 2
+    backend = NativeBackend(engine, Sampling(max_new_tokens=4), encode(engine).encode_answer, None, hang_seconds=600)
+    generated, chosen = backend.answer(requests)
+    backend.close()
+    assert isinstance(generated, Completion)
+    assert isinstance(chosen, Completion)
+    assert (generated.finish_reason, generated.choice_log_likelihoods) == ("length", None)
+    assert chosen.finish_reason == "choice"
+    assert len(chosen.choice_log_likelihoods or ()) == 2
 
 
 def test_with_a_temperature_choices_are_drawn_by_their_likelihoods(engine: Engine) -> None:
@@ -111,7 +116,7 @@ def test_choices_that_cannot_be_scored_fail_alone(engine: Engine) -> None:
     twice = request(engine, "twice", "red1", sampling=Sampling(choices=("a", "a")))
     good = request(engine, "good", "red1")
     found = {
-        r.id: a for r, a in answer(engine, [long, twice, good], Sampling(choices=LABELS), encode(engine).encode_answer)
+        r.id: a for r, a in choose(engine, [long, twice, good], Sampling(choices=LABELS), encode(engine).encode_answer)
     }
     kinds = {name: a.error_type for name, a in found.items() if isinstance(a, Failure)}
     assert kinds == {"long": "PromptTooLong", "twice": "BadSampling"}

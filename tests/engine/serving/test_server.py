@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
-from pipeline.engine.backend import Load
+from pipeline.engine.backend import EngineLoad
+from pipeline.engine.serving.recovery import Recovery
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
@@ -88,7 +89,7 @@ def test_requests_that_break_the_engine_are_found_and_the_others_answered(
     engine: Engine, alone: dict[str, Any]
 ) -> None:
     errors: list[Exception] = []
-    server = EngineServer(engine, SAMPLED, on_error=errors.append)
+    server = EngineServer(engine, SAMPLED, recovery=Recovery(engine, errors.append))
     requests = requests_of(engine)
     unknown = Mixture.of({"nobody": 1.0})
     batches = [[*requests[n : n + 6], Request(f"poison{n}", [5, 6], unknown), *requests[n + 6 : n + 9]] for n in (0, 9)]
@@ -110,7 +111,7 @@ def test_callers_do_not_wait_for_a_thread_that_has_died(engine: Engine) -> None:
     def stop(error: Exception) -> None:
         raise SystemExit("no way to go on") from error
 
-    server = EngineServer(engine, SAMPLED, on_error=stop)
+    server = EngineServer(engine, SAMPLED, recovery=Recovery(engine, stop))
     with pytest.raises(SystemExit, match="no way to go on"):
         server.answer([Request("poison", [5, 6], Mixture.of({"nobody": 1.0}))])
     with pytest.raises(RuntimeError, match="closed"):
@@ -121,12 +122,12 @@ def test_the_load_is_what_the_engine_holds_while_it_works_and_nothing_after(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = EngineServer(engine, SAMPLED)
-    seen: list[Load] = []
-    monkeypatch.setattr(engine, "before_pass", lambda: seen.append(server.load()))
+    seen: list[EngineLoad] = []
+    monkeypatch.setattr(engine.runner, "before_pass", lambda: seen.append(server.load()))
     requests = requests_of(engine)
     server.answer(requests)
     busiest = max(seen, key=lambda load: load.rows)
-    assert (busiest.rows, busiest.most_rows) == (4, 4)
+    assert (busiest.rows, busiest.max_rows) == (4, 4)
     assert max(load.waiting for load in seen) > 4
     assert max(load.mixtures for load in seen) > 1
     assert 0 < busiest.kv_positions <= busiest.kv_limit == engine.kv_tokens

@@ -142,7 +142,7 @@ def test_an_adapter_that_the_bank_lacks_is_named(handle: Attached) -> None:
 def test_a_model_with_lora_layers_is_refused_and_its_unloaded_base_is_not(
     tiny_model: Path, tiny_bank: Path, handle: Attached
 ) -> None:
-    with pytest.raises(UserError, match="attached to this model already"):
+    with pytest.raises(UserError, match="already attached to this model"):
         attach(handle.model, tiny_bank)
     peft = PeftModel.from_pretrained(load_model(str(tiny_model), "fp32"), tiny_bank / "red")
     for wrapped in (peft, peft.base_model.model):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Constraint, Engine, Failure, Request, Sampling
-from pipeline.engine.sampling.decoder import Decoder
-from pipeline.engine.sequence import Row
+from pipeline.engine.core.decoder import Decoder
+from pipeline.engine.sequence import Sequence as GeneratedSequence
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
@@ -183,14 +183,14 @@ def test_all_that_a_row_needs_stands_in_the_row(make_engine: Make, own: Sampling
     engine = make_engine()
     logits = torch.randn(12, 1, engine.vocabulary, generator=torch.Generator().manual_seed(1)) * 4
 
-    def decode(decoders: int) -> Row:
+    def decode(decoders: int) -> GeneratedSequence:
         made = [
             Decoder(engine.tokenizer, engine.constraints, engine.vocabulary, {0}, 0, GREEDY) for _ in range(decoders)
         ]
-        row = made[0].begin(Row(request("a", engine, own)))
+        row = made[0].start(request("a", engine, own))
         for step, own_logits in enumerate(logits):
-            if not row.ended:
-                made[step % decoders].advance([row], own_logits)
+            if not row.finish_reason:
+                made[step % decoders].choose([row], own_logits)
         return row
 
     assert decode(4).new_tokens == decode(1).new_tokens
@@ -199,8 +199,8 @@ def test_all_that_a_row_needs_stands_in_the_row(make_engine: Make, own: Sampling
 def test_rows_that_have_ended_stay_as_they_are(make_engine: Make) -> None:
     engine = make_engine()
     decoder = Decoder(engine.tokenizer, engine.constraints, engine.vocabulary, {0}, 0, replace(SAMPLED, logprobs=1))
-    rows = [decoder.begin(Row(request(name, engine))) for name in "ab"]
-    rows[0].ended = "length"
-    assert decoder.advance(rows, torch.randn(2, engine.vocabulary)).shape == (2,)
+    rows = [decoder.start(request(name, engine)) for name in "ab"]
+    rows[0].finish_reason = "length"
+    assert decoder.choose(rows, torch.randn(2, engine.vocabulary)).shape == (2,)
     assert (rows[0].new_tokens, rows[0].logprobs) == ([], [])
     assert len(rows[1].new_tokens) == len(rows[1].logprobs) == 1

@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
-from pipeline.engine.serving.faults import Watchdog, halve, is_out_of_memory
+from pipeline.engine.serving.recovery import Recovery, is_out_of_memory
+from pipeline.engine.serving.watchdog import Watchdog
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
@@ -77,7 +78,7 @@ def test_a_record_that_never_fits_fails_alone(engine: Engine) -> None:
 def test_other_errors_halve_nothing(engine: Engine) -> None:
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert is_out_of_memory(MemoryError())
-    while halve(engine):
+    while engine.halve_batch():
         pass
     assert (engine.settings.batch_size, engine.settings.prefill_tokens) == (1, 64)
 
@@ -92,8 +93,10 @@ def delay(engine: Engine, seconds: float, until: threading.Event) -> RemovableHa
 def test_a_pass_that_hangs_is_noticed_and_slow_work_is_not(engine: Engine) -> None:
     hung, go_on = threading.Event(), threading.Event()
     engine.settings = EngineSettings(batch_size=1)
-    watchdog = Watchdog(engine, 0.8, hung.set)
-    server = EngineServer(engine, Sampling(max_new_tokens=1, min_new_tokens=1), watching=watchdog.watching)
+    watchdog = Watchdog(0.8, hung.set)
+    engine.runner.before_pass = watchdog.start_pass
+    recovery = Recovery(engine, watching=watchdog.watching)
+    server = EngineServer(engine, Sampling(max_new_tokens=1, min_new_tokens=1), recovery=recovery)
     slow = delay(engine, 0.2, go_on)
     assert all(isinstance(answer, Completion) for answer in server.answer(make_requests(8, engine.tokenizer)))
     assert not hung.is_set()

@@ -10,7 +10,7 @@ import pytest
 # Faults of pages while a block of 40 MB is allocated, filled and freed again and again.
 _FAULTS = """
 import ctypes, resource, sys
-from pipeline.engine.serving.heap import keep_freed_memory
+from pipeline.heap import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
 # Megabytes held before and after, where threads have freed blocks between others that are in use.
 _HELD = """
 import ctypes, threading
-from pipeline.engine.serving.heap import give_back_freed_memory
+from pipeline.heap import trim_heap
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -49,18 +49,18 @@ thread = threading.Thread(target=use)
 thread.start()
 thread.join()
 before = held()
-print(before, give_back_freed_memory(), held())
+print(before, trim_heap(), held())
 """
 
 # Arenas of a process in which sixteen threads allocate at the same time.
 _ARENAS = """
 import ctypes, sys, threading
-from pipeline.engine.serving.heap import keep_no_freed_memory
+from pipeline.heap import limit_arenas
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
 libc.fclose.argtypes = [ctypes.c_void_p]
-shared = keep_no_freed_memory() if sys.argv[1] == "share" else None
+shared = limit_arenas() if sys.argv[1] == "share" else None
 together = threading.Barrier(16)
 def use():
     together.wait()
