@@ -22,10 +22,13 @@ from conf.schema_training import TrainRouterConfig
 from jobs.train_adapters import rows_by_task
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
-from pipeline.routing import Router, RouterSettings, RoutingPolicy, add_class, load_router, train_router
+from pipeline.routing import RoutingPolicy
 from pipeline.routing.calibration import expected_calibration_error
+from pipeline.routing.extension import add_class
+from pipeline.routing.loading import load_router
 from pipeline.routing.network import flatten_prompts
-from pipeline.routing.router import tokenizer_fingerprint
+from pipeline.routing.router import Router, tokenizer_fingerprint
+from pipeline.routing.training import RouterSettings, train_router
 
 DATA = Path("demo/data")
 WINDOW = 14  # words of a prompt that the hard setting shows

@@ -25,15 +25,11 @@ from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
 from pipeline.models.prompt import TokensWithOffsets
 from pipeline.records import Mixture, Spans
-from pipeline.routing import (
-    Router,
-    RoutingPolicy,
-    SentenceRoute,
-    SentenceRouter,
-    SentenceSettings,
-    load_router,
-    route_sentences,
-)
+from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing.loading import load_router
+from pipeline.routing.rerouting import SentenceRouter
+from pipeline.routing.router import Router
+from pipeline.routing.sentence_routes import SentenceRoute, route_sentences
 from pipeline.routing.sentences import Sentences, prompt_sentences, split_sentences
 
 DATA = Path("demo/data")

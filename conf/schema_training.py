@@ -36,7 +36,7 @@ class TrainAdaptersConfig(Strict):
 
 
 class RouterTraining(Strict):
-    """Settings of the router's training; see `pipeline.routing.RouterSettings`."""
+    """Settings of the router's training; see `pipeline.routing.training.RouterSettings`."""
 
     epochs: PositiveInt
     batch_size: PositiveInt

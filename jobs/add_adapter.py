@@ -12,7 +12,8 @@ from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank, is_adapter
 from pipeline.engine import load_bank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
-from pipeline.routing import Extension, add_class, load_router_for
+from pipeline.routing.extension import Extension, add_class
+from pipeline.routing.loading import load_router_for
 from pipeline.storage.input.labelled import read_table
 from pipeline.storage.store.redact import masked
 

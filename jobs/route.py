@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 
 from jobs._cli import OK, Job, run_job
 from jobs._options import RecordOptions, record_options
+from pipeline.batches import ROUTES, TOP_CLASSES
 from pipeline.errors import UserError
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
-from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, joined
-from pipeline.routing import Explanation, explain, router_inputs
+from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, concat_schemas
+from pipeline.routing.explanations import Explanation, explain
+from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
 from pipeline.stages.route import RouteRecords
 from pipeline.storage.input.plan import plan_input
@@ -25,19 +27,6 @@ from pipeline.storage.store.objects import put
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
 
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("mixture", pa.string()),
-        ("adapters", pa.list_(pa.string())),
-        ("weights", pa.list_(pa.float32())),
-        ("route_score", pa.float32()),
-        ("fallback", pa.bool_()),
-        ("prompt_tokens", pa.int32()),
-    ]
-)
-_CLASSES = pa.list_(pa.struct([("adapter", pa.string()), ("probability", pa.float32())]))
-_WHY = pa.schema([("top_classes", _CLASSES)])
 _SHOWN = 160  # characters of a prompt
 
 
@@ -89,7 +78,7 @@ def read_settings(options: RecordOptions, with_files: bool = True) -> JobSetting
 
 def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> None:
     fs, root = open_url(settings.output)
-    schema = joined(_SCHEMA, SENTENCE_MIXTURES if settings.sentences else _WHY)
+    schema = concat_schemas(ROUTES, SENTENCE_MIXTURES if settings.sentences else TOP_CLASSES)
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     buffer, left = io.BytesIO(), explained

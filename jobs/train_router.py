@@ -1,39 +1,40 @@
-"""Train the router on labelled prompts.
+"""Train the router on labelled prompts."""
 
-    python -m jobs.train_router --data train.parquet --output router [--tasks a b ...] [key=value ...]
-
-The data has the columns `task, prompt`; a task is the name of the adapter that answers it.
-"""
-
-import argparse
 from pathlib import Path
 
+import click
 import torch
 
 from conf import load_settings
 from conf.schema_training import TrainRouterConfig
-from jobs._cli import OK, run_job, split_tasks
+from jobs._cli import OK, Job, config_words, run_job, task_option
 from jobs.train_adapters import rows_by_task
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
-from pipeline.routing import RouterSettings, train_router
 from pipeline.routing.router import tokenizer_fingerprint
+from pipeline.routing.training import RouterSettings, train_router
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="jobs.train_router", description="Train the router on labelled prompts.")
-    parser.add_argument("--data", required=True, help="labelled prompts: task, prompt")
-    parser.add_argument("--output", required=True, type=Path, help="folder for router.safetensors and router.json")
-    parser.add_argument("--tasks", nargs="*", help="tasks to train on (default: all of the data)")
-    parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
-    args = split_tasks(parser.parse_intermixed_args(argv))
-    config = load_settings("train_router", args.overrides, TrainRouterConfig)
-    tasks = rows_by_task(args.data, args.tasks, ["task", "prompt"])
+@click.command("train-router", cls=Job)
+@click.option("--data", required=True, metavar="URL", help="Labelled prompts: columns task and prompt.")
+@click.option("--output", required=True, type=Path, metavar="DIR", help="Folder of the router.")
+@task_option
+@config_words
+def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+    """Train the router on labelled prompts.
+
+    \b
+    loraloom train-router --data train.parquet --output router [--task TASK ...] [key=value ...]
+
+    The data has the columns task and prompt; a task is the name of the adapter that answers it. --task may be
+    repeated; default: all tasks of the data.
+    """
+    config = load_settings("train_router", overrides, TrainRouterConfig)
+    rows = rows_by_task(data, tasks, ["task", "prompt"])
     if config.threads:
         torch.set_num_threads(config.threads)
     tokenizer = load_tokenizer(resolve_model(config.model.path), config.model.trust_remote_code)
-    labels = [task for task, rows in tasks.items() for _ in rows]
-    texts = [row["prompt"] for rows in tasks.values() for row in rows]
+    labels = [task for task, examples in rows.items() for _ in examples]
+    texts = [row["prompt"] for examples in rows.values() for row in examples]
     prompts = PromptFormat(tokenizer, config.model.prompt_format).encode(texts)
     vocabulary = tokenizer.get_vocab()
     card = {
@@ -42,12 +43,12 @@ def main(argv: list[str]) -> int:
     }
     settings = RouterSettings(**config.training.model_dump())
     router = train_router(prompts, labels, max(vocabulary.values()) + 1, settings, card, print)
-    router.save(args.output)
+    router.save(output)
     metrics = router.card["metrics"]
     print(
         f"{len(router.labels)} adapters, {metrics['parameters']:,} parameters, {metrics['seconds']} s;"
         f" held-out accuracy {metrics['held_out_accuracy']:.4f} on {metrics['held_out_prompts']} prompts"
-        f" -> {args.output}"
+        f" -> {output}"
     )
     return OK
 

@@ -13,7 +13,7 @@ from conf.generate import load_config
 from .from_config import job_settings
 from .job.preflight import check_models
 from .records import DATA, SENTENCE_MIXTURES, Mixture, Record, concat_schemas
-from .routing import Explanation, explain
+from .routing.explanations import Explanation, explain
 from .stages.generate import GenerateRecords
 from .stages.output_schema import output_names
 from .stages.route import RouteRecords

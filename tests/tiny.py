@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from pipeline.adapters import AdapterBank
 from pipeline.engine import base_shapes
 from pipeline.models import PromptFormat, load_tokenizer
-from pipeline.routing import Router, RouterSettings, train_router
-from pipeline.routing.router import tokenizer_fingerprint
+from pipeline.routing.router import Router, tokenizer_fingerprint
+from pipeline.routing.training import RouterSettings, train_router
 
 WORDS = [f"{kind}{n}" for kind in ("red", "tall", "cold", "loud", "slow", "kind", "dark", "glad") for n in range(6)]
 ADAPTERS = ["red", "tall", "cold", "loud", "slow", "kind", "dark", "glad"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.untrusted import shown
+from pipeline.untrusted import short_repr
 
 from .config import CONFIG_FILE, AdapterConfig, is_adapter_name, read_adapter_config
 from .weights import ModuleWeights, read_weights
@@ -51,7 +51,7 @@ class AdapterBank:
             raise UserError(f"bank: {root} has no adapter {', '.join(map(_printable, missing))} (bank.adapters)")
         for name in wanted:
             if not is_adapter_name(name):
-                raise UserError(f"bank: {shown(name)} cannot be the name of an adapter; rename its folder ({root})")
+                raise UserError(f"bank: {short_repr(name)} cannot be the name of an adapter; rename it ({root})")
         # One after another: mapping tensors holds the interpreter lock, and eight threads took four times as long.
         adapters = [_read(root / name) for name in wanted]
         return AdapterBank({adapter.name: adapter for adapter in adapters}, root)
@@ -129,4 +129,4 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _printable(name: str) -> str:
-    return name if is_adapter_name(name) and len(name) <= 100 else shown(name)
+    return name if is_adapter_name(name) and len(name) <= 100 else short_repr(name)

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import UserError
-from pipeline.untrusted import one_line, read_json, shown
+from pipeline.errors import UserError, one_line
+from pipeline.untrusted import read_json, short_repr
 
 # Keys that inference uses, and keys that do not change the maths of the saved tensors. Any other key, of this or of a
 # later PEFT, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
@@ -104,28 +104,28 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 def _rank(values: dict[str, Any], key: str) -> int:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise ValueError(f"{shown(key)} is {shown(value)}, not a rank from 1 to {MAX_RANK}")
+        raise ValueError(f"{short_repr(key)} is {short_repr(value)}, not a rank from 1 to {MAX_RANK}")
     return value
 
 
 def _alpha(values: dict[str, Any], key: str) -> float:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _FLOAT_MAX:
-        raise ValueError(f"{shown(key)} is {shown(value)}, not a finite number")
+        raise ValueError(f"{short_repr(key)} is {short_repr(value)}, not a finite number")
     return float(value)
 
 
 def _flag(values: dict[str, Any], key: str) -> bool:
     value = values.get(key)
     if value not in (None, True, False):
-        raise ValueError(f"{shown(key)} is {shown(value)}, not true or false")
+        raise ValueError(f"{short_repr(key)} is {short_repr(value)}, not true or false")
     return bool(value)
 
 
 def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], str], Any]) -> dict[str, Any]:
     given = values.get(key) or {}
     if not isinstance(given, dict) or len(given) > _MAX_PATTERNS:
-        raise ValueError(f"{shown(key)} is {shown(given)}, not an object of at most {_MAX_PATTERNS} patterns")
+        raise ValueError(f"{short_repr(key)} is {short_repr(given)}, not an object of at most {_MAX_PATTERNS} patterns")
     for pattern in given:
         _check_pattern(pattern)
     return {pattern: read(given, pattern) for pattern in given}
@@ -133,13 +133,13 @@ def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], s
 
 def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None:
     others = sorted(set(values) - _USED - _HARMLESS)
-    refused = [f"{_key(key)}={shown(values[key])}" for key in others if values[key] not in _UNSET]
+    refused = [f"{_key(key)}={short_repr(values[key])}" for key in others if values[key] not in _UNSET]
     if values.get("use_dora") and values.get("lora_bias"):
         refused.append("use_dora with lora_bias (PEFT counts the bias into the norm)")
     if values.get("peft_type") != "LORA":
-        refused.append(f"peft_type={shown(values.get('peft_type'))}")
+        refused.append(f"peft_type={short_repr(values.get('peft_type'))}")
     if values.get("init_lora_weights") not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={shown(values['init_lora_weights'])} (it changes the base weights)")
+        refused.append(f"init_lora_weights={short_repr(values['init_lora_weights'])} (it changes the base weights)")
     if refused:
         raise UserError(
             f"bank: adapter {name!r} uses {', '.join(refused[:20])}, which the fused operator does not compute exactly;"
@@ -148,7 +148,7 @@ def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None
 
 
 def _key(key: str) -> str:
-    return key if key.isidentifier() and len(key) <= 100 else shown(key)
+    return key if key.isidentifier() and len(key) <= 100 else short_repr(key)
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
@@ -172,9 +172,9 @@ def _is_plain(key: str) -> bool:
 def _check_pattern(key: str) -> None:
     """Raise `ValueError` for a pattern that either engine refuses; PEFT itself uses Python's."""
     if len(key) > _MAX_PATTERN:
-        raise ValueError(f"the pattern {shown(key)} is longer than {_MAX_PATTERN} characters")
+        raise ValueError(f"the pattern {short_repr(key)} is longer than {_MAX_PATTERN} characters")
     try:
         re.compile(rf"(.*\.)?({key})$")
         _matches(key, "")
     except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"the pattern {shown(key)} cannot be used: {one_line(error)}") from None
+        raise ValueError(f"the pattern {short_repr(key)} cannot be used: {one_line(error)}") from None

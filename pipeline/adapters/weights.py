@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import UserError
-from pipeline.untrusted import check_tensor_file, one_line, shown
+from pipeline.errors import UserError, one_line
+from pipeline.untrusted import check_tensor_file, short_repr
 
 from .config import WEIGHTS_FILE, AdapterConfig
 from .mapped_file import MappedFile
@@ -79,13 +79,13 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
             for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
                 if match is None or match["part"] in unexpected or not key.isprintable() or len(key) > _MAX_KEY:
-                    raise _bad(folder, f"unknown tensor {shown(key)}")
+                    raise _bad(folder, f"unknown tensor {short_repr(key)}")
                 parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
                 if part in parts:
-                    raise _bad(folder, f"tensor {shown(key)} repeats one of another name")
+                    raise _bad(folder, f"tensor {short_repr(key)} repeats one of another name")
                 shape = mapped.entries[key]["shape"]
                 if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > _MAX_SIZE:
-                    raise _bad(folder, f"tensor {shown(key)} has the shape {shown(shape)}")
+                    raise _bad(folder, f"tensor {short_repr(key)} has the shape {short_repr(shape)}")
                 tensor = mapped.tensor(key)
                 parts[part] = tensors.get_tensor(key) if tensor is None else tensor
                 if match["part"].startswith("lora_embedding"):

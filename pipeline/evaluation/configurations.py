@@ -8,7 +8,10 @@ from pipeline.engine import Request
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat
 from pipeline.records import Mixture
-from pipeline.routing import Router, RoutingPolicy, SentenceRouter, SentenceSettings, route_sentences
+from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing.rerouting import SentenceRouter
+from pipeline.routing.router import Router
+from pipeline.routing.sentence_routes import route_sentences
 from pipeline.routing.sentences import prompt_sentences
 
 from .suite import Question

@@ -17,7 +17,8 @@ from pipeline.models import (
     pick_device,
 )
 from pipeline.models.prompt import Mode
-from pipeline.routing import Router, load_router_for
+from pipeline.routing.loading import load_router_for
+from pipeline.routing.router import Router
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipeline.models import (
     model_fingerprint,
 )
 from pipeline.records import SENTENCE_MIXTURES, concat_schemas
-from pipeline.routing import load_router_for
+from pipeline.routing.loading import load_router_for
 from pipeline.settings import JobSettings
 from pipeline.stages.output_schema import OutputSchema
 from pipeline.storage.commit.marker_store import MarkerStore

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipeline.errors import UserError
-from pipeline.untrusted import one_line, read_json, shown
+from pipeline.errors import UserError, one_line
+from pipeline.untrusted import read_json, short_repr
 
 from .mlp_router import MlpRouter
 from .router import Router, tokenizer_fingerprint
@@ -25,7 +25,8 @@ def load_router(folder: str | Path) -> Router:
         card = read_json(root / "router.json")
         kind = card.get("kind") if isinstance(card, dict) else None
         if not isinstance(kind, str) or kind not in ROUTER_KINDS:
-            raise ValueError(f"the kind in router.json is {shown(kind)}; known kinds are {', '.join(ROUTER_KINDS)}")
+            known = ", ".join(ROUTER_KINDS)
+            raise ValueError(f"the kind in router.json is {short_repr(kind)}; known kinds are {known}")
         return ROUTER_KINDS[kind].load(root, card)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.records import Mixture
+
+if TYPE_CHECKING:  # the config reads the defaults below, and does not wait for torch
+    import torch
 
 WeightRule = Literal["renormalize", "softmax"]
 
@@ -30,7 +31,7 @@ class RoutingPolicy:
     gate: bool = True
     acceptance: float = 0.99
 
-    def mixtures(self, probabilities: torch.Tensor, labels: Sequence[str]) -> list[Mixture]:
+    def mixtures(self, probabilities: "torch.Tensor", labels: Sequence[str]) -> list[Mixture]:
         """Return one mixture for each row of ``probabilities`` [n x classes]."""
         if self.max_adapters == 0:
             return [Mixture()] * len(probabilities)
@@ -41,7 +42,7 @@ class RoutingPolicy:
             for cs, us in zip(classes.tolist(), units.tolist(), strict=True)
         ]
 
-    def choose(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(self, probabilities: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
         """Choose by top-p: probabilities [n x k], zero if not chosen, and their classes [n x k], largest first."""
         count = min(self.max_adapters, probabilities.shape[1])
         # A stable sort gives equal probabilities the order of their classes, wherever it runs.
@@ -51,14 +52,14 @@ class RoutingPolicy:
         chosen[:, 0] = True
         return (ordered * chosen)[:, :count], classes[:, :count]
 
-    def fuse(self, chosen: torch.Tensor) -> torch.Tensor:
+    def fuse(self, chosen: "torch.Tensor") -> "torch.Tensor":
         """Return fusion weights [n x k] that sum to 1 in each row; zero where ``chosen`` is."""
         if self.weights == "softmax":
-            chosen = torch.where(chosen > 0, chosen.exp(), chosen)
+            chosen = chosen.exp() * (chosen > 0)
         return chosen / chosen.sum(1, keepdim=True)
 
 
-def quantise(weights: torch.Tensor, steps: int) -> torch.Tensor:
+def quantise(weights: "torch.Tensor", steps: int) -> "torch.Tensor":
     """Round weights [n x k] to units of 1/steps that sum to ``steps`` in each row (largest-remainder method)."""
     exact = weights * steps
     units = exact.floor()

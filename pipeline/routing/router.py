@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.records import Mixture
-from pipeline.untrusted import shown
+from pipeline.untrusted import short_repr
 
 from .policy import RoutingPolicy
 
@@ -113,4 +113,4 @@ def tokenizer_fingerprint(vocabulary: dict[str, int]) -> str:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 100 else shown(name)
+    return name if name.isprintable() and len(name) <= 100 else short_repr(name)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pipeline.untrusted import shown
+from pipeline.untrusted import short_repr
 
 from .network import RouterNetwork, RouterShape
 
@@ -21,25 +21,25 @@ def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     shape = card["shape"]
     for name, size in shape.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < _MAX_SIZE:
-            raise ValueError(f"the shape's {shown(name)} is {shown(size)}")
+            raise ValueError(f"the shape's {short_repr(name)} is {short_repr(size)}")
     _check_tensors(RouterShape(**shape), len(card["labels"]), tensors)
 
 
 def _check_card(card: dict[str, Any]) -> None:
     labels, thresholds = card.get("labels"), card.get("gate_thresholds")
     if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
-        raise ValueError(f"the labels are {shown(labels)}, not names")
+        raise ValueError(f"the labels are {short_repr(labels)}, not names")
     if len(set(labels)) < len(labels):
         raise ValueError("a label comes twice")
     if not _is_number(card.get("temperature")) or not _MIN_TEMPERATURE <= card["temperature"] <= _MAX_TEMPERATURE:
-        raise ValueError(f"the temperature is {shown(card.get('temperature'))}")
+        raise ValueError(f"the temperature is {short_repr(card.get('temperature'))}")
     if not isinstance(thresholds, dict) or not all(
         _is_share(name) and _is_number(value) for name, value in thresholds.items()
     ):
-        raise ValueError(f"the gate_thresholds are {shown(thresholds)}, not numbers")
+        raise ValueError(f"the gate_thresholds are {short_repr(thresholds)}, not numbers")
     for name in ("tokenizer_fingerprint", "prompt_format"):
         if not isinstance(card.get(name), str):
-            raise ValueError(f"the {name} is {shown(card.get(name))}, not text")
+            raise ValueError(f"the {name} is {short_repr(card.get(name))}, not text")
 
 
 def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -59,11 +59,11 @@ def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Ten
         "classes.floors": (added,),
     }
     if set(wanted) != set(tensors):
-        raise ValueError(f"missing or unknown tensors: {shown(sorted(set(wanted) ^ set(tensors)))}")
+        raise ValueError(f"missing or unknown tensors: {short_repr(sorted(set(wanted) ^ set(tensors)))}")
     for name, sizes in wanted.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != sizes:
-            raise ValueError(f"{name} has the shape {shown(list(tensor.shape))}, not {list(sizes)}")
+            raise ValueError(f"{name} has the shape {short_repr(list(tensor.shape))}, not {list(sizes)}")
         if not (tensor.dtype == torch.int64 if name.endswith("_targets") else tensor.dtype in _FLOATS):
             raise ValueError(f"{name} holds {tensor.dtype} values")
     if shape.classes + added != labels:

@@ -29,7 +29,8 @@ from pipeline.records import (
     parse_spans,
     span_rows,
 )
-from pipeline.routing import SentenceRouter, load_router
+from pipeline.routing.loading import load_router
+from pipeline.routing.rerouting import SentenceRouter
 from pipeline.settings import JobSettings
 from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.logs import log_worker_event

@@ -13,7 +13,9 @@ from pipeline.engine import Sampling
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.models.prompt import TokensWithOffsets
 from pipeline.records import ROUTED, SENTENCES, DeadLetter, Prompt, concat_schemas, span_rows
-from pipeline.routing import Route, SentenceRoute, load_router, route_sentences
+from pipeline.routing.loading import load_router
+from pipeline.routing.router import Route
+from pipeline.routing.sentence_routes import SentenceRoute, route_sentences
 from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences
 from pipeline.settings import JobSettings
 from pipeline.telemetry.incidents import Incidents

@@ -20,13 +20,14 @@ from pipeline.adapters import AdapterBank
 from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.records import Record
-from pipeline.routing import RoutingPolicy, load_router
+from pipeline.routing import RoutingPolicy
 from pipeline.routing.centroids import CentroidHead
+from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import KnownPrompts, MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.stages.record_sampling import RecordSampling
 from pipeline.storage.input.columns import Columns, record_text, settings_text
-from pipeline.storage.input.formats import InputRow, SeekPoint
+from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.csv import Csv
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.formats.openai_batch import as_record
@@ -126,7 +127,7 @@ def _read_requests(content: bytes) -> None:
 def _read_csv(content: bytes) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/fuzz/rows.csv", content)
-    _to_table(list(Csv().read(memory, "/fuzz/rows.csv", SeekPoint(0, 0))))
+    _to_table([row for _, row in Csv().read(memory, "/fuzz/rows.csv")])
 
 
 def _to_table(rows: list[InputRow]) -> None:

@@ -14,7 +14,8 @@ from jobs import add_adapter, evaluate, route, train_adapters, train_router
 from pipeline.adapters import AdapterBank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_tokenizer
-from pipeline.routing import RoutingPolicy, load_router
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.loading import load_router
 from tests import tiny
 
 
@@ -40,7 +41,7 @@ def test_adapters_are_trained_resumed_and_load_in_peft(
     bank = tmp_path / "bank"
     command = ["--data", str(labelled), "--output", str(bank), *model_words(tiny_model)]
     command += ["training.steps=40", "training.evaluate_every=20", "training.learning_rate=1e-2"]
-    assert train_adapters.main([*command, "--tasks", "red"]) == 0
+    assert train_adapters.main([*command, "--task", "red"]) == 0
     record = json.loads((bank / "red" / "training.json").read_text())
     losses = [entry["validation_loss"] for entry in record["history"]]
     assert record["best_validation_loss"] == min(losses[1:]) < 0.9 * losses[0]
@@ -52,7 +53,7 @@ def test_adapters_are_trained_resumed_and_load_in_peft(
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), bank / "cold")
     again = tmp_path / "again"
     command[3] = str(again)
-    assert train_adapters.main([*command, "--tasks", "red"]) == 0
+    assert train_adapters.main([*command, "--task", "red"]) == 0
     assert (again / "red" / "adapter_model.safetensors").read_bytes() == weights
 
 
@@ -137,7 +138,7 @@ def test_an_adapter_that_cannot_be_added_leaves_bank_and_router_as_they_were(
 def test_unknown_tasks_and_missing_columns_are_named(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:
     words = [*model_words(tiny_model), "--output", str(tmp_path / "x")]
     with pytest.raises(UserError, match="has no task blue; it has cold, red"):
-        train_router.main(["--data", str(labelled), "--tasks", "blue", *words])
+        train_router.main(["--data", str(labelled), "--task", "blue", *words])
     pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "bare.parquet")
     with pytest.raises(UserError, match=r"lacks the column\(s\) task, answer; it has prompt"):
         train_adapters.main(["--data", str(tmp_path / "bare.parquet"), *words])

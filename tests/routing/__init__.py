@@ -4,7 +4,8 @@ import random
 
 import torch
 
-from pipeline.routing import MlpRouter, RouterSettings, train_router
+from pipeline.routing.mlp_router import MlpRouter
+from pipeline.routing.training import RouterSettings, train_router
 
 VOCABULARY = 60
 LABELS = ("art", "legal", "med")

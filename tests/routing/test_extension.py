@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.routing import MlpRouter, RoutingPolicy, add_class, load_router
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.extension import add_class
+from pipeline.routing.loading import load_router
+from pipeline.routing.mlp_router import MlpRouter
 from tests.routing import make_prompts, make_router
 from tests.storage import user_error
 

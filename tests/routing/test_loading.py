@@ -9,19 +9,12 @@ import pytest
 import torch
 
 from pipeline.records import Mixture
-from pipeline.routing import (
-    ROUTER_KINDS,
-    Classification,
-    Router,
-    RoutingPolicy,
-    SentenceSettings,
-    add_class,
-    explain,
-    load_router,
-    load_router_for,
-    route_sentences,
-    tokenizer_fingerprint,
-)
+from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing.explanations import explain
+from pipeline.routing.extension import add_class
+from pipeline.routing.loading import ROUTER_KINDS, load_router, load_router_for
+from pipeline.routing.router import Classification, Router, tokenizer_fingerprint
+from pipeline.routing.sentence_routes import route_sentences
 from pipeline.routing.sentences import Sentence
 from tests.storage import user_error
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline.records import Mixture
-from pipeline.routing import Route, RoutingPolicy, SentenceRouter, SentenceSettings
+from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing.rerouting import SentenceRouter
+from pipeline.routing.router import Route
 from tests.routing.test_sentences import BYTES
 
 OLD, NEW = Mixture.of({"old": 1.0}), Mixture.of({"new": 1.0})

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load, save_file
 
 from pipeline.records import Mixture
-from pipeline.routing import MlpRouter, RoutingPolicy, load_router
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.loading import load_router
+from pipeline.routing.mlp_router import MlpRouter
 from tests.routing import LABELS, make_prompts, make_router
 from tests.storage import user_error
 

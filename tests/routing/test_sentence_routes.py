@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from pipeline.records import Mixture
-from pipeline.routing import Route, RoutingPolicy, route_sentences
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.router import Route
+from pipeline.routing.sentence_routes import route_sentences
 from pipeline.routing.sentences import Sentence
 from tests.routing import LABELS, make_router
 

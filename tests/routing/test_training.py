@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.routing import MlpRouter, RouterSettings, RoutingPolicy, train_router
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
+from pipeline.routing.training import RouterSettings, train_router
 from tests.routing import CARD, LABELS, VOCABULARY, make_prompts, make_router
 
 

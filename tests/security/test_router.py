@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from pipeline.routing import RoutingPolicy, load_router, load_router_for
+from pipeline.routing import RoutingPolicy
+from pipeline.routing.loading import load_router, load_router_for
 from pipeline.routing.router import tokenizer_fingerprint
 from tests.routing import VOCABULARY, make_router
 from tests.security.limits import check_length
