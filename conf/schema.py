@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.engine.backend import BackendSpec
 from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
 from pipeline.engine.settings import FROM_JOB
@@ -66,21 +67,22 @@ class EngineConfig(Strict):
 
 
 @cache
-def _engine_model(backend: str) -> type[EngineConfig]:
+def _engine_model(spec: BackendSpec[Any]) -> type[EngineConfig]:
     """Return the model of an engine's config: the fields of its settings, all required."""
-    settings = BACKENDS[backend].settings
-    types = get_type_hints(settings, include_extras=True)
-    names = [field.name for field in fields(settings) if field.name not in FROM_JOB]
+    types = get_type_hints(spec.settings, include_extras=True)
+    names = [field.name for field in fields(spec.settings) if field.name not in FROM_JOB]
     own: dict[str, Any] = {name: (types[name], ...) for name in names}
-    return create_model(f"{backend}_engine", __base__=EngineConfig, **own)
+    return create_model(f"{spec.settings.__name__}Config", __base__=EngineConfig, **own)
 
 
 def _by_backend(values: Any) -> EngineConfig:
     """Check the values of an engine's config with the model of that engine."""
-    backend = values.get("backend")
+    backend = values.get("backend") if isinstance(values, dict) else values
     if backend not in BACKENDS:
-        raise PydanticCustomError("engine", f"no engine {backend!r}; the engines are {', '.join(BACKENDS)}")
-    return _engine_model(backend).model_validate(values)
+        raise PydanticCustomError(
+            "engine", f"no engine {backend!r}; the engines are {', '.join(BACKENDS)} (engine=NAME)"
+        )
+    return _engine_model(BACKENDS[backend]).model_validate(values)
 
 
 AnyEngine = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(_by_backend)]

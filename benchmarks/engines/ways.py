@@ -51,7 +51,7 @@ def by_backend(backend: Backend, mixtures: int) -> Way:
                     assert answer.completion_tokens == request.sampling.max_new_tokens
         taken = time.perf_counter() - start
         if isinstance(backend, VllmBackend):
-            backend.forget_prefixes()  # or it would reuse the prompts in the next turn
+            backend.reset_prefix_cache()  # or it would reuse the prompts in the next turn
         return taken
 
     return run

@@ -52,7 +52,7 @@ def exit_process() -> None:
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What an engine is started with besides its settings.
+    """The parts of a job that an engine is started with, besides its settings.
 
     ``model_path``: a folder or hub id. ``dtype``, ``quantization``: see `models.load_model`. ``max_adapters``: of a
     mixture; 0 for the base model alone. ``encode``: see `request.Encode`. ``reroute``: chooses mixtures of an
@@ -79,7 +79,7 @@ class EngineContext:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do with its settings; a job that needs more is refused before any work.
+    """The capabilities of an engine with its settings. A job that needs more is refused before any work.
 
     ``sentences``: a mixture per sentence. ``quantization``: base models in 8 or 4 bits. ``several_gpus``: one model
     over several GPUs. These three are empty if the engine can, else the reason and what to do instead.

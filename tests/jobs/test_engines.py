@@ -2,17 +2,35 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 
 from conf import load_settings
+from conf.compose import saved_settings
 from conf.schema import GenerateConfig
+from pipeline.adapters import AdapterBank
+from pipeline.engine import Outcome, Request, Sampling
+from pipeline.engine.backend import BackendSpec, Capabilities, EngineContext, EngineLoad
 from pipeline.engine.registry import BACKENDS
-from pipeline.engine.settings import EngineSettings, LoraSettings
+from pipeline.engine.settings import BackendSettings, EngineSettings, LoraSettings, PositiveInt
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
 from pipeline.from_config import engine_settings
+from pipeline.job.preflight import check_models, prepare
 from pipeline.pools import pools_of
+from pipeline.records import Completion, Record
+from pipeline.routing import SentenceSettings
+from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.route import RouteRecords
+from pipeline.storage.input.read import staged_table
+from pipeline.storage.output.run import RunFolder
+from tests import tiny
+from tests.stages import tiny_job
 
 TWO_GPUS = ("cluster.stages.generate.gpus=2", "cluster.stages.generate.tensor_parallel=2")
 
@@ -81,3 +99,110 @@ def test_what_the_native_engine_may_have_to_answer_has_one_gpu_too(words: tuple[
 def test_the_registry_loads_neither_torch_nor_vllm() -> None:
     code = "import sys, pipeline.engine.registry; assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(frozen=True)
+class EchoSettings(BackendSettings):
+    backend: ClassVar[str] = "echo"
+    times: PositiveInt = 1
+
+
+class Echo:
+    """Answers with the prompt's tokens, counted so many times."""
+
+    def __init__(self, settings: EchoSettings, context: EngineContext) -> None:
+        self.settings, self.context = settings, context
+
+    def answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        text = self.context.tokenizer.decode
+        counts = [len(request.tokens) for request in requests]
+        answers = zip(requests, counts, strict=True)
+        return [
+            Completion(text(r.tokens) * self.settings.times, "stop", n, n * self.settings.times) for r, n in answers
+        ]
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 1, 0, 0, 0, 1, 0, 0)
+
+    def close(self) -> None:
+        pass
+
+
+def check_echo(settings: EchoSettings, bank: AdapterBank, max_adapters: int) -> None:
+    if "silent" in bank.names:
+        raise UserError("bank: adapter 'silent' cannot be echoed")
+
+
+ECHO = BackendSpec(
+    EchoSettings,
+    lambda settings: Capabilities("echoes have no sentences", "", "echoes need no GPU", 1.5, 7),
+    Echo,
+    check_echo,
+)
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An engine that only this test knows; the values of its config."""
+    monkeypatch.setitem(BACKENDS, "echo", ECHO)
+    shared = config().engine.model_dump(include={*fields_of(BackendSettings), "hang_seconds", "actors", "threads"})
+    return shared | {"backend": "echo", "times": 2}
+
+
+def fields_of(settings: type[BackendSettings]) -> list[str]:
+    return [field.name for field in fields(settings)]
+
+
+def echo_config(values: dict[str, Any], *words: str) -> GenerateConfig:
+    return saved_settings(config().model_dump() | {"engine": values}, list(words), GenerateConfig)
+
+
+def test_a_new_engine_needs_nothing_but_its_spec_and_its_values(
+    echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"prompt": "red1"}\n')
+    settings = tiny_job(tmp_path, tiny_model, tiny_bank, tiny_router, engine=engine_settings(echo_config(echo)))
+    assert settings.engine == EchoSettings(times=2)
+    prepared = prepare(settings, RunFolder(settings.output))
+    assert prepared.guard["engine.backend"] == "echo"
+    assert settings.shard_mixtures == 7
+    prompts = ["red1", "cold2 cold3"]
+    records = [Record(i, str(i), prompt) for i, prompt in enumerate(prompts)]
+    routed = RouteRecords(settings, prepared.context)(staged_table(records, pa.schema([])))
+    rows = GenerateRecords(settings, "cpu", 1)(routed).to_pylist()
+    assert [row["output"].replace(" ", "") for row in rows] == ["red1" * 2, "cold2cold3" * 2]
+    assert [row["completion_tokens"] for row in rows] == [2 * row["prompt_tokens"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentences": SentenceSettings("en", 2, 8)}, "config: routing.granularity=sentence: echoes have no sentences"),
+        (
+            {"sampling": Sampling(temperature=2.0)},
+            "config: generation: engine=echo: temperature 2: the engine takes 1.5",
+        ),
+    ],
+)
+def test_what_a_new_engine_cannot_do_is_refused(
+    echo: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings = tiny_job(tmp_path, tmp_path, tmp_path, tmp_path, engine=EchoSettings())
+    with pytest.raises(UserError, match=message):
+        check_models(replace(settings, **changes))
+
+
+def test_a_new_engine_checks_its_config_its_gpus_and_its_bank(
+    echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_router: Path
+) -> None:
+    with pytest.raises(UserError, match=r"config: engine\.times: Input should be greater than 0"):
+        echo_config(echo, "engine.times=0")
+    with pytest.raises(UserError, match=r"unknown key engine\.time; did you mean engine\.times\?"):
+        echo_config(echo, "engine.time=1")
+    with pytest.raises(UserError, match=r"gpus=2\.0: echoes need no GPU"):
+        pools_of(echo_config(echo, "cluster.stages.generate.gpus=2"))
+    tiny.make_adapter(tmp_path / "bank" / "silent", {"model.layers.0.mlp.up_proj": (48, 64)}, 4, 0)
+    settings = tiny_job(tmp_path, tiny_model, tmp_path / "bank", tiny_router, engine=EchoSettings())
+    with pytest.raises(UserError, match="adapter 'silent' cannot be echoed"):
+        check_models(settings)

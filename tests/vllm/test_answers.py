@@ -124,7 +124,7 @@ def test_batches_in_flight_at_once_share_the_engine_and_their_files(fp32: Engine
     for thread in threads:
         thread.join()
     assert [found[i % 2][i // 2] for i in range(18)] == expected
-    assert {path.name for path in fp32.vllm._files.folder.iterdir()} == {".lock", "nothing"}
+    assert {path.name for path in fp32.vllm._files.folder.iterdir()} == {".lock", "zero"}
     load = fp32.vllm.load()
     assert load.kv_limit > 1000
     assert load.adapter_loads > load.adapter_evictions > 9

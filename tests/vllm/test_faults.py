@@ -61,7 +61,7 @@ def test_requests_of_an_engine_that_dies_do_not_wait_for_ever(fp32: Engines, tmp
         os.kill(pid, signal.SIGKILL)
     assert told.wait(60)
     assert asked.errors() == ["EngineDeadError"]
-    assert {path.name for path in backend._files.folder.iterdir()} == {".lock", "nothing"}
+    assert {path.name for path in backend._files.folder.iterdir()} == {".lock", "zero"}
     backend.close()
     assert not any(tmp_path.iterdir())
 
@@ -124,7 +124,7 @@ def _kill_engine_once(job: int, folder: Path) -> None:
     """Kill vLLM's process, below that of the job, once a mixture of a shard is there."""
     until = time.monotonic() + 300
     while time.monotonic() < until and psutil.pid_exists(job):
-        held = [path for path in folder.glob("loraloom-mixtures-*/*") if path.name not in (".lock", "nothing")]
+        held = [path for path in folder.glob("loraloom-mixtures-*/*") if path.name not in (".lock", "zero")]
         for process in psutil.Process(job).children(recursive=True) if held else ():
             with suppress(psutil.Error):
                 if "EngineCore" in " ".join([process.name(), *process.cmdline()]):

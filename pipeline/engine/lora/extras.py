@@ -1,4 +1,4 @@
-"""What adapters add besides B A x: DoRA's scaling of the base output, and the bias of lora_B."""
+"""Add what adapters change besides B A x: DoRA's scaling of the base output, and the bias of lora_B."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""How a group of modules computes a batch: the interface of its forms, and the union, one stack for all rows."""
+"""The forms in which a group of modules computes a batch: their interface, and the union, one stack for all rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 

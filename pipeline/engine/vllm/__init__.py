@@ -1,4 +1,4 @@
-"""vLLM as the engine: each mixture is written as one LoRA adapter of the joined rank, which vLLM then serves.
+"""The vLLM engine: each mixture is written as one LoRA adapter of the joined rank, which vLLM serves.
 
 vLLM is imported only when `backend.VllmBackend` starts.
 """

@@ -37,7 +37,7 @@ from .watch import PassWatch
 
 @dataclass(frozen=True)
 class EndTokens:
-    """How answers of a model end. ``tokens``: ids of the tokens that end an answer."""
+    """The tokens that end an answer of a model. ``vocabulary``: number of token ids; ``tokens``: ids that end it."""
 
     tokenizer: Any
     vocabulary: int
@@ -125,7 +125,7 @@ class VllmBackend:
 
     def load(self) -> EngineLoad:
         """Return the load as of vLLM's last forward pass."""
-        stats, cache = self._watch.last, self._llm.vllm_config.cache_config
+        stats, cache = self._watch.last_stats, self._llm.vllm_config.cache_config
         limit = (cache.num_gpu_blocks or 1) * cache.block_size
         running = stats.num_running_reqs if stats else 0
         return EngineLoad(
@@ -148,7 +148,7 @@ class VllmBackend:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._files.close()
 
-    def forget_prefixes(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Empty the prefix cache."""
         self._run(self._llm.reset_prefix_cache())
 
@@ -169,13 +169,13 @@ class VllmBackend:
         self._llm.shutdown()
 
     async def _start(self, arguments: dict[str, Any]) -> None:
-        self._llm = start(arguments, self._watch.passed)
-        if arguments["enable_lora"] and self._files.nothing:
+        self._llm = start(arguments, self._watch.record_pass)
+        if arguments["enable_lora"] and self._files.zero_adapter:
             # Adapters that vLLM's layers of this model reject fail here, instead of killing the engine later.
-            await self._llm.add_lora(_lora_request(self._files.nothing))
-            await self._check_modules(self._files.nothing)
+            await self._llm.add_lora(_lora_request(self._files.zero_adapter))
+            await self._check_modules(self._files.zero_adapter)
 
-    async def _check_modules(self, nothing: MixtureFile) -> None:
+    async def _check_modules(self, zero: MixtureFile) -> None:
         """Raise `RuntimeError` if adapters change nothing: vLLM silently skips modules that it does not know."""
         tokens = [min(self._ends.vocabulary - 1, 100 + index) for index in range(8)]
 
@@ -183,7 +183,7 @@ class VllmBackend:
             output = await self._output(tokens, scoring_params(tokens[0]), _lora_request(file))
             return choice_score(output, tokens[:1])
 
-        base = await likelihood(nothing)
+        base = await likelihood(zero)
         with self._files.probing() as files:
             ignored = [name for name, file in files.items() if await likelihood(file) == base]
         if ignored:
@@ -202,7 +202,7 @@ class VllmBackend:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling = self._decoder.sampling_of(request)
-        file = file or (self._files.nothing if self._base_needs_adapter else None)
+        file = file or (self._files.zero_adapter if self._base_needs_adapter else None)
         lora = _lora_request(file) if file else None
         problem = sampling_problem(sampling) or capabilities(self.settings).temperature_problem(sampling.temperature)
         if problem:

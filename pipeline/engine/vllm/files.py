@@ -1,4 +1,4 @@
-"""Folders of mixtures as vLLM reads them, written when a shard needs them and removed when none does any more."""
+"""Adapter folders of mixtures for vLLM: written when a shard needs them, removed when no shard does."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank
 from pipeline.errors import UserError
 from pipeline.records import Mixture
 
-from .fold import fold, nothing, probes
+from .fold import fold, probes, zero_adapter
 
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "loraloom-mixtures-"
@@ -29,7 +29,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class MixtureFile:
-    """A mixture as vLLM is told of it. ``number``: above 0, of no other mixture that is held at the same time."""
+    """A mixture as an adapter of vLLM. ``number``: above 0, unique among the mixtures held at a time."""
 
     name: str
     number: int
@@ -43,10 +43,11 @@ class _Held:
 
 
 class MixtureFiles:
-    """The mixtures of one bank that are in use, each in a PEFT folder of its own. May be used by several threads.
+    """The mixtures of one bank that are in use, each in its own PEFT folder. Thread-safe.
 
-    ``folder``: where (None: shared memory, else the temporary folder). What processes that were killed have left there
-    is removed first: each holds the lock of its own folder while it lives. `UserError` where it cannot be written to.
+    ``folder``: parent of the folders; None for shared memory, or the temporary folder if there is none. Folders that
+    killed processes left there are removed first: a live process holds the lock of its own folder. ``zero_adapter``:
+    an adapter that changes nothing. Raises `UserError` if ``folder`` is not writable.
     """
 
     def __init__(self, bank: AdapterBank, folder: str | None = None) -> None:
@@ -64,20 +65,20 @@ class MixtureFiles:
         self._held: dict[Mixture, _Held] = {}
         self._numbers = count(1)
         self.written = self.removed = 0
-        self.nothing = self._write("nothing", nothing(bank)) if bank.adapters else None
+        self.zero_adapter = self._write("zero", zero_adapter(bank)) if bank.adapters else None
 
     @contextmanager
     def holding(self, mixtures: Collection[Mixture]) -> Iterator[dict[Mixture, MixtureFile]]:
-        """The files of some mixtures, the base model left out; they are there until the last holder leaves.
+        """Yield the files of some mixtures, without the base model; they are kept until the last holder leaves.
 
-        A mixture that two shards use at once is written once. `OSError` where there is no room.
+        A mixture that two shards use at the same time is written once. Raises `OSError` if the disk is full.
         """
         wanted = {mixture for mixture in mixtures if mixture.adapters}
         taken: list[Mixture] = []
         try:
             with self._lock:
                 for mixture in sorted(wanted, key=lambda mixture: mixture.key):
-                    held = self._held.get(mixture) or self._make(mixture)
+                    held = self._held.get(mixture) or self._add(mixture)
                     held.holders += 1
                     taken.append(mixture)
                 files = {mixture: self._held[mixture].file for mixture in taken}
@@ -85,11 +86,11 @@ class MixtureFiles:
         finally:
             with self._lock:
                 for mixture in taken:
-                    self._leave(mixture)
+                    self._release(mixture)
 
     @contextmanager
     def probing(self) -> Iterator[dict[str, MixtureFile]]:
-        """Adapters of `fold.probes`, by the last part of the names of the modules that each changes."""
+        """Yield the adapters of `fold.probes`, by the last part of the names of the modules that each changes."""
         files = {name: self._write(f"probe-{name}", modules) for name, modules in probes(self._bank).items()}
         try:
             yield files
@@ -98,17 +99,17 @@ class MixtureFiles:
                 shutil.rmtree(file.path, ignore_errors=True)
 
     def close(self) -> None:
-        """Remove all that is left."""
+        """Remove all files."""
         self._alive.release()
         self._own.cleanup()
 
-    def _make(self, mixture: Mixture) -> _Held:
-        # The name stands for the weights: vLLM takes equal names for equal adapters, in its prefix cache too.
+    def _add(self, mixture: Mixture) -> _Held:
+        # Equal names must mean equal weights: vLLM's prefix cache identifies adapters by name.
         digest = hashlib.sha256(f"{self._bank.fingerprint}\0{mixture.key}".encode()).hexdigest()[:32]
         self._held[mixture] = held = _Held(self._write(digest, fold(self._bank, mixture)))
         return held
 
-    def _leave(self, mixture: Mixture) -> None:
+    def _release(self, mixture: Mixture) -> None:
         held = self._held[mixture]
         held.holders -= 1
         if not held.holders:
@@ -124,7 +125,7 @@ class MixtureFiles:
 
 
 def write_adapter(path: Path, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write A and B of each module as a PEFT folder whose scale is 1, whatever rank its modules have."""
+    """Write A and B of each module as a PEFT folder; the scale of each module is 1."""
     tensors = {}
     for module, (a, b) in modules.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
@@ -158,10 +159,10 @@ def _parent(folder: str | None) -> Path:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of processes that ended without doing so: nobody holds their locks."""
+    """Remove the folders of killed processes: nobody holds their locks."""
     for left in parent.glob(f"{_PREFIX}*"):
         if not (left / _LOCK).exists():
-            continue  # of a process that is just starting
+            continue  # its process is just starting
         try:
             with FileLock(left / _LOCK, timeout=0):
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A mixture as one LoRA adapter: A of all its adapters one above the other, B side by side with the weights in it."""
+"""Fold a mixture into one LoRA adapter: A matrices stacked, B matrices side by side and multiplied by the weights."""
 
 import torch
 
@@ -7,15 +7,15 @@ from pipeline.records import Mixture
 
 
 def fold(bank: AdapterBank, mixture: Mixture) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A [R x in] and B [out x R], fp32, of each module that the mixture changes: ``y += B A x``.
+    """Return A [R x in] and B [out x R], fp32, of each module that the mixture changes: ``y += B A x``.
 
-    R is the sum of the ranks of the adapters that change the module. Mixture weight times scale (alpha / r, or
-    alpha / sqrt(r)) is in B, so that the adapter's own scale is 1 and its terms are those of the mixture, exactly.
+    R is the sum of the ranks of the adapters that change the module. B includes mixture weight times scale (alpha / r,
+    or alpha / sqrt(r)), so the folded adapter has scale 1 and exactly the terms of the mixture.
     """
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
         for module, weights in bank.adapters[name].modules.items():
-            # In fp64 and rounded once: bf16 values times a weight would else be rounded in bf16.
+            # In fp64, rounded once: the product of bf16 values and a weight would be rounded to bf16.
             b = weights.B.double() * (weight * weights.scale)
             parts.setdefault(module, []).append((weights.A.float(), b.float()))
     return {
@@ -23,15 +23,15 @@ def fold(bank: AdapterBank, mixture: Mixture) -> dict[str, tuple[torch.Tensor, t
     }
 
 
-def nothing(bank: AdapterBank) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """An adapter of rank 1 that changes nothing, on all modules that some adapter of the bank changes."""
+def zero_adapter(bank: AdapterBank) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return an adapter of rank 1 that changes nothing, on all modules that the bank changes."""
     return {
         module: (torch.zeros(1, inputs), torch.zeros(outputs, 1)) for module, (inputs, outputs) in _shapes(bank).items()
     }
 
 
 def probes(bank: AdapterBank) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """By the last part of their names: an adapter of rank 1 that changes a lot, on the bank's modules of that name."""
+    """Return, by the last part of module names, an adapter of rank 1 that changes the modules of that name a lot."""
     found: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
     for module, (inputs, outputs) in sorted(_shapes(bank).items()):
         own = found.setdefault(module.rsplit(".", 1)[-1], {})

@@ -1,4 +1,4 @@
-"""Processes and files that must not outlive this one."""
+"""End processes and remove files when this process ends, even if it is killed."""
 
 import multiprocessing
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 _EVERY = 0.05  # seconds between looks at what has been started
 _GRACE = 5.0  # seconds from asking processes to end to killing them
 
-# Lines say what to do at the end of the pipe, the last one of each kind counts: `kill` with ids, `remove` with a path.
-# An id that is gone may soon be that of another process: only what still lives is killed.
+# Each line says what to do when the pipe closes; the last line of each kind counts: `kill` with ids, `remove` with a
+# path. The id of a process that has ended may be reused, so only processes that are still alive are killed.
 _SCRIPT = """
 alive() { for id in $ids; do kill -0 "$id" && return 0; done; return 1; }
 while read -r what rest; do
@@ -25,11 +25,11 @@ alive && kill -9 $ids
 
 
 class Guard:
-    """Ends processes and removes ``folder`` once this one has ended, however that came about.
+    """Ends processes and removes ``folder`` once this process has ended, for any reason.
 
-    vLLM's engine does not notice that the process which started it was killed: it would keep its memory, and on a GPU
-    leave none to the actor that is started next. The guard is a shell that waits for the end of a pipe. It asks first,
-    so that vLLM removes its shared memory.
+    vLLM's engine does not notice that its parent was killed: it would keep its memory, and a restarted actor on the
+    same GPU would find none. The guard is a shell that waits until a pipe closes. It sends SIGTERM first, so that vLLM
+    removes its shared memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,41 +38,41 @@ class Guard:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what ends this process by its group must not end the guard
+            start_new_session=True,  # a signal to this process's group must not end the guard
         )
-        self._tell(f"remove {folder}")
+        self._send(f"remove {folder}")
 
     def hold(self, process_ids: Sequence[int]) -> None:
-        """End these and no others."""
-        self._tell(f"kill {' '.join(map(str, process_ids))}")
+        """Set the processes to end."""
+        self._send(f"kill {' '.join(map(str, process_ids))}")
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Hold every process that `multiprocessing` starts meanwhile: a start takes long enough to be killed in it."""
-        before, ended = set(multiprocessing.active_children()), threading.Event()
+        """Hold every process that `multiprocessing` starts meanwhile: this process may be killed during a start."""
+        before, is_started = set(multiprocessing.active_children()), threading.Event()
 
-        def look() -> None:
+        def poll() -> None:
             held: list[int] = []
-            while not ended.wait(_EVERY):
+            while not is_started.wait(_EVERY):
                 found = sorted(p.pid for p in multiprocessing.active_children() if p not in before and p.pid)
                 if found != held:
                     self.hold(found)
                     held = found
 
-        thread = threading.Thread(target=look, name="guard", daemon=True)
+        thread = threading.Thread(target=poll, name="guard", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            ended.set()
+            is_started.set()
             thread.join()
 
     def close(self) -> None:
-        """Let the processes live, and the folder be."""
+        """End the guard; it leaves the processes and the folder alone."""
         self._shell.kill()
         self._shell.communicate()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._shell.stdin is not None
         self._shell.stdin.write(f"{line}\n".encode())
         self._shell.stdin.flush()

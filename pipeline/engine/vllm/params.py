@@ -1,4 +1,4 @@
-"""Settings of a request as vLLM takes them, and what comes of it as the other engine would have answered."""
+"""Translate sampling settings to vLLM, and vLLM's outputs to the answers that the native engine would give."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from pipeline.engine.sampling.sampler import request_generator
 from pipeline.engine.sequence import StepLogprobs
 from pipeline.records import Completion
 
-_STYLE_KEY = "x-guidance"  # how llguidance is told, in a schema, how JSON is to be written
+_STYLE_KEY = "x-guidance"  # llguidance reads the style of JSON from this key of a schema
 
 
 def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens: set[int]) -> Any:
-    """vLLM's `SamplingParams` for one answer of a request; its seed is that of the native engine's generator.
+    """Return vLLM's `SamplingParams` for one answer of a request, with the seed of the native engine's generator.
 
-    Text is vLLM's affair only where stop strings are to be looked for: else answers come as token ids.
+    vLLM decodes text only to find stop strings; otherwise answers come as token ids.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -43,7 +43,7 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
 
 
 def scoring_params(last: int) -> Any:
-    """vLLM's `SamplingParams` for the log probabilities of a prompt's own tokens, and of token ``last`` behind it."""
+    """Return vLLM's `SamplingParams` for the log probabilities of a prompt's tokens and of token ``last`` after it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -58,7 +58,7 @@ def scoring_params(last: int) -> Any:
 
 
 def structured_outputs(constraint: Constraint) -> Any:
-    """A constraint as vLLM hands it to llguidance; JSON is written as the native engine lets it be."""
+    """Return a constraint as vLLM passes it to llguidance, with the native engine's style of JSON."""
     from vllm.sampling_params import StructuredOutputsParams
 
     if constraint.kind != "json_schema":
@@ -70,10 +70,9 @@ def structured_outputs(constraint: Constraint) -> Any:
 
 
 def completion(decoder: Decoder, request: Request, output: Any) -> Completion | Failure:
-    """The answer that vLLM's `CompletionOutput` holds, by the rules of the native engine.
+    """Return the answer of vLLM's `CompletionOutput` by the rules of the native engine.
 
-    Its tokens are put one by one to a row of the decoder: where an answer ends, what is cut off and how it is counted
-    then are the same.
+    The decoder appends its tokens one by one, so the end of an answer, its cut text and its counts are the same.
     """
     if output.finish_reason not in ("stop", "length"):
         return Failure("EngineFailed", f"vLLM ended the answer with {output.finish_reason!r}")
@@ -90,15 +89,16 @@ def completion(decoder: Decoder, request: Request, output: Any) -> Completion | 
 
 
 def choice_score(output: Any, tokens: Sequence[int]) -> float:
-    """Sum of the log probabilities of ``tokens``: the last ones of a prompt, and the one that was asked for behind it.
+    """Return the sum of the log probabilities of the tokens of a choice.
 
-    ``output``: vLLM's `RequestOutput` for the prompt that ends with all of them but the last, by `scoring_params`.
+    ``output``: vLLM's `RequestOutput` for the prompt followed by all tokens but the last, with `scoring_params` of the
+    last one.
     """
     count = len(tokens) - 1
     steps = [*(output.prompt_logprobs[-count:] if count else []), output.outputs[0].logprobs[0]]
-    return float(sum(found[token].logprob for found, token in zip(steps, tokens, strict=True)))
+    return float(sum(logprobs[token].logprob for logprobs, token in zip(steps, tokens, strict=True)))
 
 
-def _step(token: int, found: Mapping[int, Any], count: int) -> StepLogprobs:
-    top = sorted(((other, value.logprob) for other, value in found.items()), key=lambda pair: (-pair[1], pair[0]))
-    return found[token].logprob, top[:count]
+def _step(token: int, logprobs: Mapping[int, Any], count: int) -> StepLogprobs:
+    top = sorted(((other, value.logprob) for other, value in logprobs.items()), key=lambda pair: (-pair[1], pair[0]))
+    return logprobs[token].logprob, top[:count]

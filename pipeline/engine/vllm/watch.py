@@ -1,4 +1,4 @@
-"""Notices that vLLM has requests and ends no pass."""
+"""Detect that vLLM hangs: requests wait and no forward pass finishes."""
 
 import threading
 import time
@@ -10,36 +10,36 @@ from pipeline.engine.serving.watchdog import watch_passes
 
 
 class PassWatch:
-    """Calls ``on_hang`` once where requests wait (`watching`) and no pass has ended for ``seconds``.
+    """Calls ``on_hang`` once if requests wait (`watching`) and no forward pass has finished for ``seconds``.
 
-    It is called in a thread of its own, after the stacks of all threads went to stderr.
+    ``on_hang`` runs in its own thread, after the stacks of all threads were written to stderr. ``last_stats``: the
+    scheduler's stats of the last pass.
     """
 
     def __init__(self, seconds: float, on_hang: Callable[[], None]) -> None:
-        self._watched = 0
+        self._waiting = 0
         self._lock = threading.Lock()
-        self._last = time.monotonic()
-        self.last: Any = None
-        """Stats of the last pass, as vLLM's scheduler gives them."""
+        self._last_pass = time.monotonic()
+        self.last_stats: Any = None
         watch_passes(seconds, self._since, on_hang, "vLLM ended no pass")
 
-    def passed(self, stats: Any) -> None:
-        """A pass has ended."""
-        self._last = time.monotonic()
-        self.last = stats or self.last
+    def record_pass(self, stats: Any) -> None:
+        """Record that a pass has finished."""
+        self._last_pass = time.monotonic()
+        self.last_stats = stats or self.last_stats
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Requests wait as long as this lasts; in any number of threads."""
+        """Watch while requests wait, in any number of threads."""
         with self._lock:
-            if not self._watched:
-                self._last = time.monotonic()
-            self._watched += 1
+            if not self._waiting:
+                self._last_pass = time.monotonic()
+            self._waiting += 1
         try:
             yield
         finally:
             with self._lock:
-                self._watched -= 1
+                self._waiting -= 1
 
     def _since(self) -> float:
-        return self._last if self._watched else time.monotonic()
+        return self._last_pass if self._waiting else time.monotonic()

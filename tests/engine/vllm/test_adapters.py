@@ -89,8 +89,8 @@ def test_peft_reads_the_file_as_the_mixture(tiny_model: Path, bank: AdapterBank,
 
 
 def test_the_adapter_of_the_base_changes_nothing(tiny_model: Path, bank: AdapterBank, files: MixtureFiles) -> None:
-    assert files.nothing is not None
-    folder = Path(files.nothing.path)
+    assert files.zero_adapter is not None
+    folder = Path(files.zero_adapter.path)
     alone = AdapterBank.load(folder.parent, [folder.name])
     assert alone.modules == bank.modules
     found = fused_logits(tiny_model, alone, Mixture.of({folder.name: 1.0}))
@@ -106,7 +106,7 @@ def test_probes_change_what_modules_of_one_name_do(tiny_model: Path, files: Mixt
             assert {module.rsplit(".", 1)[-1] for module in alone.modules} == {name}
             changed = fused_logits(tiny_model, alone, Mixture.of({Path(file.path).name: 1.0}))
             assert (changed - base).abs().max() > 0.1
-    assert {path.name for path in files.folder.iterdir()} == {".lock", "nothing"}
+    assert {path.name for path in files.folder.iterdir()} == {".lock", "zero"}
 
 
 def test_files_are_there_as_long_as_a_shard_holds_them(files: MixtureFiles) -> None:
@@ -117,7 +117,7 @@ def test_files_are_there_as_long_as_a_shard_holds_them(files: MixtureFiles) -> N
             assert second[cold] is first[cold]
             assert files.written == 3  # with that of the base
         assert Path(first[cold].path).is_dir()
-    assert {path.name for path in files.folder.iterdir()} == {".lock", "nothing"}
+    assert {path.name for path in files.folder.iterdir()} == {".lock", "zero"}
     with files.holding([red]) as again:
         assert again[red].name == first[red].name
         assert again[red].number != first[red].number

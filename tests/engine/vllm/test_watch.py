@@ -36,7 +36,7 @@ def test_time_counts_from_the_last_pass_while_requests_wait_and_only_then(clock:
     with watch.watching():
         clock.now += 4
         assert clock.taken == 4
-        watch.passed("first")
+        watch.record_pass("first")
         assert clock.taken == 0
         clock.now += 3
         with watch.watching():  # who comes later changes nothing for those who wait
@@ -59,10 +59,10 @@ def test_time_counts_anew_after_an_error(clock: Clock) -> None:
 
 def test_stats_are_those_of_the_last_pass_that_had_some(clock: Clock) -> None:
     watch = PassWatch(5.0, lambda: None)
-    assert watch.last is None
+    assert watch.last_stats is None
     for stats in ("first", None, "second", None):
-        watch.passed(stats)
-    assert watch.last == "second"
+        watch.record_pass(stats)
+    assert watch.last_stats == "second"
 
 
 def test_requests_without_a_pass_are_told_once() -> None:
