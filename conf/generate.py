@@ -1,5 +1,6 @@
 """The config of `jobs.generate`: composed from the words of a command, and shown to people."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.storage.store.redact import masked
@@ -8,7 +9,7 @@ from .compose import load_settings
 from .schema import GenerateConfig
 
 
-def load_config(words: list[str]) -> GenerateConfig:
+def load_config(words: Sequence[str]) -> GenerateConfig:
     """The config that some words give; `UserError` with all that is wrong in it."""
     return load_settings("generate", words, GenerateConfig)
 

@@ -1,63 +1,120 @@
-"""What every command shares: exit codes and one-line errors."""
+"""What all commands share: how words are parsed, exit codes, and errors of one line."""
 
-import argparse
 import os
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import click
+
 from pipeline.errors import UserError
-from pipeline.job.stop import SIGTERM, StoppedError
-from pipeline.storage.store.redact import masked, masked_word
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-GO_ON = "what is committed stays, the same command again (without --new-run) does the rest"
+RESUME = "what is committed stays, the same command again (without --new-run) does the rest"
+
+config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+task_option = click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
 
 
-def run_job(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run ``main`` over the command line; a `UserError` becomes its message on stderr and exit code 2."""
-    # Of the parsers of all commands; argparse would print the words as they are.
-    argparse.ArgumentParser.error = _refuse  # type: ignore[method-assign, assignment]
+class Job(click.Command):
+    """A command whose function returns its exit code. Called with its words, it runs in this process."""
+
+    def __call__(self, words: Sequence[str]) -> int:
+        """Run the command; `UserError` if its words are wrong."""
+        return run(self, words, f"loraloom {self.name}")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words. Unlike plain click, an option never takes the next option for its value."""
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(str(option.name))
+            if isinstance(value, str) and value.startswith("--"):
+                raise click.BadOptionUsage(option.opts[0], f"Option {option.opts[0]!r} requires an argument.", ctx)
+        return rest
+
+
+def run(command: click.Command, words: Sequence[str], prog: str) -> int:
+    """Parse the words and run the command in this process; returns the exit code.
+
+    Raises `UserError` if the words are wrong. ``prog``: the program's name in help and errors.
+    """
     try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        print(_masked(str(error)), file=sys.stderr)
-        code = USER_ERROR
-    except KeyboardInterrupt:
-        _leave(f"interrupted; {GO_ON}", INTERRUPTED)
-    except StoppedError as error:
-        _leave(f"stopped: {_masked(str(error))}; {GO_ON}", TERMINATED if str(error) == SIGTERM else INCOMPLETE)
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:
-            raise
-        _leave(f"stopped: {SIGTERM}; {GO_ON}", TERMINATED)  # by Ray's own handler, before or after a job's work
-    except Exception:  # not the user's: the traceback is for those who mend it, but it may quote a URL
-        print(_masked(traceback.format_exc()), file=sys.stderr, end="")
-        code = INCOMPLETE
+        with parse(command, words, prog) as context:
+            return int(command.invoke(context))
+    except click.exceptions.Exit as end:  # after --help
+        return end.exit_code
+    except click.UsageError as error:
+        raise _usage_error(error, prog) from None
+
+
+def parse(command: click.Command, words: Sequence[str], prog: str) -> click.Context:
+    """Parse the words of a command without running it; its values are the context's ``params``."""
+    try:
+        return command.make_context(prog, list(words))
+    except click.UsageError as error:
+        raise _usage_error(error, prog) from None
+
+
+def run_job(command: click.Command, prog: str | None = None) -> NoReturn:
+    """Run a command over ``sys.argv`` and exit; a `UserError` becomes its message on stderr and exit code 2."""
+    try:
+        code = run(command, sys.argv[1:], prog or f"loraloom {command.name}")
+    except BaseException as error:
+        code = _report(error)
     sys.exit(code)
 
 
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """What argparse does with a wrong command line, whose words it quotes, but masked."""
-    parser.print_usage(sys.stderr)
-    parser.exit(USER_ERROR, f"{parser.prog}: error: {_masked(message)}\n")
+def _usage_error(error: click.UsageError, prog: str) -> UserError:
+    path = error.ctx.command_path if error.ctx else prog
+    return UserError(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
+
+
+def _report(error: BaseException) -> int:
+    """Print an error on stderr and return its exit code. What must end at once does not return."""
+    from pipeline.job.stop import (
+        SIGTERM,
+        StopKind,
+        StoppedError,
+    )  # pyarrow is in it: half a second that --help does not need
+
+    if isinstance(error, UserError):
+        print(_masked(str(error)), file=sys.stderr)
+        return USER_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        _exit_at_once(f"interrupted; {RESUME}", INTERRUPTED)
+    if isinstance(error, StoppedError):
+        code = TERMINATED if error.reason.kind is StopKind.SIGNAL else INCOMPLETE
+        _exit_at_once(f"stopped: {_masked(str(error))}; {RESUME}", code)
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's own handler, outside of a job's work
+        _exit_at_once(f"stopped: {SIGTERM.message}; {RESUME}", TERMINATED)
+    if not isinstance(error, Exception):
+        raise error
+    # A fault of this program: the traceback is for its developers, and may quote a URL.
+    print(_masked("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    return INCOMPLETE
 
 
 def _masked(text: str) -> str:
-    """A message masked. Within a text a blank or a quote ends a URL; those of the command line are known whole."""
+    """Mask credentials in a message.
+
+    Within a text a blank or a quote ends a URL, so the words of the command line are looked for whole.
+    """
+    from pipeline.storage.store.redact import masked, masked_word
+
     for word in sys.argv[1:]:
         value = word.partition("=")[2]
         for quoted in (word, value, value.strip("'\"")):
-            text = text.replace(quoted, masked_word(quoted))
+            for shown in (quoted, repr(quoted)[1:-1]):
+                text = text.replace(shown, masked_word(quoted))
     return masked(text)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    """End at once. A thread that still routes a window would trip over an orderly end of Ray, or start it anew.
+def _exit_at_once(message: str, code: int) -> NoReturn:
+    """Exit without cleaning up: a thread that still routes a window would fail at Ray's shutdown, or restart it.
 
     A local Ray ends with its driver; a cluster drops the driver's work.
     """
@@ -67,16 +124,8 @@ def _leave(message: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def split_tasks(args: argparse.Namespace) -> argparse.Namespace:
-    """Move ``key=value`` words that argparse gave to ``--tasks a b key=value`` to the overrides."""
-    if args.tasks:
-        args.overrides += [word for word in args.tasks if "=" in word]
-        args.tasks = [word for word in args.tasks if "=" not in word]
-    return args
-
-
-def swap_folder(new: Path, target: Path) -> None:
-    """Put the folder ``new`` in the place of ``target``, whose files are removed last."""
+def replace_folder(new: Path, target: Path) -> None:
+    """Move the folder ``new`` to ``target``; the files that were there are removed last."""
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

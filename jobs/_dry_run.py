@@ -1,4 +1,4 @@
-"""`jobs.generate --dry-run`: check everything, route and answer a sample, print what the job would take."""
+"""`loraloom generate --dry-run`: route and answer a sample, and print what the job would take."""
 
 import os
 
@@ -6,15 +6,20 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from conf.schema import CostSettings, GenerateConfig
-from pipeline.estimate.cost import Estimate, Range, cost_here, cost_of_run, estimate
-from pipeline.estimate.sample import Routed, answer_sample, route_sample
+from pipeline.estimate.cost import Estimate, Range, cost_of_run, cost_of_sample, estimate
+from pipeline.estimate.sample import RoutedSample, answer_sample, route_sample
 from pipeline.job.generate import GenerateJob
 from pipeline.job.preflight import Prepared
 
 
-def dry_run(job: GenerateJob, prepared: Prepared, config: GenerateConfig, seconds: float, basis: str | None) -> None:
-    """Print it. ``seconds``: how long the sample may be answered; ``basis``: an earlier run in the place of that."""
-    _, routed = route_sample(job.settings, prepared)
+def print_estimate(
+    job: GenerateJob, prepared: Prepared, config: GenerateConfig, seconds: float, basis: str | None
+) -> None:
+    """Print the mixtures of a sample, and what the whole job would take.
+
+    The speed is measured for ``seconds`` on the sample, or that of ``basis``, the output of an earlier run.
+    """
+    routed = route_sample(job.settings, prepared)
     _print_routes(routed)
     plan, sampling = prepared.plan, job.settings.sampling
     cost = None
@@ -23,8 +28,8 @@ def dry_run(job: GenerateJob, prepared: Prepared, config: GenerateConfig, second
     elif seconds > 0:
         disable_progress_bar()
         threads = config.engine.threads or os.cpu_count() or 1
-        answered = answer_sample(job.settings, job.shape(prepared), routed, seconds, threads)
-        cost = cost_here(answered) if answered else None
+        answered = answer_sample(job.settings, prepared.schema, routed, seconds, threads)
+        cost = cost_of_sample(answered) if answered else None
     if cost is None:
         print("estimate   none: nothing was answered (--sample-seconds, --basis)")
         return
@@ -34,11 +39,11 @@ def dry_run(job: GenerateJob, prepared: Prepared, config: GenerateConfig, second
 
 
 def _actors(config: GenerateConfig) -> int:
-    """Generating actors of the job, as far as is known before there is a cluster."""
-    return config.engine.actors or config.cluster.stages.generate.actors or max(1, torch.cuda.device_count())
+    """The number of generating actors, as far as it is known before there is a cluster."""
+    return config.engine.actors or config.cluster.stages.generate.min_actors or max(1, torch.cuda.device_count())
 
 
-def _print_routes(routed: Routed) -> None:
+def _print_routes(routed: RoutedSample) -> None:
     total = routed.records
     alive = total - routed.dead.total()
     print(
@@ -55,7 +60,7 @@ def _print_estimate(found: Estimate, prices: CostSettings, devices: int) -> None
     together = found.device_hours.times(1 / devices)
     print(f"records    {_range(found.records)} would be answered")
     print(f"prompts    {_range(found.prompt_tokens)} tokens")
-    print(f"answers    {_range(found.completion_tokens)} tokens; {found.most_tokens:,} at most (max_new_tokens)")
+    print(f"answers    {_range(found.completion_tokens)} tokens; {found.max_tokens:,} at most (max_new_tokens)")
     print(f"time       {_hours(found.device_hours)} of one device; {_hours(together)} on {devices}")
     if prices.device_hour:
         print(f"cost       {_range(found.device_hours.times(prices.device_hour), 2)} {prices.currency}")

@@ -1,51 +1,49 @@
-"""What `jobs.generate` does once its command line and its config are right."""
+"""The job of `loraloom generate`, after its command line and its config were checked."""
 
-import argparse
 import sys
 from typing import Any
 
 from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK
-from jobs._dry_run import dry_run
-from jobs._progress import View, view_of
-from pipeline.artifacts import write_derived
+from jobs._progress import View
+from pipeline.artifacts import write_artifacts
 from pipeline.from_config import job_settings
 from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import Prepared
 from pipeline.job.result import JobResult
-from pipeline.job.stop import outages_stop
+from pipeline.job.stop import stop_on_store_errors
 from pipeline.pools import start_pools
 from pipeline.report import check_tracking
 from pipeline.storage.commit.counts import most_frequent
-from pipeline.storage.input.plan import InputPlan
 from pipeline.storage.store.redact import masked
 from pipeline.telemetry.logs import write_json_lines
 
 
-def generate(args: argparse.Namespace, config: GenerateConfig) -> int:
-    """Run the job, or look what it would take; returns the exit code."""
-    settings = job_settings(config, args.input, args.output, args.limit)
+def prepare(
+    config: GenerateConfig, input_url: str, output: str, limit: int | None, new_run: bool, view: View
+) -> tuple[GenerateJob, Prepared]:
+    """Check everything that the job needs, and plan its input. ``new_run``: discard what is in the output."""
     check_tracking(config.tracking.mlflow)
     if config.cluster.log_format == "json":
         write_json_lines()
-    view = view_of(args.progress)
-    job = GenerateJob(settings, view.say, listener=view.update)
-    prepared = job.prepare(args.new_run)
-    _say_input(prepared.plan, view)
-    if args.dry_run:
-        dry_run(job, prepared, config, args.sample_seconds, args.basis)
-        return OK
-    with view:
-        result = job.run(lambda: start_pools(config, view.say))
-    with outages_stop():
-        write_derived(args.output, config, result, view.say)
-    view.result(_summary(result, masked(args.output)), _values(result, masked(args.output)))
-    return _exit_code(result, args)
-
-
-def _say_input(plan: InputPlan, view: View) -> None:
-    view.say(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")
+    job = GenerateJob(job_settings(config, input_url, output, limit), view.log, listener=view.update)
+    prepared = job.prepare(new_run)
+    plan = prepared.plan
+    view.log(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")
     if plan.duplicates.num_rows:
-        view.say(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
+        view.log(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
+    return job, prepared
+
+
+def run(job: GenerateJob, config: GenerateConfig, view: View) -> int:
+    """Run the job and show its result; returns the exit code."""
+    output = job.settings.output
+    with view:
+        result = job.run(lambda: start_pools(config, view.log))
+    with stop_on_store_errors():
+        write_artifacts(output, config, result, view.log)
+    view.result(_summary(result, masked(output)), _values(result, masked(output)))
+    return _exit_code(result, masked(output))
 
 
 def _summary(result: JobResult, output: str) -> list[str]:
@@ -75,22 +73,22 @@ def _values(result: JobResult, output: str) -> dict[str, Any]:
         "generated_tokens": result.generated_tokens,
         "seconds": round(result.seconds, 2),
         "errors": total.errors,
-        "distinct_mixtures": len(total.mixtures),  # where there are rare ones, at least
+        "distinct_mixtures": len(total.mixtures),  # a lower bound if `rare`
         "rare": total.rare,
         "output": output,
         "ok": result.ok,
     }
 
 
-def _exit_code(result: JobResult, args: argparse.Namespace) -> int:
+def _exit_code(result: JobResult, output: str) -> int:
     if result.incomplete:
         print(
             f"incomplete: {result.incomplete} of {result.records} records have no answer: their shards failed and no"
             f" smaller shard went through; see the logs of Ray, then run the same command again",
             file=sys.stderr,
         )
-        for what, times in result.incidents[:5]:
-            print(f"  {times} x {what}", file=sys.stderr)
+        for incident, times in result.incidents[:5]:
+            print(f"  {times} x {incident}", file=sys.stderr)
     if result.over_budget:
-        print(f"over budget: {result.over_budget}; see {masked(args.output)}/dead", file=sys.stderr)
+        print(f"over budget: {result.over_budget}; see {output}/dead", file=sys.stderr)
     return OK if result.ok else INCOMPLETE

@@ -32,7 +32,7 @@ class View(Protocol):
     def update(self, snapshot: Snapshot) -> None:
         """The job has come further."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Something that people should read."""
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Quiet:
     def update(self, snapshot: Snapshot) -> None:
         """Not shown."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Not shown."""
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
@@ -79,8 +79,8 @@ class Lines(Quiet):
             self._last, self._stage = now, stage
             self._show(snapshot)
 
-    def say(self, line: str) -> None:
-        """See `View.say`."""
+    def log(self, line: str) -> None:
+        """See `View.log`."""
         print(line, flush=True)
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
@@ -94,8 +94,8 @@ class Lines(Quiet):
 class JsonLines(Lines):
     """One JSON object a line, as often as `Lines`: ``{"event": "progress" | "message" | "result", ...}``."""
 
-    def say(self, line: str) -> None:
-        """See `View.say`."""
+    def log(self, line: str) -> None:
+        """See `View.log`."""
         self._print("message", {"message": line})
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
@@ -135,8 +135,8 @@ class LiveView(Quiet):
         """See `View.update`."""
         self._snapshot, self._seen = snapshot, time.monotonic()
 
-    def say(self, line: str) -> None:
-        """See `View.say`."""
+    def log(self, line: str) -> None:
+        """See `View.log`."""
         self._console.print(line, markup=False)
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:

@@ -18,9 +18,7 @@ from pipeline.evaluation import (
     SUITES,
     BootstrapSettings,
     Evaluation,
-    ModelStackSettings,
     SuiteRunner,
-    SuiteRunSettings,
     check_adapters,
     configurations,
     load_model_stack,
@@ -34,6 +32,7 @@ from pipeline.evaluation.results import write_results
 from pipeline.evaluation.runs import GroupAccuracies, accuracy_by_group, accuracy_table, mean_accuracy
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.settings import ModelRef
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
 
@@ -111,18 +110,18 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     output = options.output or Path("out/evaluate") / suite.name
     if config.threads:
         torch.set_num_threads(config.threads)
-    stack = load_model_stack(_stack_settings(config))
+    m, engine = config.model, EngineSettings(config.engine.batch_size, config.engine.prefill_tokens)
+    model = ModelRef(resolve_model(m.path), m.dtype, m.prompt_format, m.trust_remote_code, m.quantization)
+    bank = config.bank
+    stack = load_model_stack(model, bank.path, config.router.path, bank.adapters, config.device, engine)
     adapters = stack.engine.lora.bank.names
     check_adapters(suite.questions, adapters, _portable(config.bank.path))
-    settings = SuiteRunSettings(
-        options.work or str(output / "work"), config.max_new_tokens, config.engine.score_tokens
-    )
-    runner = SuiteRunner(stack, suite, settings, _log)
+    runner = SuiteRunner(stack, suite, config.max_new_tokens, config.engine.score_tokens, _log)
     policy = RoutingPolicy(**config.routing.model_dump())
     compared = configurations(suite.composite, adapters, stack.router, policy)
     if suite.composite:
         compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
-    evaluation = Evaluation.of(runner.predictions(compared), _bootstrap(config))
+    evaluation = Evaluation.of(runner.predictions(compared, options.work or str(output / "work")), _bootstrap(config))
     about = {
         "suite": suite.name,
         "questions": len(suite.questions),
@@ -159,22 +158,6 @@ def _write(options: Options, output: Path | None, title: str, evaluation: Evalua
         print(f"output     {output} (tables.md, results.json, metrics.parquet, records.parquet)")
     if options.json:
         write_results(options.json, about | evaluation.to_json())
-
-
-def _stack_settings(config: EvaluateConfig) -> ModelStackSettings:
-    model, engine = config.model, config.engine
-    return ModelStackSettings(
-        model=resolve_model(model.path),
-        bank=config.bank.path,
-        router=config.router.path,
-        dtype=model.dtype,
-        prompt_format=model.prompt_format,
-        trust_remote_code=model.trust_remote_code,
-        quantization=model.quantization,
-        adapters=config.bank.adapters,
-        device=config.device,
-        engine=EngineSettings(engine.batch_size, engine.prefill_tokens),
-    )
 
 
 def _bootstrap(config: EvaluateConfig) -> BootstrapSettings:

@@ -1,44 +1,44 @@
-"""Copy a run's answers into another form.
+"""Copy a run's answers as Parquet, JSON lines, or the output file of the OpenAI batch API."""
 
-    python -m jobs.export --run URL --to FOLDER --format parquet [--partition-by COLUMN]
-    python -m jobs.export --run URL --to FILE --format jsonl
-    python -m jobs.export --run URL --to FILE --format openai_batch [--errors FILE]
+from typing import TYPE_CHECKING
 
-The run's own folder stays as it is: it is Parquet that `datasets.load_dataset` and DuckDB read directly. `parquet` with
-`--partition-by` makes a folder `COLUMN=VALUE` for each value; `openai_batch` makes the output file of the OpenAI batch
-API, and with `--errors` its error file.
-"""
+import click
 
-import argparse
-
-from jobs._cli import OK, run_job
+from jobs._cli import OK, Job, run_job
 from pipeline.errors import UserError
-from pipeline.storage.output.export import export_errors, export_lines, export_parquet
-from pipeline.storage.store.redact import masked
 
-_FORMATS = ("parquet", "jsonl", "openai_batch")
+if TYPE_CHECKING:
+    from pipeline.storage.output.export import Kind
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="jobs.export", description="Copy a run's answers into another form.")
-    parser.add_argument("--run", required=True, help="the output of jobs.generate")
-    parser.add_argument("--to", required=True, help="folder (parquet) or file of the copy")
-    parser.add_argument("--format", required=True, choices=_FORMATS)
-    parser.add_argument("--partition-by", metavar="COLUMN", help="parquet: a folder for each value of this column")
-    parser.add_argument("--errors", metavar="FILE", help="openai_batch: file of the dead letters")
-    args = parser.parse_args(argv)
-    if args.partition_by and args.format != "parquet":
+@click.command("export", cls=Job)
+@click.option("--run", required=True, metavar="URL", help="Output of the run.")
+@click.option("--to", required=True, metavar="URL", help="Folder (parquet) or file of the copy.")
+@click.option("--format", "form", required=True, type=click.Choice(["parquet", "jsonl", "openai_batch"]))
+@click.option("--partition-by", metavar="COLUMN", help="parquet: one folder for each value of this column.")
+@click.option("--errors", metavar="URL", help="openai_batch: file of the dead letters.")
+def main(run: str, to: str, form: "Kind", partition_by: str | None, errors: str | None) -> int:
+    """Copy a run's answers as Parquet, JSON lines, or the output file of the OpenAI batch API.
+
+    \b
+    loraloom export --run URL --to FOLDER --format parquet [--partition-by COLUMN]
+    loraloom export --run URL --to FILE --format jsonl
+    loraloom export --run URL --to FILE --format openai_batch [--errors FILE]
+
+    The run's own folder stays as it is: datasets.load_dataset and DuckDB read it directly. --partition-by makes a
+    folder COLUMN=VALUE for each value; --errors writes the error file of the OpenAI batch API.
+    """
+    from pipeline.storage.output.export import export_errors, export_lines, export_parquet
+    from pipeline.storage.store.redact import masked
+
+    if partition_by and form != "parquet":
         raise UserError("export: --partition-by goes with --format parquet")
-    if args.errors and args.format != "openai_batch":
+    if errors and form != "openai_batch":
         raise UserError("export: --errors goes with --format openai_batch")
-    if args.format == "parquet":
-        rows = export_parquet(args.run, args.to, args.partition_by)
-    else:
-        rows = export_lines(args.run, args.to, args.format)
-    print(f"exported   {rows} rows -> {masked(args.to)}")
-    if args.errors:
-        print(f"errors     {export_errors(args.run, args.errors)} rows -> {masked(args.errors)}")
+    rows = export_parquet(run, to, partition_by) if form == "parquet" else export_lines(run, to, form)
+    print(f"exported   {rows} rows -> {masked(to)}")
+    if errors:
+        print(f"errors     {export_errors(run, errors)} rows -> {masked(errors)}")
     return OK
 
 

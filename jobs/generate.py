@@ -1,54 +1,66 @@
-"""Answer every record of a data set with its own mixture of adapters.
+"""Answer every record of a data set with its own mixture of adapters."""
 
-    python -m jobs.generate --input URL --output URL [--limit N] [--seed N] [--new-run] [group=option] [key=value ...]
+import click
 
-Look before you spend: `--show-config` prints the config that these words give; `--dry-run` checks everything, routes a
-sample, answers some of it and prints what the job would take (tokens, device hours, output size); nothing is written.
-`--progress live | lines | json | quiet` says how progress is shown.
-
-The same command again finishes what is missing. Exit 0: every record is committed or a dead letter within the error
-budget. Exit 1: over the budget, or incomplete. Exit 2: config, input, bank or router error, before any generation.
-"""
-
-import argparse
-
-from conf import as_yaml
-from conf.generate import shown_config
-from jobs._arguments import add_arguments, add_progress, fill_date, need_files, read_config
-from jobs._cli import OK, run_job
+from jobs._cli import OK, Job, run_job
+from jobs._options import RecordOptions, progress_option, record_options
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; see the module's docstring."""
-    args = command_parser().parse_intermixed_args(argv)
-    config = read_config(args)
-    if args.show_config:
+@click.command("generate", cls=Job)
+@record_options
+@click.option("--new-run", is_flag=True, help="Discard what an earlier run left in the output.")
+@progress_option
+@click.option("--show-config", is_flag=True, help="Print the composed config and exit.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print an estimate and exit.")
+@click.option("--basis", metavar="URL", help="With --dry-run: take speed and lengths from this earlier run.")
+@click.option(
+    "--sample-seconds",
+    type=float,
+    default=20.0,
+    show_default=True,
+    metavar="S",
+    help="With --dry-run: how long samples are answered; 0: not at all.",
+)
+def main(
+    options: RecordOptions,
+    new_run: bool,
+    progress: str,
+    show_config: bool,
+    dry_run: bool,
+    basis: str | None,
+    sample_seconds: float,
+) -> int:
+    """Answer every record of a data set with its own mixture of adapters.
+
+    \b
+    loraloom generate --input URL --output URL [group=option ...] [key=value ...]
+
+    Before a long run: --show-config prints the config of the command; --dry-run checks everything, routes a sample,
+    answers some of it and prints what the job would take (tokens, device hours, output size), and writes nothing.
+
+    The same command again finishes what is missing. Exit 0: every record is committed or a dead letter within the
+    error budget. Exit 1: over the budget, or incomplete. Exit 2: an error in config, input, bank or router, found
+    before any generation.
+    """
+    config = options.config()
+    if show_config:
+        from conf import as_yaml
+        from conf.generate import shown_config
+
         print(as_yaml(shown_config(config)), end="")
         return OK
-    need_files(args)
-    fill_date(args)
-    from jobs._generation import generate  # seconds of loading: what is wrong in the command is told before
+    input_url, output = options.files()
+    # Seconds of loading, after the errors of the command line.
+    from jobs._dry_run import print_estimate
+    from jobs._generation import prepare, run
+    from jobs._progress import view_of
 
-    return generate(args, config)
-
-
-def command_parser() -> argparse.ArgumentParser:
-    """The options of this command."""
-    parser = argparse.ArgumentParser(prog="jobs.generate", description="Answer records with mixtures of adapters.")
-    add_arguments(parser)
-    parser.add_argument("--new-run", action="store_true", help="discard what an earlier run left in the output")
-    add_progress(parser)
-    parser.add_argument("--show-config", action="store_true", help="print the composed config and end")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print an estimate and end")
-    parser.add_argument("--basis", metavar="URL", help="--dry-run: take speed and lengths from this earlier run")
-    parser.add_argument(
-        "--sample-seconds",
-        type=float,
-        default=20.0,
-        metavar="S",
-        help="--dry-run: answer samples for so long (0: none)",
-    )
-    return parser
+    view = view_of(progress)
+    job, prepared = prepare(config, input_url, output, options.limit, new_run, view)
+    if dry_run:
+        print_estimate(job, prepared, config, sample_seconds, basis)
+        return OK
+    return run(job, config, view)
 
 
 if __name__ == "__main__":

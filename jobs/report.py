@@ -1,34 +1,35 @@
-"""Write the report of a run anew, or beside an earlier one.
+"""Write the report of a run again, or compare it with an earlier run."""
 
-    python -m jobs.report --run URL [--against URL] [--device-hour PRICE] [--to FILE]
+import click
 
-`report.html` in the run's folder is replaced, or with `--to` another file is written. `--against` adds what differs
-from an earlier run over the same records: figures, settings, mixtures, answers.
-"""
-
-import argparse
-
-from jobs._cli import OK, run_job
-from pipeline.report import NAME, render, write_report
-from pipeline.storage.store.objects import put
-from pipeline.storage.store.redact import masked
-from pipeline.storage.store.urls import open_url
+from jobs._cli import OK, Job, run_job
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="jobs.report", description="Write the report of a run.")
-    parser.add_argument("--run", required=True, help="the output of the run")
-    parser.add_argument("--against", help="the output of an earlier run")
-    parser.add_argument("--device-hour", type=float, help="price of a device hour (config: cost.device_hour)")
-    parser.add_argument("--to", help="file of the report (default: report.html in the run)")
-    args = parser.parse_args(argv)
-    if args.to:
-        fs, path = open_url(args.to)
-        put(fs, path, render(args.run, args.against, args.device_hour).encode())
+@click.command("report", cls=Job)
+@click.option("--run", required=True, metavar="URL", help="Output of the run.")
+@click.option("--against", metavar="URL", help="Output of an earlier run over the same records.")
+@click.option("--device-hour", type=float, metavar="PRICE", help="Price of a device hour (config: cost.device_hour).")
+@click.option("--to", metavar="URL", help="File of the report; default: report.html in the run's folder.")
+def main(run: str, against: str | None, device_hour: float | None, to: str | None) -> int:
+    """Write the report of a run again, or compare it with an earlier run.
+
+    \b
+    loraloom report --run URL [--against URL] [--device-hour PRICE] [--to FILE]
+
+    Replaces report.html in the run's folder, or writes another file with --to. --against adds what differs from an
+    earlier run over the same records: figures, settings, mixtures, answers.
+    """
+    from pipeline.report import REPORT_FILE, render, write_report
+    from pipeline.storage.store.objects import put
+    from pipeline.storage.store.redact import masked
+    from pipeline.storage.store.urls import open_url
+
+    if to:
+        fs, path = open_url(to)
+        put(fs, path, render(run, against, device_hour).encode())
     else:
-        write_report(args.run, args.against, args.device_hour)
-    print(f"report     {masked(args.to or f'{args.run}/{NAME}')}")
+        write_report(run, against, device_hour)
+    print(f"report     {masked(to or f'{run}/{REPORT_FILE}')}")
     return OK
 
 

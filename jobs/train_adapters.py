@@ -1,24 +1,19 @@
-"""Train one plain PEFT adapter for each task of a labelled data set.
+"""Train one LoRA adapter for each task of a labelled data set."""
 
-    python -m jobs.train_adapters --data train.parquet --output bank [--tasks a b ...] [key=value ...]
-
-The data has the columns `task, prompt, answer`. A task whose adapter is already there, trained with the same
-settings, is skipped, so the same command goes on after an interruption.
-"""
-
-import argparse
 import json
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from conf import load_settings
 from conf.schema_training import TrainAdaptersConfig
-from jobs._cli import OK, run_job, split_tasks, swap_folder
+from jobs._cli import OK, Job, config_words, replace_folder, run_job, task_option
 from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
@@ -27,13 +22,24 @@ from pipeline.storage.store.redact import masked
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; see the module's docstring."""
-    args = _parse(argv)
-    config = load_settings("train_adapters", args.overrides, TrainAdaptersConfig)
+@click.command("train-adapters", cls=Job)
+@click.option("--data", required=True, metavar="URL", help="Labelled examples: columns task, prompt and answer.")
+@click.option("--output", required=True, type=Path, metavar="DIR", help="The bank: one folder for each task.")
+@task_option
+@config_words
+def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+    """Train one LoRA adapter for each task of a labelled data set.
+
+    \b
+    loraloom train-adapters --data train.parquet --output bank [--task TASK ...] [key=value ...]
+
+    The data has the columns task, prompt and answer. A task whose adapter was trained with the same settings is
+    skipped, so the same command continues after an interruption. --task may be repeated; default: all tasks.
+    """
+    config = load_settings("train_adapters", overrides, TrainAdaptersConfig)
     if config.model.quantization != "none":
         raise UserError("config: adapters are trained on unquantised weights; set model.quantization=none")
-    rows = rows_by_task(args.data, args.tasks, ["task", "prompt", "answer"])
+    rows = rows_by_task(data, tasks, ["task", "prompt", "answer"])
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = TrainingSettings(**config.training.model_dump())
@@ -43,34 +49,25 @@ def main(argv: list[str]) -> int:
     model = load_model(folder, config.model.dtype, device, config.model.trust_remote_code)
     trainer = AdapterTrainer(model, settings, pad_token_id=tokenizer.pad_token_id or 0)
     prompts = PromptFormat(tokenizer, config.model.prompt_format)
-    todo = [task for task in rows if not _is_done(args.output / task, config)]
+    todo = [task for task in rows if not _is_done(output / task, config)]
     print(f"{len(rows) - len(todo)} of {len(rows)} adapters are there already", flush=True)
     start = time.monotonic()
     for number, task in enumerate(todo, start=1):
-        _train_one(trainer, task, rows[task], prompts, config, args.output)
+        _train_one(trainer, task, rows[task], prompts, config, output)
         left = (time.monotonic() - start) / number * (len(todo) - number)
         print(f"{task}: done, {number} of {len(todo)}, about {left / 60:.0f} min left", flush=True)
     return OK
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="jobs.train_adapters", description="Train one LoRA adapter for each task.")
-    parser.add_argument("--data", required=True, help="labelled examples: task, prompt, answer")
-    parser.add_argument("--output", required=True, type=Path, help="the bank: one folder for each task")
-    parser.add_argument("--tasks", nargs="*", help="tasks to train (default: all of the data)")
-    parser.add_argument("overrides", nargs="*", help="config: group=option or key=value")
-    return split_tasks(parser.parse_intermixed_args(argv))
-
-
-def rows_by_task(url: str, wanted: list[str] | None, columns: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of a labelled table by task, in the order of ``wanted`` (default: by name)."""
+def rows_by_task(url: str, wanted: Sequence[str], columns: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a labelled table by task, in the order of ``wanted``; if that is empty, all tasks by name."""
     rows = defaultdict(list)
     for row in read_table(url, columns):
         rows[row["task"]].append(row)
     for task in rows:
         if not is_adapter_name(task):
             raise UserError(f"data: {masked(url)}: {task!r} cannot be the name of an adapter (column task)")
-    unknown = sorted(set(wanted or []) - set(rows))
+    unknown = sorted(set(wanted) - set(rows))
     if unknown:
         raise UserError(f"data: {masked(url)} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
     return {task: rows[task] for task in wanted or sorted(rows)}
@@ -100,7 +97,7 @@ def _train_one(
     trainer.save(weights, part)
     metrics |= {"task": task, "examples": len(train), "config": config.model_dump(mode="json")}
     (part / "training.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    swap_folder(part, bank / task)
+    replace_folder(part, bank / task)
 
 
 def _is_done(folder: Path, config: TrainAdaptersConfig) -> bool:

@@ -1,4 +1,4 @@
-"""What is made of the committed rows when a run has ended: report, dataset card, tracking, answers in other forms."""
+"""Write what is made of a run's committed rows: report, dataset card, MLflow run, and copies in other formats."""
 
 import sys
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from .storage.output.run import RUN, RunFolder
 from .storage.store.redact import masked
 
 
-def write_derived(output: str, config: GenerateConfig, result: JobResult, say: Callable[[str], None]) -> None:
-    """Write it; a tracking server that cannot be reached is told, and costs the run nothing."""
+def write_artifacts(output: str, config: GenerateConfig, result: JobResult, log: Callable[[str], None]) -> None:
+    """Write everything that follows from a run. A tracking server that fails is logged and does not fail the run."""
     write_report(output)
-    if config.tracking.mlflow and result.seconds:  # a finished run that was started again has been logged
+    if config.tracking.mlflow and result.seconds:  # 0 seconds: the run was finished, and logged, before
         try:
-            say(f"tracked as MLflow run {log_run(output, config.tracking.mlflow, config.tracking.experiment)}")
+            log(f"tracked as MLflow run {log_run(output, config.tracking.mlflow, config.tracking.experiment)}")
         except UserError as error:
             print(masked(str(error)), file=sys.stderr)
     if not result.incomplete:
@@ -27,7 +27,7 @@ def write_derived(output: str, config: GenerateConfig, result: JobResult, say: C
 
 
 def write_copies(output: str, config: GenerateConfig) -> None:
-    """Of a finished run: the dataset card, and the answers as the input's layout has them."""
+    """Write the dataset card of a finished run, and for ``input=openai_batch`` its output and error files."""
     folder = RunFolder(output)
     write_card(folder, folder.read_json(RUN) or {})
     if config.input.layout == "openai_batch":

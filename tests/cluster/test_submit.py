@@ -43,7 +43,7 @@ def job_of(out: str) -> str:
 
 
 def test_logs_and_the_exit_code_of_the_command_come_back_and_a_wrong_token_is_refused(head: Head) -> None:
-    command = ("jobs.generate", "--input", "/nowhere.jsonl", "--output", "/tmp/never")
+    command = ("generate", "--input", "/nowhere.jsonl", "--output", "/tmp/never")
     first = start(head, *command)
     other = start(head, *command)
     refused = start(head, *command, RAY_AUTH_TOKEN="0" * 64)
@@ -114,7 +114,7 @@ def tiny_command(folder: Path, model: Path, bank: Path, router: Path, records: i
     rows = [{"id": f"r{i}", "prompt": tiny.prompts_of(tiny.ADAPTERS[i % 8], 1, seed=i)[0]} for i in range(records)]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
-        *("jobs.generate", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out")),
+        *("generate", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out")),
         *("model=custom", f"model.path={model}", "model.dtype=fp32", "bank=custom", f"bank.path={bank}"),
         *("router=custom", f"router.path={router}", f"generation.max_new_tokens={tokens}", "shuffle.shard_records=8"),
     ]

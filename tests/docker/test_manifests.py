@@ -99,8 +99,8 @@ def test_the_schemas_see_misspelt_fields_and_wrong_types() -> None:
 def test_the_command_is_one_that_this_version_takes(folder: str) -> None:
     """Its options are parsed and its config is composed and checked, as at the start of the job."""
     words = shlex.split(job_spec(rendered(folder))["entrypoint"])
-    assert words[:2] == ["python", "-m"]
-    assert submit.submission_id(words[2:]).startswith("loraloom-")
+    assert words[:3] == ["python", "-m", "jobs.generate"]
+    assert submit.submission_id(["generate", *words[3:]]).startswith("loraloom-")
     assert "cluster=kuberay" in words
 
 

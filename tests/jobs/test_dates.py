@@ -1,6 +1,5 @@
 """One command for every day: `{date}` in the URLs."""
 
-import argparse
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,16 +7,14 @@ from pathlib import Path
 import pytest
 
 from jobs import generate
-from jobs._arguments import fill_date
+from jobs._options import RecordOptions
 from pipeline.errors import UserError
 from pipeline.storage import read_run
 from tests import tiny
 
 
 def filled(date: str | None, input_url: str = "s3://in/dt={date}/", output: str = "s3://out/{date}") -> tuple[str, str]:
-    args = argparse.Namespace(input=input_url, output=output, date=date)
-    fill_date(args)
-    return args.input, args.output
+    return RecordOptions(input_url, output, date, None, None, ()).files()
 
 
 def test_the_date_stands_in_both_urls() -> None:

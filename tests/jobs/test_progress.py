@@ -39,7 +39,7 @@ def test_lines_come_every_ten_seconds_and_at_each_stage(
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     view = JsonLines()
-    view.say("something")
+    view.log("something")
     view.update(NOW)
     view.result(["for people"], {"ok": True})
     message, progress, result = map(json.loads, capsys.readouterr().out.splitlines())
@@ -52,7 +52,7 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Quiet() as view:
-        view.say("something")
+        view.log("something")
         view.update(NOW)
         view.result(["a"], {})
     assert capsys.readouterr().out == ""
@@ -61,7 +61,7 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_live_view_shows_counts_rates_and_mixtures() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=20, color_system=None)
     with LiveView(console) as view:
-        view.say("104 records in 1 file(s), [1] window(s)")
+        view.log("104 records in 1 file(s), [1] window(s)")
         view.update(NOW)
         view._live.refresh()
     shown = console.file.getvalue()  # type: ignore[attr-defined]

@@ -8,11 +8,11 @@ import pytest
 from jobs import retry_dead
 from jobs.route import read_settings
 from pipeline import read_dead, read_run
-from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from tests.job import faulty
 from tests.jobs.test_generate import command, parsed
+from tests.stages import tiny_pools
 
 __all__ = ["command"]  # the fixture
 
@@ -25,8 +25,8 @@ def test_the_command_answers_dead_letters_with_the_runs_own_config(
     rows = [{"id": f"r{i}", "prompt": f"red{i} red2"} for i in range(4)]
     lines = [*(json.dumps(row) for row in rows), "{not json"]
     Path(command["--input"]).write_text("".join(f"{line}\n" for line in lines))
-    _, settings = read_settings(parsed(command | {"errors.budget": "1"}))
-    GenerateJob(settings, lambda line: None, generator=faulty.RefusesSome).run(lambda: Pools(threads=1))
+    settings = read_settings(parsed(command | {"errors.budget": "1"}))
+    GenerateJob(settings, lambda line: None, generator=faulty.RefusesSome).run(tiny_pools)
     out = command["--output"]
     assert sorted(read_dead(out).to_table()["error_type"].to_pylist()) == ["InvalidJson", *["OutOfMemoryError"] * 2]
     with pytest.raises(UserError, match=r"generation.seed=1 would change the output; only engine\.\*, "):

@@ -1,6 +1,5 @@
 """With what settings dead letters are tried again, without trying any."""
 
-import argparse
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ def saved(words: list[str], overrides: list[str], given: str | None = None, read
     url = memory_url()
     config: dict[str, Any] = shown_config(load_config(words)) | {"command": {"input": read, "output": url}}
     RunFolder(url).write_json(RUN, {"config": config, "schemas": {}})
-    return retry_dead._saved(argparse.Namespace(run=url, input=given, overrides=overrides))[0]
+    return retry_dead.saved_config(url, given, overrides)[0]
 
 
 def test_a_cluster_s_address_that_was_not_kept_may_be_given_again() -> None:

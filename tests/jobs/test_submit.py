@@ -1,4 +1,4 @@
-"""What `jobs.submit` sends, without a cluster."""
+"""What `loraloom submit` sends, without a cluster."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from conf import compose
 from jobs import submit
 from pipeline.errors import UserError
 
-GENERATE = ["jobs.generate", "--input", "s3://lake/in/", "--output", "s3://lake/out/"]
+GENERATE = ["generate", "--input", "s3://lake/in/", "--output", "s3://lake/out/"]
 
 
 def test_the_same_work_has_the_same_id_wherever_it_runs() -> None:
@@ -18,7 +18,7 @@ def test_the_same_work_has_the_same_id_wherever_it_runs() -> None:
     assert submit.submission_id([*GENERATE, "generation.max_new_tokens=128", "--new-run"]) == expected
     assert submit.submission_id([*GENERATE, "generation.max_new_tokens=127"]) != expected
     assert submit.submission_id([*GENERATE[:-1], "s3://lake/other/"]) != expected
-    assert submit.submission_id(["jobs.retry_dead", "--run", "s3://lake/out/"]) != expected
+    assert submit.submission_id(["retry-dead", "--run", "s3://lake/out/"]) != expected
 
 
 def test_the_id_is_the_same_from_another_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +34,10 @@ def test_a_wrong_config_is_refused_before_anything_is_sent() -> None:
 
 
 def test_commands_that_use_ray_are_given_the_cluster() -> None:
-    assert submit._on_cluster(GENERATE) == ["jobs.generate", "cluster=ray", *GENERATE[1:]]
+    assert submit._on_cluster(GENERATE) == ["generate", "cluster=ray", *GENERATE[1:]]
     assert submit._on_cluster([*GENERATE, "cluster=kuberay"]) == [*GENERATE, "cluster=kuberay"]
-    assert submit._on_cluster(["jobs.retry_dead", "--run", "/x"])[1] == "cluster.address=auto"
-    assert submit._on_cluster(["jobs.evaluate", "--run", "/x"]) == ["jobs.evaluate", "--run", "/x"]
+    assert submit._on_cluster(["retry-dead", "--run", "/x"])[1] == "cluster.address=auto"
+    assert submit._on_cluster(["evaluate", "--run", "/x"]) == ["evaluate", "--run", "/x"]
 
 
 def test_a_command_is_needed_and_variables_must_be_there() -> None:
@@ -52,15 +52,15 @@ def test_a_command_is_needed_and_variables_must_be_there() -> None:
 
 @pytest.mark.parametrize("words", [["--input"], ["--input", "--output", "s3://lake/out/"], ["--output"]])
 def test_an_option_without_its_value_is_one_line(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"^submit: jobs.generate: argument --\w+put: expected one argument$"):
-        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", *words])
+    with pytest.raises(UserError, match=r"^submit: generate: Option '--\w+put' requires an argument; "):
+        submit.main(["--address", "http://127.0.0.1:1", "--", "generate", *words])
 
 
 def test_relative_paths_are_refused_unless_their_folder_is_sent_along() -> None:
     for words in (["--input", "in.jsonl", "--output", "/out"], ["--input", "/in.jsonl", "--output", "out"]):
         with pytest.raises(UserError, match="is relative, and the job runs elsewhere"):
-            submit._check_paths(["jobs.generate", *words], sent_along=False)
-    submit._check_paths(["jobs.generate", "--input", "in.jsonl", "--output", "s3://lake/out"], sent_along=True)
+            submit._check_paths(["generate", *words], sent_along=False)
+    submit._check_paths(["generate", "--input", "in.jsonl", "--output", "s3://lake/out"], sent_along=True)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_model_is_a_hub_id_unless_there_is_a_folder_of_that_name(
 
 def test_other_relative_runs_and_data_sets_of_the_hub_are_refused() -> None:
     with pytest.raises(UserError, match="--run out/x is relative"):
-        submit._check_paths(["jobs.retry_dead", "--run", "out/x"], sent_along=False)
+        submit._check_paths(["retry-dead", "--run", "out/x"], sent_along=False)
     with pytest.raises(UserError, match=r"--input hub:org/name would be loaded into the cache of one node; .*hf://"):
-        submit._check_paths(["jobs.generate", "--input", "hub:org/name"], sent_along=True)
+        submit._check_paths(["generate", "--input", "hub:org/name"], sent_along=True)
 
 
 URLS = [
@@ -113,7 +113,7 @@ URLS = [
 @pytest.mark.parametrize("name", ["", "--input=", "model.path="])
 def test_a_command_that_ray_would_show_with_its_credentials_is_refused(url: str, name: str) -> None:
     with pytest.raises(UserError, match=r"a word of the command holds .* Ray shows it to all who see the c") as caught:
-        submit.main(["--address", "http://127.0.0.1:1", "--", "jobs.generate", "--output", "/out", name + url])
+        submit.main(["--address", "http://127.0.0.1:1", "--", "generate", "--output", "/out", name + url])
     assert url not in str(caught.value)
 
 
@@ -126,7 +126,7 @@ def test_a_folder_sent_along_that_ray_would_show_with_its_credentials_is_refused
 
 def test_a_query_of_a_data_set_of_the_hub_is_not_said() -> None:
     with pytest.raises(UserError, match=r"--input hub:org/name would be") as caught:
-        submit._check_paths(["jobs.generate", "--input", "hub:org/name?token=hf_secret"], sent_along=True)
+        submit._check_paths(["generate", "--input", "hub:org/name?token=hf_secret"], sent_along=True)
     assert "secret" not in str(caught.value)
 
 

@@ -1,6 +1,5 @@
 """Credentials never show: not in messages, nor in what a run stores."""
 
-import argparse
 import json
 import os
 import re
@@ -13,7 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jobs._arguments import add_arguments
+from jobs import generate
+from jobs._cli import parse
+from jobs._options import RecordOptions
 from jobs.route import read_settings
 from pipeline.errors import UserError
 from pipeline.storage.input.columns import Columns
@@ -22,7 +23,7 @@ from pipeline.storage.input.labelled import read_table
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.input.read import read_split
 from pipeline.storage.output.run import PLAN, RunFolder
-from pipeline.storage.store.redact import masked, masked_word, masking, one_line, password_of
+from pipeline.storage.store.redact import masked, masked_error, masked_word, masking, password_of
 from pipeline.storage.store.urls import open_url
 from tests.security.servers import signed_server
 from tests.storage import memory_url, user_error
@@ -121,7 +122,7 @@ def test_what_the_process_was_given_is_masked_wherever_it_comes() -> None:
         assert masked(f"denied for {SECRET}, hf_abcdefgh and /x") == "denied for ***, *** and /x"
     with mock.patch.dict(fsspec.config.conf, {"s3": {"client_kwargs": {"aws_secret_access_key": SECRET}}}):
         assert masked(f"denied for {SECRET}") == "denied for ***"
-        assert one_line(OSError(f"cannot\nsend {SECRET}")) == "cannot send ***"
+        assert masked_error(OSError(f"cannot\nsend {SECRET}")) == "cannot send ***"
 
 
 @pytest.mark.parametrize(
@@ -210,12 +211,10 @@ def test_a_signed_address_that_is_refused_is_masked(server: str) -> None:
 
 
 def test_addresses_in_the_config_are_stored_without_credentials(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     (tmp_path / "model").mkdir()
     words = ["--input", "https://h/x.jsonl?sig=secret", "--output", str(tmp_path), "model=custom", "bank=custom"]
     words += [f"model.path={tmp_path}/model", f"bank.path={tmp_path}", "router=custom", f"router.path={tmp_path}"]
     words += ["cluster.address='ray://user:secret@host:10001'"]
-    _, settings = read_settings(parser.parse_args(words))
+    settings = read_settings(RecordOptions.of(parse(generate.main, words, "loraloom generate").params))
     assert "secret" not in json.dumps(settings.config)
     assert settings.config["cluster"]["address"] == "ray://***@host:10001"
