@@ -16,11 +16,14 @@ unexport PYTHONDONTWRITEBYTECODE
 RUNS ?= 100
 S3_RUNS ?= 10
 
-.PHONY: demo demo-compare test test-all test-vllm docs chaos fuzz lint clean
+# Markers of tests that `make check` leaves out.
+WHOLE := slow or ray or smollm or s3 or chaos or cluster or browser
+
+.PHONY: demo demo-compare check test test-all test-vllm docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
-	  --new-run generation.max_new_tokens=32 output.prompt=true
+	  --new-run generation.max_new_tokens=32 output.keep_prompt=true
 	$(BIN)/python -m jobs.evaluate --run out/demo
 
 # The same records with the base model alone, and both accuracies side by side.
@@ -29,8 +32,12 @@ demo-compare: demo
 	  --new-run generation.max_new_tokens=32 routing.max_adapters=0
 	$(BIN)/python -m jobs.evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
 
+# The developer's loop: linters, types, layers, and the tests that need neither Ray nor a real model.
+check: $(STAMPS)/test lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ($(WHOLE))"
+
 test: $(STAMPS)/test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint
