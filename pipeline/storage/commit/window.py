@@ -61,7 +61,7 @@ def finish_window(store: MarkerStore, window: int, rows: int, file_bytes: int = 
 
 
 def cut_overlap(store: MarkerStore, window: int) -> Iterator[Shard]:
-    """The shards of a window, each with only the rows that no earlier shard holds; what is cut is written anew."""
+    """The shards of a window, each with only the rows that no earlier shard holds; a cut shard gets new files."""
     return (_cut(store, shard, rows) for shard, rows in without_overlap(store.shards(window)))
 
 

@@ -5,8 +5,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from operator import itemgetter
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -22,7 +22,6 @@ from .limits import MAX_PORTION, text_size
 from .schema import SchemaFinder
 
 SPLIT_ROWS = 2048  # rows between two seek points
-_row_of = itemgetter(1)  # of a seek point
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,15 @@ class Split:
     row: int
 
 
+class PlanPoint(NamedTuple):
+    """A seek point of the input: ``row`` of the input is ``file_row`` of the file, and stands at ``offset``."""
+
+    path: str
+    row: int
+    file_row: int
+    offset: int
+
+
 @dataclass(frozen=True)
 class InputPlan:
     """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster."""
@@ -47,7 +55,7 @@ class InputPlan:
     files: list[InputFile]
     rows: int
     window_rows: int
-    seek_points: list[tuple[str, int, int, int]]  # path, row of the input, row of the file, offset
+    seek_points: list[PlanPoint]
     passed: pa.Schema
     duplicates: pa.Table = field(repr=False)
 
@@ -63,15 +71,16 @@ class InputPlan:
     def splits(self, window: int) -> Iterator[Split]:
         """The splits of one window, in order."""
         first, last = window * self.window_rows, window * self.window_rows + self.window_size(window)
-        # Bisected: a billion rows have half a million points.
-        index = max(0, bisect_right(self.seek_points, first, key=_row_of) - 1)
-        while index < len(self.seek_points) and _row_of(self.seek_points[index]) < last:
-            path, row, file_row, offset = self.seek_points[index]
+        points = self.seek_points  # half a million for a billion rows
+        index = max(0, bisect_right(points, first, key=attrgetter("row")) - 1)
+        while index < len(points) and points[index].row < last:
+            point = points[index]
             index += 1
-            end = _row_of(self.seek_points[index]) if index < len(self.seek_points) else self.rows
-            start, stop = max(row, first), min(end, last)
+            end = points[index].row if index < len(points) else self.rows
+            start, stop = max(point.row, first), min(end, last)
             if start < stop:
-                yield Split(path, SeekPoint(file_row, offset), start - row, stop - start, start - first)
+                seek = SeekPoint(point.file_row, point.offset)
+                yield Split(point.path, seek, start - point.row, stop - start, start - first)
 
     def duplicates_of(self, window: int) -> dict[int, tuple[int, int]]:
         """Repeated ids of a window: row of the window -> (first row of the input with that id, rank)."""
@@ -94,51 +103,49 @@ def plan_input(
     Raises `UserError` if the input has no record or a file cannot be read.
     """
     fs, files = list_input(url, output)
-    finder, schema, rows = DuplicateFinder(), SchemaFinder(), 0
-    points: list[tuple[str, int, int, int]] = []
+    scan = _Scan(fs, columns)
     for file in files:
-        if limit is None or rows < limit:
-            max_rows = None if limit is None else limit - rows
-            rows += _scan_file(fs, file.path, rows, columns, finder, schema, points, max_rows)
-    if rows == 0:
+        if limit is None or scan.rows < limit:
+            scan.add_file(file.path, None if limit is None else limit - scan.rows)
+    if scan.rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
-    return InputPlan(masked(url), files, rows, window_rows, points, schema.schema(), finder.find())
+    return InputPlan(
+        masked(url), files, scan.rows, window_rows, scan.points, scan.schema.schema(), scan.duplicates.find()
+    )
 
 
-def _scan_file(
-    fs: fsspec.AbstractFileSystem,
-    path: str,
-    first: int,
-    columns: Columns,
-    finder: DuplicateFinder,
-    schema: SchemaFinder,
-    points: list[tuple[str, int, int, int]],
-    max_rows: int | None,
-) -> int:
-    """Add the rows of a file to the plan; returns their number. ``first``: the file's first row in the input."""
-    file_format = format_of(path, columns.layout)
-    file_schema = file_format.schema(fs, path)
-    if file_schema is not None:
-        passed = columns.passed(dict.fromkeys(file_schema.names))
-        schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
-    chunk: list[dict[str, Any]] = []
-    size = 0
-    count, last_offset = 0, -1
-    for count, (offset, row) in enumerate(_read(file_format.read(fs, path), path, max_rows), start=1):
-        index = count - 1
-        if index == 0 or (offset != last_offset and index - (points[-1][2]) >= SPLIT_ROWS):
-            # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
-            points.append((path, first + index, index, offset))
-        last_offset = offset
-        finder.add(columns.identity(row), first + index)
-        if row.values is not None and file_schema is None:
-            chunk.append(columns.passed(row.values))
-            size += text_size(chunk[-1])
-            if len(chunk) >= SPLIT_ROWS or size > MAX_PORTION:
-                schema.add(chunk)
-                chunk, size = [], 0
-    schema.add(chunk)
-    return count
+class _Scan:
+    """Collects the rows, seek points, column types and ids of the input, file by file."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns) -> None:
+        self.fs, self.columns = fs, columns
+        self.rows = 0
+        self.points: list[PlanPoint] = []
+        self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
+
+    def add_file(self, path: str, max_rows: int | None) -> None:
+        """Read a file, at most ``max_rows`` rows of it; `UserError` if that fails."""
+        file_format = format_of(path, self.columns.layout)
+        file_schema = file_format.schema(self.fs, path)
+        if file_schema is not None:
+            passed = self.columns.passed(dict.fromkeys(file_schema.names))
+            self.schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
+        chunk: list[dict[str, Any]] = []
+        size, last_offset = 0, -1
+        for file_row, (offset, row) in enumerate(_read(file_format.read(self.fs, path), path, max_rows)):
+            if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
+                # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
+                self.points.append(PlanPoint(path, self.rows, file_row, offset))
+            last_offset = offset
+            self.duplicates.add(self.columns.identity(row), self.rows)
+            self.rows += 1
+            if row.values is not None and file_schema is None:
+                chunk.append(self.columns.passed(row.values))
+                size += text_size(chunk[-1])
+                if len(chunk) >= SPLIT_ROWS or size > MAX_PORTION:
+                    self.schema.add(chunk)
+                    chunk, size = [], 0
+        self.schema.add(chunk)
 
 
 def _read(rows: Iterator[Any], path: str, max_rows: int | None) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.output_files import OutputFiles
 from pipeline.storage.input.duplicates import DUPLICATES
 from pipeline.storage.input.files import InputFile
-from pipeline.storage.input.plan import InputPlan
+from pipeline.storage.input.plan import InputPlan, PlanPoint
 from pipeline.storage.store.objects import put, read, remove
 from pipeline.storage.store.redact import masked, masked_error, masked_path
 
@@ -71,7 +71,7 @@ class RunFolder(OutputFiles):
             return None
         paths = {masked_path(file.path): file.path for file in files}
         values["files"] = [InputFile(**f | {"path": paths[f["path"]]}) for f in values["files"]]
-        values["seek_points"] = [(paths[path], *point) for path, *point in values["seek_points"]]
+        values["seek_points"] = [PlanPoint(paths[path], *point) for path, *point in values["seek_points"]]
         values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))
         values["duplicates"] = pa.ipc.open_stream(base64.b64decode(values["duplicates"])).read_all()
         return InputPlan(**values)

@@ -83,7 +83,7 @@ def test_a_file_behind_a_signed_address_is_copied_under_its_own_name(tmp_path: P
 
 def test_a_signature_is_sent_as_it_is(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/m.gguf?sig=ab/"
-    with mock.patch.object(local_copy_module, "_files", return_value={}) as asked, pytest.raises(UserError):
+    with mock.patch.object(local_copy_module, "_list_files", return_value={}) as asked, pytest.raises(UserError):
         local_copy(url, tmp_path, "model")
     assert asked.call_args.args[1] == url
 

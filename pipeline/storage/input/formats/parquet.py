@@ -80,7 +80,7 @@ def rows_of(batch: pa.RecordBatch) -> list[InputRow]:
 
 
 def _checked_row(values: dict[str, Any]) -> InputRow:
-    # The bytes of a batch do not limit those of a row: a dictionary's value may come again and again.
+    # The bytes of a batch do not limit those of a row: many rows may share one value of a dictionary.
     if text_size(values) > MAX_LINE:
         return unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "")
     return InputRow(values)
