@@ -1,9 +1,11 @@
 """Read and check the tensors of one adapter, by module."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,7 +14,6 @@ from pipeline.errors import UserError, one_line
 from pipeline.untrusted import check_tensor_file, short_repr
 
 from .config import WEIGHTS_FILE, AdapterConfig
-from .mapped_file import MappedFile
 
 # PEFT's names. Embeddings have no `.weight`; `base_layer` is PEFT's copy of an adapted embedding's own weight.
 _KEY = re.compile(
@@ -25,7 +26,7 @@ _PARTS = {
     **{"base_layer.weight": "base.weight", "base_layer.bias": "base.bias"},
     **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
 }
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _MAX_KEY = 500  # characters
 _MAX_DIMENSIONS, _MAX_SIZE = 8, 2**31  # of a tensor: one without values may claim any size
 
@@ -75,7 +76,7 @@ def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights
     try:
         check_tensor_file(path)
         with safe_open(str(path), framework="pt") as tensors:
-            mapped = MappedFile(path)
+            mapped = _MappedFile(path)
             for key in sorted(tensors.keys()):
                 match = _KEY.fullmatch(key)
                 if match is None or match["part"] in unexpected or not key.isprintable() or len(key) > _MAX_KEY:
@@ -108,7 +109,7 @@ def _checked(
         if side not in parts:
             raise _bad(folder, f"{module} lacks lora_{side}")
     for tensor in parts.values():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in _DTYPES.values():
             raise _bad(folder, f"{module} holds {tensor.dtype} values; save it as fp32, fp16 or bf16")
     a, b = parts["A"], parts["B"]
     rank = config.rank(module)
@@ -122,6 +123,36 @@ def _checked(
             raise _bad(folder, f"{module} has {part} {list(parts[part].shape)} beside B {list(b.shape)}")
     base = {key.removeprefix("base."): tensor for key, tensor in parts.items() if key.startswith("base.")}
     return ModuleWeights(a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding, base)
+
+
+class _MappedFile:
+    """A safetensors file in memory, five times faster to read than with the library's own tensors.
+
+    The library must have checked the header (`safetensors.safe_open`). The mapping is private: pages are loaded at the
+    first use, and nothing is written back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            header: dict[str, Any] = json.loads(f.read(length))
+        self.entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        self._data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        self._start = 8 + length
+
+    def tensor(self, key: str) -> torch.Tensor | None:
+        """Return a tensor, or None if its dtype is none of LoRA's; `ValueError` if its bytes do not fill its shape."""
+        entry = self.entries[key]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            return None
+        start, end = (self._start + offset for offset in entry["data_offsets"])
+        data = self._data[start:end]
+        try:
+            # Files need not align their tensors; a tensor that is not aligned is copied.
+            return (data.clone() if start % dtype.itemsize else data).view(dtype).view(entry["shape"])
+        except RuntimeError:
+            raise ValueError(f"{end - start} bytes do not fill a tensor of shape {entry['shape']}") from None
 
 
 def _bad(folder: Path, what: str) -> UserError:

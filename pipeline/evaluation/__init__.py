@@ -3,11 +3,11 @@
 from .bootstrap import BootstrapSettings
 from .configurations import Configuration, check_adapters, configurations, sentence_configuration
 from .metrics import METRICS, Metric
-from .model_stack import ModelStackSettings, load_model_stack
+from .model_stack import load_model_stack
 from .results import Evaluation, write_evaluation
 from .runs import read_predictions, read_reference
 from .suite import SUITES, load_suite
-from .suite_runner import SuiteRunner, SuiteRunSettings
+from .suite_runner import SuiteRunner
 
 __all__ = [
     "METRICS",
@@ -16,8 +16,6 @@ __all__ = [
     "Configuration",
     "Evaluation",
     "Metric",
-    "ModelStackSettings",
-    "SuiteRunSettings",
     "SuiteRunner",
     "check_adapters",
     "configurations",

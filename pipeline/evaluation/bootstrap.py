@@ -15,8 +15,8 @@ _CELLS = 2**22  # of a block of draws, 32 MiB
 class BootstrapSettings:
     """``resamples``: number of samples drawn from the records, with replacement."""
 
-    resamples: int = 1000
-    seed: int = 0
+    resamples: int
+    seed: int
 
 
 def resampled(statistics: Floats, value: Callable[[Floats], Floats], settings: BootstrapSettings, group: str) -> Floats:

@@ -1,13 +1,12 @@
 """Load model, bank, router and engine into this process, checked against each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.engine import Engine, load_bank
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import (
     PromptFormat,
-    Quantization,
     check_quantization,
     check_weights,
     load_config,
@@ -16,25 +15,9 @@ from pipeline.models import (
     model_fingerprint,
     pick_device,
 )
-from pipeline.models.prompt import Mode
 from pipeline.routing.loading import load_router_for
 from pipeline.routing.router import Router
-
-
-@dataclass(frozen=True)
-class ModelStackSettings:
-    """Paths and options. ``model``: a folder or hub id; ``adapters``: names to load from the bank, None for all."""
-
-    model: str
-    bank: str
-    router: str
-    dtype: str = "auto"
-    prompt_format: Mode = "raw"
-    trust_remote_code: bool = False
-    quantization: Quantization = "none"
-    adapters: Sequence[str] | None = None
-    device: str = "auto"
-    engine: EngineSettings = field(default_factory=EngineSettings)
+from pipeline.settings import ModelRef
 
 
 @dataclass(frozen=True)
@@ -47,23 +30,33 @@ class ModelStack:
     identity: dict[str, str]
 
 
-def load_model_stack(settings: ModelStackSettings) -> ModelStack:
-    """Check and load everything; `UserError` for the first problem, before the model's weights are read."""
-    config = load_config(settings.model, settings.trust_remote_code)
-    check_weights(settings.model)
-    check_quantization(settings.quantization)
-    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
-    prompts = PromptFormat(tokenizer, settings.prompt_format)
-    bank = load_bank(settings.bank, settings.adapters, config, settings.model, settings.trust_remote_code)
-    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), settings.prompt_format)
-    device = pick_device(settings.device)
-    model = load_model(settings.model, settings.dtype, device, settings.trust_remote_code, settings.quantization)
+def load_model_stack(
+    model: ModelRef,
+    bank_path: str,
+    router_path: str,
+    adapters: Sequence[str] | None,
+    device: str,
+    engine: EngineSettings,
+) -> ModelStack:
+    """Check and load everything; `UserError` for the first problem, before the model's weights are read.
+
+    ``model``: of a folder or hub id. ``adapters``: names to load from the bank, None for all.
+    """
+    config = load_config(model.path, model.trust_remote_code)
+    check_weights(model.path)
+    check_quantization(model.quantization)
+    tokenizer = load_tokenizer(model.path, model.trust_remote_code)
+    prompts = PromptFormat(tokenizer, model.prompt_format)
+    bank = load_bank(bank_path, adapters, config, model.path, model.trust_remote_code)
+    router = load_router_for(router_path, bank.names, bank_path, tokenizer.get_vocab(), model.prompt_format)
+    device = pick_device(device)
+    loaded = load_model(model.path, model.dtype, device, model.trust_remote_code, model.quantization)
     identity = {
-        "model": model_fingerprint(settings.model, config),
+        "model": model_fingerprint(model.path, config),
         "bank": bank.fingerprint,
-        "dtype": str(model.dtype),
-        "quantization": settings.quantization,
+        "dtype": str(loaded.dtype),
+        "quantization": model.quantization,
         "device": device,
-        "prompt_format": settings.prompt_format,
+        "prompt_format": model.prompt_format,
     }
-    return ModelStack(Engine(model, tokenizer, bank, settings.engine), prompts, router, identity)
+    return ModelStack(Engine(loaded, tokenizer, bank, engine), prompts, router, identity)

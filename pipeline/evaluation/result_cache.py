@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.objects import list_names, put
 from pipeline.storage.store.redact import masked, masked_error
 from pipeline.storage.store.urls import open_url
 
@@ -57,7 +57,7 @@ class ResultCache:
         self.rows: dict[Key, dict[str, Any]] = {}
         self._new: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
-        for name in names(self.fs, self.path):
+        for name in list_names(self.fs, self.path):
             if name.startswith(f"{kind}-") and name.endswith(".parquet"):
                 self._load(f"{self.path}/{name}")
 

@@ -65,8 +65,7 @@ def load_suite(name: str, folder: Path, tasks: Iterable[str] | None = None, limi
     rows, url = read_table(url, ["id", "prompt"]), masked(url)
     _check_columns(rows, url)
     questions = [_question(row) for row in rows]
-    _check_choices(questions, url)
-    _check_ids(questions, url)
+    _check_questions(questions, url)
     chosen = _limited(_of_tasks(questions, tasks, url), limit)
     digest = hashlib.sha256("\n".join(map(row_text, rows)).encode()).hexdigest()[:16]
     return Suite(short, digest, tuple(chosen))
@@ -111,7 +110,7 @@ def _question(row: dict[str, Any]) -> Question:
     )
 
 
-def _check_choices(questions: list[Question], url: str) -> None:
+def _check_questions(questions: list[Question], url: str) -> None:
     unlisted = [
         question.id
         for question in questions
@@ -121,9 +120,6 @@ def _check_choices(questions: list[Question], url: str) -> None:
         raise UserError(
             f"evaluate: {url}: the answer is none of the choices in {len(unlisted)} rows (id {unlisted[0]!r})"
         )
-
-
-def _check_ids(questions: list[Question], url: str) -> None:
     repeated = len(questions) - len({question.id for question in questions})
     if repeated:
         raise UserError(f"evaluate: {url}: {repeated} rows repeat the id of another")

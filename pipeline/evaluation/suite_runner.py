@@ -21,15 +21,6 @@ _MIN_DONE = 20  # items before the time left is estimated: the first ones wait f
 
 
 @dataclass(frozen=True)
-class SuiteRunSettings:
-    """``work``: URL of the folder for results; ``score_tokens``: see `score_choices`."""
-
-    work: str
-    max_new_tokens: int = 64
-    score_tokens: int = 8192
-
-
-@dataclass(frozen=True)
 class _Item:
     """One answer to compute: its question, its request and the first configuration that needs it."""
 
@@ -39,15 +30,21 @@ class _Item:
 
 
 class SuiteRunner:
-    """Computes the answers of all configurations to a suite, except those that an earlier run has stored."""
+    """Computes the answers of all configurations to a suite, except those that an earlier run has stored.
 
-    def __init__(self, stack: ModelStack, suite: Suite, settings: SuiteRunSettings, log: Callable[[str], None]) -> None:
-        self.stack, self.suite, self.settings, self.log = stack, suite, settings, log
-        self.identity = stack.identity | {"suite": suite.fingerprint, "max_new_tokens": str(settings.max_new_tokens)}
+    ``score_tokens``: see `score_choices`.
+    """
 
-    def predictions(self, configurations: Sequence[Configuration]) -> list[Prediction]:
-        """Return one prediction for each configuration and question."""
-        folder = work_folder(self.settings.work, self.identity)
+    def __init__(
+        self, stack: ModelStack, suite: Suite, max_new_tokens: int, score_tokens: int, log: Callable[[str], None]
+    ) -> None:
+        self.stack, self.suite, self.log = stack, suite, log
+        self.max_new_tokens, self.score_tokens = max_new_tokens, score_tokens
+        self.identity = stack.identity | {"suite": suite.fingerprint, "max_new_tokens": str(max_new_tokens)}
+
+    def predictions(self, configurations: Sequence[Configuration], work: str) -> list[Prediction]:
+        """Return one prediction for each configuration and question; ``work``: URL of the folder of stored answers."""
+        folder = work_folder(work, self.identity)
         tokens = self.stack.prompts.encode([question.prompt for question in self.suite.questions])
         questions = [TokenizedQuestion(*pair) for pair in zip(self.suite.questions, tokens, strict=True)]
         requests = {one.name: one.requests(questions) for one in configurations}
@@ -71,7 +68,7 @@ class SuiteRunner:
         self.log(f"answers: {len(items)} distinct records and mixtures, {len(items) - len(missing)} already stored")
         work = sum(self._work(item.request) for item in missing.values())
         progress = ProgressLines("answers", len(missing), work, self.log)
-        sampling = Sampling(max_new_tokens=self.settings.max_new_tokens)
+        sampling = Sampling(max_new_tokens=self.max_new_tokens)
         for arguments, keys in _by_arguments(missing):
             # Numbered, since configurations share record ids; greedy answers do not depend on the id.
             requests = [replace(missing[key].request, id=str(index)) for index, key in enumerate(keys)]
@@ -81,7 +78,7 @@ class SuiteRunner:
                 progress.step(self._work(request))
 
     def _work(self, request: Request) -> float:
-        return len(request.tokens) + _NEW_TOKEN_WORK * self.settings.max_new_tokens
+        return len(request.tokens) + _NEW_TOKEN_WORK * self.max_new_tokens
 
     def _score(self, items: dict[Key, _Item], likelihoods: ResultCache) -> None:
         scored = {key: item for key, item in items.items() if item.question.question.kind == "mcq"}
@@ -91,7 +88,7 @@ class SuiteRunner:
         keys = list(missing)
         choices = [self._choices(missing[key], index) for index, key in enumerate(keys)]
         progress = ProgressLines("choices", len(choices), sum(map(_score_work, choices)), self.log)
-        for item, result in score_choices(self.stack.engine, choices, self.settings.score_tokens):
+        for item, result in score_choices(self.stack.engine, choices, self.score_tokens):
             lengths = [len(choice) for choice in item.choices]
             values = _error(result) if isinstance(result, Failure) else {"sums": result, "tokens": lengths}
             likelihoods.add(keys[int(item.request.id)], values)

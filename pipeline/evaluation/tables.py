@@ -1,7 +1,7 @@
 """Metric values and predictions as Markdown, as JSON and as Arrow tables; columns come from the metrics' names."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,17 +22,17 @@ _VALUE_SCHEMA = pa.schema(
         ("high", pa.float64()),
     ]
 )
-_PREDICTION_FIELDS = [
-    ("configuration", pa.string()),
-    ("id", pa.string()),
-    ("task", pa.string()),
-    ("kind", pa.string()),
-    ("mixture", pa.string()),
-    ("finish_reason", pa.string()),
-    ("output", pa.string()),
-    ("reference", pa.string()),
-    ("choice_log_probabilities", pa.list_(pa.float64())),
-]
+_PREDICTION_COLUMNS: dict[str, tuple[pa.DataType, Callable[[Prediction], Any]]] = {
+    "configuration": (pa.string(), lambda p: p.configuration),
+    "id": (pa.string(), lambda p: p.question.id),
+    "task": (pa.string(), lambda p: p.question.group),
+    "kind": (pa.string(), lambda p: p.question.kind),
+    "mixture": (pa.string(), lambda p: p.mixture),
+    "finish_reason": (pa.string(), lambda p: p.finish_reason),
+    "output": (pa.string(), lambda p: p.output),
+    "reference": (pa.string(), lambda p: p.question.reference),
+    "choice_log_probabilities": (pa.list_(pa.float64()), lambda p: p.likelihoods.sums if p.likelihoods else None),
+}
 
 
 def value_table(values: Iterable[MetricValue]) -> pa.Table:
@@ -42,24 +42,16 @@ def value_table(values: Iterable[MetricValue]) -> pa.Table:
 
 def prediction_table(predictions: Iterable[Prediction], metrics: Sequence[Metric]) -> pa.Table:
     """One row for each configuration and record, with each metric of this record alone; null if it does not apply."""
-    schema = pa.schema([*_PREDICTION_FIELDS, *((metric.name, pa.float64()) for metric in metrics)])
-    return pa.Table.from_pylist([_prediction_row(one, metrics) for one in predictions], schema=schema)
-
-
-def _prediction_row(prediction: Prediction, metrics: Sequence[Metric]) -> dict[str, Any]:
-    question = prediction.question
-    return {
-        "configuration": prediction.configuration,
-        "id": question.id,
-        "task": question.group,
-        "kind": question.kind,
-        "mixture": prediction.mixture,
-        "finish_reason": prediction.finish_reason,
-        "output": prediction.output,
-        "reference": question.reference,
-        "choice_log_probabilities": prediction.likelihoods.sums if prediction.likelihoods else None,
-        **{metric.name: metric.of(prediction) for metric in metrics if metric.applies(prediction)},
+    predictions = list(predictions)
+    columns = {
+        name: pa.array([value(one) for one in predictions], dtype)
+        for name, (dtype, value) in _PREDICTION_COLUMNS.items()
     }
+    figures = {
+        metric.name: pa.array([metric.of(one) if metric.applies(one) else None for one in predictions], pa.float64())
+        for metric in metrics
+    }
+    return pa.table(columns | figures)
 
 
 def values_json(values: Iterable[MetricValue]) -> dict[str, Any]:

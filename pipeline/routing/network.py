@@ -1,7 +1,7 @@
 """The network of the MLP router: a bag of the base model's own token ids, and four linear layers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,10 +16,6 @@ class RouterShape:
     embedding: int = 96
     hidden: int = 256
     features: int = 128
-
-    def to_json(self) -> dict[str, int]:
-        """Return the sizes as a JSON object."""
-        return asdict(self)
 
 
 class RouterNetwork(nn.Module):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 from sentencex import get_sentence_boundaries
 
@@ -16,22 +16,6 @@ from .router import Router
 from .sentences import SentenceSettings, ends_with_start
 
 _PART = "\ufffd"  # the text of a token that holds a part of a character
-
-
-class Tokenizer(Protocol):
-    """The methods that are used of a tokenizer; those of transformers have them."""
-
-    def get_vocab(self) -> dict[str, int]:
-        """Return the token ids by token."""
-        ...
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the token ids of a text."""
-        ...
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Return the text of some token ids."""
-        ...
 
 
 class PromptRequest(Protocol):
@@ -55,7 +39,7 @@ class SentenceRouter:
     paragraph and all of the answer so far: an answer alone is unlike the prompts that it was trained on.
     """
 
-    def __init__(self, router: Router, policy: RoutingPolicy, settings: SentenceSettings, tokenizer: Tokenizer) -> None:
+    def __init__(self, router: Router, policy: RoutingPolicy, settings: SentenceSettings, tokenizer: Any) -> None:
         self.router = router
         self.policy = policy
         self.settings = settings
@@ -89,10 +73,11 @@ class SentenceRouter:
         return ends_with_start(self._text(tokens), self._text(tokens[-1:]), self.settings.language)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
-def _token_kinds(tokenizer: Tokenizer, language: str) -> tuple[set[int], dict[int, list[tuple[int, ...]]]]:
+def _token_kinds(tokenizer: Any, language: str) -> tuple[set[int], dict[int, list[tuple[int, ...]]]]:
     """Find the tokens without a letter or digit, and the token sequences that may end a sentence, by last token."""
     terminators = _terminators(language) | {"\n"}
     wordless: set[int] = set()

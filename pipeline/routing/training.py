@@ -26,13 +26,13 @@ class RouterSettings:
     ``references``: training prompts of each class that the gate compares with.
     """
 
-    epochs: int = 4
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    held_out: float = 0.1
-    crop_share: float = 0.3
-    references: int = 64
-    seed: int = 0
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    held_out: float
+    crop_share: float
+    references: int
+    seed: int
 
 
 def train_router(
@@ -64,7 +64,7 @@ def train_router(
         logits = model.classify(held_out)
     card |= {
         "labels": names,
-        "shape": model.shape.to_json(),
+        "shape": asdict(model.shape),
         "temperature": fit_temperature(logits, known.held_out_targets),
         "gate_thresholds": gate_thresholds(gate_score(held_out.double(), known.references.double())),
         "settings": asdict(settings),

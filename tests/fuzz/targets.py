@@ -275,7 +275,7 @@ def _small_router() -> MlpRouter:
     shape = RouterShape(60, 3, embedding=4, hidden=4, features=4)
     unit, places = torch.eye(4)[:3].half(), torch.arange(3)
     card: dict[str, Any] = {
-        "shape": shape.to_json(),
+        "shape": asdict(shape),
         "labels": ["art", "legal", "med"],
         "temperature": 1.25,
         "gate_thresholds": {"0.95": 0.1, "0.99": -0.1},
