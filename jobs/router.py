@@ -41,5 +41,9 @@ def main(url: str) -> int:
     return OK
 
 
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else short_repr(value)
+
+
 if __name__ == "__main__":
     run_job(main)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.processes import kill
 from pipeline.storage.commit.marker_store import MarkerStore
-from pipeline.storage.store.objects import names
+from pipeline.storage.store.objects import list_names
 
 DRIVER, NODE, STORE = "driver", "node", "store"
 # Titles of Ray's workers while they run a stage; "worker" is any of them, idle ones too.
@@ -78,7 +78,7 @@ class Progress:
         return files >= wanted.files and windows >= wanted.windows
 
     def _names(self, folder: str, prefix: str = "") -> list[str]:
-        return names(self._markers.fs, self._markers.path(folder), prefix)
+        return list_names(self._markers.fs, self._markers.path(folder), prefix)
 
 
 def wait(ready: Callable[[], bool], alive: Callable[[], bool], seconds: float) -> bool:

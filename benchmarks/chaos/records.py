@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.output_files import KINDS
-from pipeline.storage.store.objects import names, partial_files, put
+from pipeline.storage.store.objects import list_names, partial_files, put
 from pipeline.storage.store.urls import open_url
 from tests import tiny
 
@@ -75,9 +75,9 @@ def count(output: str, lines: Lines) -> Count:
     data, dead = seen(output)
     everything = Counter(data + dead)
     store = MarkerStore(output)
-    files = {f"{kind}/{name}" for kind in KINDS for name in names(store.fs, store.path(kind))}
+    files = {f"{kind}/{name}" for kind in KINDS for name in list_names(store.fs, store.path(kind))}
     orphans = files - store.referenced_files()
-    markers = {name for name in names(store.fs, store.path("_commits")) if not name.startswith("window-")}
+    markers = {name for name in list_names(store.fs, store.path("_commits")) if not name.startswith("window-")}
     folders = (store.root, store.path("_plan"), store.path("_lease"))
     partial = [name for folder in folders for name in partial_files(store.fs, folder)]
     return Count(

@@ -33,7 +33,7 @@ from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table
-from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.objects import list_names, put
 from tests.s3.weed import BUCKET, Weed
 
 _ROWS, _SHARD = 1_000_000, 512
@@ -136,7 +136,7 @@ def _listing(count: int) -> float:
     for number in range(count):
         put(fs, f"{folder}/w000000-a-{number:06d}.json", b"{}")
     start = time.perf_counter()
-    assert len(names(fs, folder, "w000000-")) == count
+    assert len(list_names(fs, folder, "w000000-")) == count
     return time.perf_counter() - start
 
 

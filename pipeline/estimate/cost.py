@@ -11,7 +11,7 @@ from pipeline.job.guard import changes
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.output_files import KINDS
 from pipeline.storage.output.run import run_values
-from pipeline.storage.store.objects import sizes
+from pipeline.storage.store.objects import list_sizes
 from pipeline.storage.store.redact import masked
 
 from .sample import AnsweredSample, RoutedSample
@@ -137,6 +137,6 @@ def _bytes(markers: MarkerStore) -> int:
     return sum(
         size
         for kind in KINDS
-        for name, size in sizes(markers.fs, markers.path(kind)).items()
+        for name, size in list_sizes(markers.fs, markers.path(kind)).items()
         if not referenced or f"{kind}/{name}" in referenced
     )

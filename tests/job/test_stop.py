@@ -40,7 +40,7 @@ def test_other_errors_are_not_the_stores() -> None:
 def test_a_store_that_lists_less_than_it_has_stops_the_job(tmp_path: Path) -> None:
     log = MarkerStore(memory_url())
     write_shard(log, "a-0", [0, 1, 3])
-    nothing = mock.patch("pipeline.storage.commit.marker_store.names", return_value=[])
+    nothing = mock.patch("pipeline.storage.commit.marker_store.list_names", return_value=[])
     with nothing, pytest.raises(StoppedError), stop_on_store_errors():
         finish_window(log, WINDOW, 3)
     assert finish_window(log, WINDOW, 3).counts.data == 2

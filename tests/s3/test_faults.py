@@ -23,7 +23,7 @@ from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard, shard_prefix
 from pipeline.storage.commit.window import commit_shard, finish_window
-from pipeline.storage.store.objects import MAX_ATTEMPTS, create, names, put, read, remove
+from pipeline.storage.store.objects import MAX_ATTEMPTS, create, list_names, put, read, remove
 from tests import tiny
 from tests.s3.proxy import Faults, Proxy
 from tests.s3.weed import BUCKET, Weed, environment
@@ -39,7 +39,7 @@ ONCE = IMPATIENT | {"retries": {"mode": "standard", "total_max_attempts": 1}}
 
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for call in (put, create, read, remove, names):
+    for call in (put, create, read, remove, list_names):
         monkeypatch.setattr(call.retry, "wait", tenacity.wait_none())  # type: ignore[attr-defined]
 
 
@@ -91,7 +91,7 @@ def test_each_call_does_its_work_once_although_requests_fail(failing: Proxy, dir
         assert read(fs, f"{folder}/{number}") == b"first"
         remove(fs, f"{folder}/{number}")
         assert read(fs, f"{folder}/{number}") is None
-    assert names(fs, folder, "new-") == sorted(f"new-{number}" for number in range(8))
+    assert list_names(fs, folder, "new-") == sorted(f"new-{number}" for number in range(8))
     assert direct.cat_file(f"{folder}/new-0") == b"mine"
     assert all(failing.met[fault] for fault in ("slow_down", "server_error", "reset_before", "reset_after"))
 
@@ -197,7 +197,7 @@ def test_a_job_goes_on_when_the_store_is_killed_and_comes_back(
         ids = write_input(store, folder, 60)
         words = job_words(folder, tiny_model, tiny_bank, tiny_router)
         job = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while job.poll() is None and len(names(store, f"{BUCKET}/job/out/_commits")) < 2:
+        while job.poll() is None and len(list_names(store, f"{BUCKET}/job/out/_commits")) < 2:
             time.sleep(0.02)
         assert job.poll() is None, "the job ended before the store could be killed"
         weed.kill()

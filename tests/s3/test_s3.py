@@ -21,7 +21,7 @@ from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.files import list_input
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
-from pipeline.storage.store.objects import create, names, put, read
+from pipeline.storage.store.objects import create, list_names, put, read
 
 pytestmark = pytest.mark.s3
 
@@ -73,7 +73,7 @@ def test_only_files_with_a_marker_are_seen(folder: str) -> None:
 def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
     fs, others = MarkerStore(folder).fs, fsspec.filesystem("s3", skip_instance_cache=True)
     put(fs, f"{folder}/_commits/a", b"one")
-    assert names(fs, f"{folder}/_commits") == ["a"]
+    assert list_names(fs, f"{folder}/_commits") == ["a"]
     others.pipe_file(f"{folder}/_commits/b", b"two")
     assert read(fs, f"{folder}/_commits/b") == b"two"
     assert not create(fs, f"{folder}/_commits/b", b"three")

@@ -7,7 +7,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.store.objects import sizes
+from pipeline.storage.store.objects import list_sizes
 
 from .marker_store import MarkerStore
 from .markers import WindowFiles
@@ -29,7 +29,7 @@ def merge_files(store: MarkerStore, window: int, file_bytes: int, files: WindowF
 
 def _merge_kind(store: MarkerStore, window: int, file_bytes: int, kind: str, paths: Sequence[str]) -> list[str]:
     prefix = store.shard_prefix(window)
-    size_of = {f"{kind}/{name}": size for name, size in sizes(store.fs, store.path(kind), prefix).items()}
+    size_of = {f"{kind}/{name}": size for name, size in list_sizes(store.fs, store.path(kind), prefix).items()}
     return [
         group[0] if len(group) == 1 else store.write_file(kind, f"{prefix}merged", merge_tables(store.contents(group)))
         for group in group_files(paths, size_of, file_bytes)

@@ -22,7 +22,7 @@ from pathlib import Path
 import orjson
 
 from pipeline.errors import UserError
-from pipeline.storage.store.objects import create, names, partial_files, put, read, remove
+from pipeline.storage.store.objects import create, list_names, partial_files, put, read, remove
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
 
@@ -141,7 +141,7 @@ class Lease:
         """Remove leases of lower numbers, also half-written ones: no driver reads them any more."""
         partial = partial_files(self.fs, self.folder)
         older = {f"{number:06d}.json" for number in range(below)}
-        for name in partial if only_partial else names(self.fs, self.folder):
+        for name in partial if only_partial else list_names(self.fs, self.folder):
             if partial.get(name, name) in older:
                 remove(self.fs, f"{self.folder}/{name}")
 
@@ -153,7 +153,7 @@ class Lease:
             return _Holder("", "an unknown host", 0, "")
 
     def _last_number(self) -> int:
-        numbers = [int(n[:-5]) for n in names(self.fs, self.folder) if n.endswith(".json") and n[:-5].isdigit()]
+        numbers = [int(n[:-5]) for n in list_names(self.fs, self.folder) if n.endswith(".json") and n[:-5].isdigit()]
         return max(numbers, default=-1)
 
     def _content(self, beat: int, released: bool = False) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage.store.objects import create, names, read
+from pipeline.storage.store.objects import create, list_names, read
 from pipeline.storage.store.redact import masked
 
 from .counts import Counts, sum_counts
@@ -136,7 +136,7 @@ class MarkerStore(OutputFiles):
             f"{kind}/{name}"
             for kind in (*KINDS, "_commits")
             for start in (prefix, f".{prefix}")
-            for name in names(self.fs, self.path(kind), start)
+            for name in list_names(self.fs, self.path(kind), start)
         ]
 
     def committed_files(self, kind: str) -> list[str]:
@@ -169,7 +169,7 @@ class MarkerStore(OutputFiles):
         return (decode_shard(name.removesuffix(".json"), found) for name, found in zip(listed, contents, strict=True))
 
     def _names(self, prefix: str = "") -> list[str]:
-        return names(self.fs, self.path("_commits"), prefix)
+        return list_names(self.fs, self.path("_commits"), prefix)
 
     def _marker_path(self, name: str) -> str:
         return self.path("_commits", name)

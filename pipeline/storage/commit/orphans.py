@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from pipeline.storage.store.bulk import remove_each
-from pipeline.storage.store.objects import names, partial_files, remove
+from pipeline.storage.store.objects import list_names, partial_files, remove
 
 from .marker_store import MarkerStore
 from .markers import WindowFiles, is_shard_marker, newest_markers, next_marker, window_marker, window_of
@@ -41,7 +41,7 @@ def sweep_finished_windows(store: MarkerStore, fence: bool = False) -> int:
     ``fence``: call `fence_window` first, because a command that retries dead letters may have written late. Returns the
     number of windows.
     """
-    found = names(store.fs, store.path("_commits"))
+    found = list_names(store.fs, store.path("_commits"))
     late = {window_of(name) for name in found if is_shard_marker(name, store.run)}
     windows = sorted(late & newest_markers(found, store.run).keys())
     for window in windows:
@@ -67,9 +67,12 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
     if it lost the lease. Files are listed first, then markers are read, then the lease is checked: so nothing that a
     successor writes is deleted. ``fence``: as for `sweep_finished_windows`.
     """
-    markers = names(store.fs, store.path("_commits"))
+    markers = list_names(store.fs, store.path("_commits"))
     listed = [
-        f"{kind}/{name}" for kind in KINDS for name in names(store.fs, store.path(kind)) if _SHARD_FILE.fullmatch(name)
+        f"{kind}/{name}"
+        for kind in KINDS
+        for name in list_names(store.fs, store.path(kind))
+        if _SHARD_FILE.fullmatch(name)
     ]
     folders = (store.root, store.path("_plan"), store.path("_commits"))
     partial = [f"{folder}/{name}" for folder in folders for name in partial_files(store.fs, folder)]
@@ -89,6 +92,6 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
 def discard_run(store: MarkerStore) -> None:
     """Delete all markers, then the files that shards wrote; files of other names stay."""
     for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in KINDS)):
-        for name in names(store.fs, store.path(kind)):
+        for name in list_names(store.fs, store.path(kind)):
             if pattern.fullmatch(name):
                 remove(store.fs, store.path(kind, name))

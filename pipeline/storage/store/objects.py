@@ -115,7 +115,7 @@ def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
 
 
 @retry_transient
-def names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
+def list_names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
     """Sorted names of a folder's objects that start with ``prefix``; an empty list if there is no such folder.
 
     S3 and Google Cloud Storage list by prefix on the server, so that the size of the folder does not matter.
@@ -128,13 +128,13 @@ def partial_files(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
 
     A file that is being written at this moment looks the same as one whose writer was killed.
     """
-    found = {name: _PARTIAL_FILE.fullmatch(name) for name in names(fs, folder, ".")}
+    found = {name: _PARTIAL_FILE.fullmatch(name) for name in list_names(fs, folder, ".")}
     return {name: match[1] for name, match in found.items() if match}
 
 
 @retry_transient
-def sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[str, int]:
-    """The size in bytes of each object that `names` lists."""
+def list_sizes(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> dict[str, int]:
+    """The size in bytes of each object that `list_names` gives."""
     return {name: int(info["size"]) for name, info in _list(fs, folder, prefix, detail=True).items()}
 
 

@@ -13,7 +13,7 @@ from pipeline.storage.commit import marker_store as markers_module
 from pipeline.storage.commit import orphans as sweep_module
 from pipeline.storage.commit import output_files as outputs_module
 from pipeline.storage.store import bulk as many_module
-from pipeline.storage.store.objects import create, names, put, read, remove
+from pipeline.storage.store.objects import create, list_names, put, read, remove
 from tests.storage.commit.committing import KilledError
 
 _here = threading.local()
@@ -83,11 +83,11 @@ def in_steps() -> Iterator[None]:
     with (
         mock.patch.object(outputs_module, "put", waiting(put)),
         mock.patch.object(markers_module, "create", waiting(create)),
-        mock.patch.object(markers_module, "names", waiting(names)),
+        mock.patch.object(markers_module, "list_names", waiting(list_names)),
         mock.patch.object(markers_module, "read", waiting(read)),
         mock.patch.object(many_module, "read", waiting(read)),
         mock.patch.object(many_module, "remove", waiting(remove)),
-        mock.patch.multiple(sweep_module, names=waiting(names), remove=waiting(remove)),
+        mock.patch.multiple(sweep_module, list_names=waiting(list_names), remove=waiting(remove)),
     ):
         yield
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import invariant, precondition, rule
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.store.objects import names
+from pipeline.storage.store.objects import list_names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, tally_of, visible_rows, write_shard
 from tests.storage.commit.stepping import Actor, Interleaving
@@ -39,8 +39,8 @@ class Interleaved(Interleaving):
         self.a_finished_window_has_every_row_once()
         for kind in ("data", "dead"):
             named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
-            assert names(self.store.fs, self.store.path(kind)) == named
-        assert names(self.store.fs, self.store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+            assert list_names(self.store.fs, self.store.path(kind)) == named
+        assert list_names(self.store.fs, self.store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
 
     @precondition(lambda self: self.working() < 4)
     @rule(

@@ -18,7 +18,7 @@ from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters, rows_to_retry
 from pipeline.storage.commit.window import commit_shard, finish_window
-from pipeline.storage.store.objects import StoreError, names
+from pipeline.storage.store.objects import StoreError, list_names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, data_table
 from tests.storage.commit.stepping import Actor, Interleaving
@@ -68,8 +68,8 @@ class Retried(Interleaving):
         assert (sorted(seen(self.store, "data")), seen(self.store, "dead")) == (list(range(ROWS)), [])
         for kind in ("data", "dead"):
             named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
-            assert names(self.store.fs, self.store.path(kind)) == named
-        assert len(names(self.store.fs, self.store.path("_commits"))) == 1
+            assert list_names(self.store.fs, self.store.path(kind)) == named
+        assert len(list_names(self.store.fs, self.store.path("_commits"))) == 1
 
     @precondition(lambda self: self.working() < 4)
     @rule(dead=st.lists(st.integers(0, ROWS - 1), unique=True), odd=st.booleans())

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from pipeline.storage.commit.lease import Lease
-from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.objects import list_names, put
 from tests.storage import memory_url, user_error
 
 QUICK = {"beat": 0.05, "expiry": 0.4}
@@ -47,7 +47,7 @@ def test_a_released_lease_is_taken_at_once(url: str) -> None:
             pass
         assert said == []
     with lease(url) as last:
-        assert len(names(last.fs, last.folder)) == 1
+        assert len(list_names(last.fs, last.folder)) == 1
 
 
 def test_one_of_many_racing_drivers_gets_it(url: str) -> None:

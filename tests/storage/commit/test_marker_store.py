@@ -17,7 +17,7 @@ from pipeline.storage.commit.markers import WindowFiles, shard_prefix, window_of
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import replace_window
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.store.objects import create, names
+from pipeline.storage.store.objects import create, list_names
 from tests.storage import memory_url, user_error
 from tests.storage.commit.committing import (
     WINDOW,
@@ -218,8 +218,8 @@ def test_what_a_discarded_run_does_late_changes_nothing(store: MarkerStore) -> N
     assert store.finished_windows() == {WINDOW: files}
     assert visible_rows(store) == [0, 1, 2]
     remove_orphans(store)
-    assert names(store.fs, store.path("data")) == [files.data[0].removeprefix("data/")]
-    assert names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
+    assert list_names(store.fs, store.path("data")) == [files.data[0].removeprefix("data/")]
+    assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
 
 
 @pytest.mark.parametrize("run", ["../../x", "a/b", "A", "x" * 40, "a b"])
@@ -248,4 +248,4 @@ def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(stor
         told = finish_window(store, WINDOW, 3)
     assert told == marked[1] == other.finished_windows()[WINDOW]
     assert visible_rows(other) == [0, 1, 2, 4]
-    assert names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]
+    assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]

@@ -18,7 +18,7 @@ from pipeline.storage.commit.markers import WindowFiles
 from pipeline.storage.commit.orphans import remove_orphans
 from pipeline.storage.commit.replace import replace_window
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.store.objects import StoreError, names
+from pipeline.storage.store.objects import StoreError, list_names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, data_table, visible_rows, write_shard
 
@@ -75,13 +75,13 @@ def test_a_sweep_that_sleeps_removes_nothing_of_its_successor(when: str) -> None
     def sleeping(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> list[str]:
         if folder.endswith("data") and not added:
             added.append(amended(store.url))
-        return names(fs, folder, prefix)
+        return list_names(fs, folder, prefix)
 
     def check() -> None:
         if not added:
             added.append(amended(store.url))
 
-    with mock.patch.object(sweep_module, "names", sleeping if when == "as it lists" else names):
+    with mock.patch.object(sweep_module, "list_names", sleeping if when == "as it lists" else list_names):
         remove_orphans(store, check)
     assert visible_rows(store) == [0, 1, 2, 4]
     assert late is not None

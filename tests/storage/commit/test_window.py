@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.store.objects import names
+from pipeline.storage.store.objects import list_names
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, KilledError, crash_at, tally_of, visible_rows, write_shard
 
@@ -78,8 +78,8 @@ class WindowMachine(RuleBasedStateMachine):
     def _only_named_files_are_left(self) -> None:
         for kind in ("data", "dead"):
             named = sorted(path.rsplit("/", 1)[1] for path in self.store.committed_files(kind))
-            assert names(self.store.fs, f"{self.store.root}/{kind}") == named
-        assert names(self.store.fs, f"{self.store.root}/_commits") == [f"window-{WINDOW:06d}.json"]
+            assert list_names(self.store.fs, f"{self.store.root}/{kind}") == named
+        assert list_names(self.store.fs, f"{self.store.root}/_commits") == [f"window-{WINDOW:06d}.json"]
 
     @invariant()
     def no_row_is_seen_twice(self) -> None:

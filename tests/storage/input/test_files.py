@@ -7,7 +7,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.input.files import list_input
-from pipeline.storage.store.objects import names, put
+from pipeline.storage.store.objects import list_names, put
 from pipeline.storage.store.urls import open_url
 from tests.storage import MEMORY, memory_url, user_error, write_file
 
@@ -38,7 +38,7 @@ def test_a_put_that_is_cut_off_leaves_what_was_there(tmp_path: Path) -> None:
     with mock.patch.object(os, "fsync", side_effect=full), pytest.raises(OSError, match="disk full"):
         put(LOCAL, str(path), b"new and longer")
     assert path.read_bytes() == b"old"
-    assert [name for name in names(LOCAL, str(tmp_path)) if not name.startswith(".")] == ["a.bin"]
+    assert [name for name in list_names(LOCAL, str(tmp_path)) if not name.startswith(".")] == ["a.bin"]
 
 
 def test_a_half_written_file_is_never_listed_as_input(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_a_half_written_file_is_never_listed_as_input(tmp_path: Path) -> None:
 def test_put_works_on_other_file_systems() -> None:
     _, root = open_url(memory_url())
     put(MEMORY, f"{root}/deep/a.bin", b"one")
-    assert names(MEMORY, f"{root}/deep") == ["a.bin"]
+    assert list_names(MEMORY, f"{root}/deep") == ["a.bin"]
     assert MEMORY.cat_file(f"{root}/deep/a.bin") == b"one"
 
 
 def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
-    assert names(LOCAL, str(tmp_path / "gone")) == []
-    assert names(MEMORY, "/gone-folder") == []
+    assert list_names(LOCAL, str(tmp_path / "gone")) == []
+    assert list_names(MEMORY, "/gone-folder") == []
 
 
 def test_one_file_is_an_input_with_its_size(folder: str) -> None:

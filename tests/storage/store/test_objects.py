@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.storage.store import objects
-from pipeline.storage.store.objects import MAX_ATTEMPTS, create, is_transient, names, put, read, remove
+from pipeline.storage.store.objects import MAX_ATTEMPTS, create, is_transient, list_names, put, read, remove
 from tests.storage import memory_url
 
 LOCAL = LocalFileSystem()
@@ -31,7 +31,7 @@ FINAL = [PermissionError("403"), OSError(errno.ENOSPC, "disk full"), ValueError(
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for call in (put, create, read, remove, names):
+    for call in (put, create, read, remove, list_names):
         monkeypatch.setattr(call.retry, "wait", tenacity.wait_none())  # type: ignore[attr-defined]
 
 
@@ -67,7 +67,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(error: Exception) -> Non
     with failing(fs, "pipe_file", [error]):
         assert create(fs, path + "b", b"two")
     with failing(fs, "ls", [error]):
-        assert names(fs, path.rpartition("/")[0]) == ["a", "ab"]
+        assert list_names(fs, path.rpartition("/")[0]) == ["a", "ab"]
     with failing(fs, "rm_file", [error]):
         remove(fs, path)
     assert read(fs, path) is None
@@ -129,8 +129,8 @@ def test_names_are_those_with_the_prefix(place: tuple[fsspec.AbstractFileSystem,
     folder = path.rpartition("/")[0]
     for name in ("w1-b", "w1-a", "w10-a", "x"):
         put(fs, f"{folder}/{name}", b"")
-    assert names(fs, folder, "w1-") == ["w1-a", "w1-b"]
-    assert names(fs, folder) == ["w1-a", "w1-b", "w10-a", "x"]
+    assert list_names(fs, folder, "w1-") == ["w1-a", "w1-b"]
+    assert list_names(fs, folder) == ["w1-a", "w1-b", "w10-a", "x"]
 
 
 def test_what_is_gone_is_removed_and_read_as_nothing(place: tuple[fsspec.AbstractFileSystem, str]) -> None:
