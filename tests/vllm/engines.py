@@ -10,21 +10,12 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, Request, Sampling
-from pipeline.engine.core.limits import context_length, end_tokens
+from pipeline.engine.backend import EngineContext
 from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.settings import EngineSettings
-from pipeline.engine.vllm.backend import EndTokens, VllmBackend
-from pipeline.engine.vllm.engine import VllmModel
+from pipeline.engine.vllm.backend import VllmBackend
 from pipeline.engine.vllm.settings import VllmSettings
-from pipeline.models import (
-    PromptFormat,
-    load_config,
-    load_generation_config,
-    load_model,
-    load_tokenizer,
-    pick_dtype,
-    resolve_model,
-)
+from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Completion, Mixture
 
 ROOT = Path(__file__).parents[2]
@@ -43,20 +34,25 @@ def start_vllm(
 ) -> VllmBackend:
     """vLLM alone."""
     model = smollm()
-    config, tokenizer = load_config(model), load_tokenizer(model)
-    return VllmBackend(
-        VllmModel(model, pick_dtype(dtype), False, context_length(config)),
-        EndTokens(tokenizer, config.vocab_size, end_tokens(load_generation_config(model, config), tokenizer)),
-        bank or AdapterBank.load(ROOT / "demo" / "bank"),
-        VllmSettings(batch_size=32, prefill_tokens=2048, max_loras=MAX_LORAS, folder=str(folder), kv_gb=1),
-        DEFAULTS,
-        PromptFormat(tokenizer, "chat").encode_answer,
-        4,
-        "cpu",
-        THREADS,
-        hang_seconds,
-        on_dead,
+    tokenizer = load_tokenizer(model)
+    context = EngineContext(
+        model_path=model,
+        dtype=dtype,
+        quantization="none",
+        trust_remote_code=False,
+        tokenizer=tokenizer,
+        bank=bank or AdapterBank.load(ROOT / "demo" / "bank"),
+        sampling=DEFAULTS,
+        encode=PromptFormat(tokenizer, "chat").encode_answer,
+        max_adapters=4,
+        reroute=None,
+        device="cpu",
+        threads=THREADS,
+        hang_seconds=hang_seconds,
+        on_dead=on_dead,
     )
+    settings = VllmSettings(batch_size=32, prefill_tokens=2048, max_loras=MAX_LORAS, folder=str(folder), kv_gb=1)
+    return VllmBackend(settings, context)
 
 
 @dataclass

@@ -16,15 +16,13 @@ from .layout import Group
 class Assignment:
     """Mixtures of the units of a batch. A unit is a row with all its tokens, or one token.
 
-    ``indices`` [units], on the host: index of each unit's mixture. ``by_token``: units are tokens. ``rows``: number of
-    rows of equal length that tokens form. ``kept``: indices of the tokens that the model's head sees (its
-    ``logits_to_keep``); None if it sees all tokens, or the last ones of each row.
+    ``indices`` [units], on the host: index of each unit's mixture. ``by_token``: units are tokens. ``kept``: indices of
+    the tokens that the model's head sees (its ``logits_to_keep``); None if it sees all tokens.
     """
 
     mixtures: Sequence[Mixture]
     indices: torch.Tensor
     by_token: bool = False
-    rows: int = 1
     kept: torch.Tensor | None = None
 
     @cached_property
@@ -59,12 +57,8 @@ class Assignment:
 
         Raises `ValueError` if ``tokens`` is not a number of tokens that the head can see.
         """
-        if self.by_token:
-            if self.kept is not None and len(self.kept) == tokens:
-                return self.kept
-            if self.kept is None and self.rows > 1 and tokens % self.rows == 0 and tokens < self.units:
-                by_row = torch.arange(self.units).view(self.rows, -1)
-                return by_row[:, -(tokens // self.rows) :].flatten()
+        if self.by_token and self.kept is not None and len(self.kept) == tokens:
+            return self.kept
         raise ValueError(
             f"lora: mixtures were set for {self.units} {'tokens' if self.by_token else 'rows'}, the model runs {tokens}"
         )

@@ -19,7 +19,7 @@ _SIBLINGS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"query",
 
 
 class OutKind(NamedTuple):
-    """Modules whose B matrices share a buffer: their features, and the side of the input of their ranks (`joined`)."""
+    """Modules whose B share a buffer: their features, and the side of the input for their ranks (see `Panel`)."""
 
     out: int
     width: int

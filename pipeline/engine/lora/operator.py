@@ -8,18 +8,17 @@ from torch import nn
 from pipeline.adapters import AdapterBank
 from pipeline.engine.settings import LoraSettings
 from pipeline.errors import UserError
-from pipeline.records import Mixture, Spans
+from pipeline.records import Mixture
 
 from . import cost
 from .batch import Assignment
 from .extras import Extras, extras_of
 from .forms import Form, Union, narrowed, rank_weights
 from .gather import SINGLE, Gather
-from .joined import joinable
 from .layers import base_shapes, check_layers, compute_dtype, one_device
 from .layout import Site, group_modules, sites
 from .merged import GoldenWeights
-from .panel import GatherPanel, Panel, UnionPanel
+from .panel import GatherPanel, Panel, UnionPanel, joinable
 from .residency import Packed, Residency
 
 
@@ -84,20 +83,6 @@ class FusedLora:
         is spread over them.
         """
         self._set(Assignment(mixtures, torch.arange(len(mixtures))), expected_tokens)
-
-    def set_spans(self, rows: Sequence[tuple[int, Spans]], length: int) -> None:
-        """Set the mixtures of the tokens of the next forward pass, for rows padded on the left to ``length``.
-
-        ``rows``: for each row its padding, in tokens, and its spans, with offsets from the end of the padding.
-        """
-        mixtures = [mixture for _, spans in rows for _, mixture in spans]
-        next_index = iter(range(len(mixtures)))
-        indices = torch.empty(len(rows), length, dtype=torch.long)  # of each token's mixture
-        for row, (padding, spans) in enumerate(rows):
-            for start, _ in spans:
-                # Padding gets the row's own mixture: another might overflow there, and NaN passes through masks.
-                indices[row, padding + start if start else 0 :] = next(next_index)
-        self._set(Assignment(mixtures, indices.flatten(), by_token=True, rows=len(rows)))
 
     def set_tokens(
         self,

@@ -42,13 +42,10 @@ class Packed:
 
 @dataclass
 class ResidencyCounts:
-    """Counts of lookups that hit or loaded, of evictions, and of adapters on the device, now and at most."""
+    """Numbers of adapters that were loaded to the device, and evicted from it."""
 
-    hits: int = 0
     loads: int = 0
     evictions: int = 0
-    resident: int = 0
-    peak: int = 0
 
 
 class Residency:
@@ -74,12 +71,14 @@ class Residency:
         self._resident: OrderedDict[str, list[Packed | None]] = OrderedDict()
         self._pinned: dict[str, list[Packed | None]] = {}
 
+    def __len__(self) -> int:
+        return len(self._resident)
+
     def use(self, names: Iterable[str]) -> dict[str, list[Packed | None]]:
         """Return the adapters of a batch on the device, packed per group; None for groups that they do not change."""
         used: dict[str, list[Packed | None]] = {}
         for name in names:
             if name in self._resident:
-                self.counts.hits += 1
                 self._resident.move_to_end(name)
             else:
                 self.counts.loads += 1
@@ -87,8 +86,6 @@ class Residency:
                 self._resident[name] = self._load(name)
             used[name] = self._resident[name]
         self._evict(used, adding=0)
-        self.counts.resident = len(self._resident)
-        self.counts.peak = max(self.counts.peak, len(self._resident))
         return used
 
     def _evict(self, used: Iterable[str], adding: int) -> None:

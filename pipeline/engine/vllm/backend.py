@@ -4,19 +4,18 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Coroutine, Sequence
+from dataclasses import fields, replace
 from math import isfinite
 from typing import Any
 
-from pipeline.adapters import AdapterBank
 from pipeline.engine.backend import Backend, EngineContext, EngineLoad
 from pipeline.engine.core.decoder import Decoder
 from pipeline.engine.core.limits import PromptLimits, context_length, end_tokens
 from pipeline.engine.core.parallel_sampling import join_outcomes
 from pipeline.engine.native import SPEC as NATIVE
 from pipeline.engine.overrides import sampling_problem
-from pipeline.engine.request import Encode, Failure, Outcome, Request, Sampling
+from pipeline.engine.request import Failure, Outcome, Request, Sampling
 from pipeline.engine.sampling.constraints import Constraints
 from pipeline.engine.scoring.choices import choice_outcome
 from pipeline.engine.scoring.score import Choices
@@ -35,78 +34,46 @@ from .settings import VllmSettings
 from .watch import PassWatch
 
 
-@dataclass(frozen=True)
-class EndTokens:
-    """The tokens that end an answer of a model. ``vocabulary``: number of token ids; ``tokens``: ids that end it."""
-
-    tokenizer: Any
-    vocabulary: int
-    tokens: set[int]
-
-
 def start_vllm(settings: VllmSettings, context: EngineContext) -> Backend:
     """Start vLLM, or the native engine if mixtures of the bank have too high a rank (``settings.over_rank``)."""
     check_bank(settings, context.bank, context.max_adapters)
     if lora_rank(joined_rank(context.bank, context.max_adapters)) is None:
         shared = {field.name: getattr(settings, field.name) for field in fields(BackendSettings)}
         return NATIVE.start(EngineSettings(**shared), context)
-    config = load_config(context.model_path, context.trust_remote_code)
-    dtype = pick_dtype(context.dtype, context.device)
-    ends = end_tokens(load_generation_config(context.model_path, config), context.tokenizer)
-    return VllmBackend(
-        VllmModel(context.model_path, dtype, context.trust_remote_code, context_length(config)),
-        EndTokens(context.tokenizer, int(config.get_text_config().vocab_size), ends),
-        context.bank,
-        settings,
-        context.sampling,
-        context.encode,
-        context.max_adapters,
-        context.device,
-        context.threads,
-        context.hang_seconds,
-        context.on_dead,
-    )
+    return VllmBackend(settings, context)
 
 
 class VllmBackend:
     """Answers requests with vLLM. Requests of all threads that call `answer` run together.
 
-    ``max_adapters``: of a mixture; 0 runs the base model without LoRA. ``encode``: see `request.Encode`. ``on_dead``:
-    called once when vLLM's process has died, or has finished no forward pass for ``hang_seconds`` while requests
-    waited. It should end this process, because callers would wait for ever.
+    With ``max_adapters`` 0 it runs the base model without LoRA. ``on_dead`` of the context is called once, when vLLM's
+    process has died or has finished no forward pass for ``hang_seconds`` while requests waited.
     """
 
-    def __init__(
-        self,
-        model: VllmModel,
-        ends: EndTokens,
-        bank: AdapterBank,
-        settings: VllmSettings,
-        sampling: Sampling,
-        encode: Encode,
-        max_adapters: int,
-        device: str,
-        threads: int,
-        hang_seconds: float,
-        on_dead: Callable[[], None],
-    ) -> None:
-        rank = lora_rank(joined_rank(bank, max_adapters)) if max_adapters else 0
+    def __init__(self, settings: VllmSettings, context: EngineContext) -> None:
+        bank, tokenizer, device = context.bank, context.tokenizer, context.device
+        config = load_config(context.model_path, context.trust_remote_code)
+        dtype, positions = pick_dtype(context.dtype, device), context_length(config)
+        rank = lora_rank(joined_rank(bank, context.max_adapters)) if context.max_adapters else 0
         assert rank is not None  # `start_vllm` has refused it
-        self.settings, self._ends, self._encode, self._on_dead = settings, ends, encode, on_dead
-        constraints = Constraints(ends.tokenizer, ends.vocabulary, ends.tokens)
-        self._decoder = Decoder(ends.tokenizer, constraints, ends.vocabulary, ends.tokens, settings.seed, sampling)
-        self._limits = PromptLimits(ends.vocabulary, model.context, model.context)
+        self.settings, self._encode, self._on_dead = settings, context.encode, context.on_dead
+        self._vocabulary = int(config.get_text_config().vocab_size)
+        self._ends = end_tokens(load_generation_config(context.model_path, config), tokenizer)
+        constraints = Constraints(tokenizer, self._vocabulary, self._ends)
+        self._decoder = Decoder(tokenizer, constraints, self._vocabulary, self._ends, settings.seed, context.sampling)
+        self._limits = PromptLimits(self._vocabulary, positions, positions)
         self._files = MixtureFiles(bank, settings.folder)
         # On a CPU, vLLM 0.32 applies the adapter of the last slot to tokens without one, whose slot index is -1.
         self._base_needs_adapter = bool(rank) and device == "cpu"
         self._unanswered = 0
-        self._watch = PassWatch(hang_seconds, on_dead)
+        self._watch = PassWatch(context.hang_seconds, context.on_dead)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm").start()
-        prepare_environment(device, threads)
+        prepare_environment(device, context.threads)
         self._guard = Guard(self._files.folder)
         try:
             with self._guard.starting():
+                model = VllmModel(context.model_path, dtype, context.trust_remote_code, positions)
                 self._run(self._start(engine_arguments(model, settings, device, rank, bank.modules)))
         except BaseException:
             self._guard.close()
@@ -177,7 +144,7 @@ class VllmBackend:
 
     async def _check_modules(self, zero: MixtureFile) -> None:
         """Raise `RuntimeError` if adapters change nothing: vLLM silently skips modules that it does not know."""
-        tokens = [min(self._ends.vocabulary - 1, 100 + index) for index in range(8)]
+        tokens = [min(self._vocabulary - 1, 100 + index) for index in range(8)]
 
         async def likelihood(file: MixtureFile) -> float:
             output = await self._output(tokens, scoring_params(tokens[0]), _lora_request(file))
@@ -229,7 +196,7 @@ class VllmBackend:
         return join_outcomes(answers)
 
     async def _one(self, part: Request, sampling: Sampling, lora: Any) -> Outcome:
-        params = sampling_params(part, sampling, self.settings.seed, self._ends.tokens)
+        params = sampling_params(part, sampling, self.settings.seed, self._ends)
         output = await self._output(part.tokens, params, lora)
         return completion(self._decoder, part, output.outputs[0])
 

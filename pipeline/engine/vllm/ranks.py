@@ -1,19 +1,9 @@
 """The rank of a mixture as one adapter, and the rank that vLLM must be started with."""
 
 from pipeline.adapters import AdapterBank
-from pipeline.records import Mixture
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for `max_lora_rank` (its `MaxLoRARanks`)."""
-
-
-def mixture_rank(bank: AdapterBank, mixture: Mixture) -> int:
-    """Return the largest sum of a mixture's adapter ranks at any module; 0 for the base model."""
-    ranks: dict[str, int] = {}
-    for name in mixture.adapters:
-        for module, weights in bank.adapters[name].modules.items():
-            ranks[module] = ranks.get(module, 0) + weights.rank
-    return max(ranks.values(), default=0)
 
 
 def joined_rank(bank: AdapterBank, max_adapters: int) -> int:

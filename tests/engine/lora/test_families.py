@@ -193,10 +193,9 @@ def test_a_head_that_sees_some_of_the_tokens_adds_their_mixtures(parts: tuple[Pa
             fused.set_tokens(mixtures, places, kept=kept)
             some = model(ids, logits_to_keep=kept).logits
             torch.testing.assert_close(some, full[:, kept], atol=1e-5, rtol=1e-5)
-            spans = ((0, mixtures[0]), (4, mixtures[1]))
-            fused.set_spans([(0, spans)] * 2, 11)
+            fused.set_mixtures(mixtures[:2])
             full = model(ids.repeat(2, 1)).logits
-            fused.set_spans([(0, spans)] * 2, 11)
+            fused.set_mixtures(mixtures[:2])
             last = model(ids.repeat(2, 1), logits_to_keep=1).logits
             torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=1e-5)
         fused.detach()

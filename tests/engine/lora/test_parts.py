@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import FusedLora, LoraSettings
-from pipeline.engine.lora import cost, forms, joined
+from pipeline.engine.lora import cost, forms
+from pipeline.engine.lora import panel as panels
 from pipeline.engine.lora.forms import narrowed
 from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
 from pipeline.engine.lora.panel import GatherPanel, Panel, RankSlice, UnionPanel
@@ -64,7 +65,7 @@ def test_the_least_recently_used_adapters_leave_and_none_that_is_used(
             expected[name] = None
             expected.move_to_end(name)
         room(expected, slots, set(batch), slots)
-        assert held.counts.resident == len(expected) <= max(slots, len(batch)) or not slots
+        assert len(held) == len(expected) <= max(slots, len(batch)) or not slots
         assert held.counts.loads == loads
     assert held.counts.evictions == loads - len(expected)
 
@@ -168,7 +169,7 @@ def test_small_modules_run_as_one_product_with_their_adapters_and_large_ones_apa
     tokens = torch.randint(1, 600, (3, 7), generator=torch.Generator().manual_seed(1))
     found = {}
     for most in (0, 2**20):
-        monkeypatch.setattr(joined, "_MAX_WEIGHTS", most)
+        monkeypatch.setattr(panels, "_MAX_WEIGHTS", most)
         fused = FusedLora(model, bank, LoraSettings("union"))
         fused.set_mixtures(asked)
         used = [form for form in fused.union_forms if form is not None]
@@ -268,7 +269,7 @@ def test_more_adapters_than_slots_are_brought_in_for_their_batch(parts: tuple[An
     model, bank = parts
     fused = FusedLora(model, bank, LoraSettings(adapter_slots=2))
     fused.set_mixtures([Mixture.of({name: 1.0}) for name in tiny.ADAPTERS[:5]])
-    assert fused.residency.counts.resident == 5
+    assert len(fused.residency) == 5
     fused.set_mixtures([Mixture.of({"red": 1.0})])
-    assert (fused.residency.counts.resident, fused.residency.counts.peak) == (2, 5)
+    assert len(fused.residency) == 2
     fused.detach()
