@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from pipeline.cluster.resources import Pools
@@ -27,7 +28,7 @@ from .windows import Windows
 
 
 class GenerateJob:
-    """Answers the records of an input, each with its own mixture of adapters; the output says what is done already.
+    """Answers the records of an input, each with its own mixture of adapters; a stopped job can be run again.
 
     `prepare` checks everything and needs no Ray; `run` does the work. ``generator``, ``router``: see `WindowRun`.
     ``log`` takes lines for people, ``listener`` the progress.
@@ -50,7 +51,7 @@ class GenerateJob:
     def prepare(self, new_run: bool = False) -> Prepared:
         """Check and plan the job; raises `UserError` before anything is written.
 
-        ``new_run``: let `run` discard an earlier run in the output, once Ray has started.
+        ``new_run``: let the next `run` discard an earlier run in the output, once Ray has started.
         """
         self._prepared = self._prepared or prepare(self.settings, self.folder, new_run)
         return self._prepared
@@ -66,9 +67,9 @@ class GenerateJob:
         finished = read_finished_run(self.folder, prepared)
         if finished is not None:
             counts = committed_counts(MarkerStore(self.folder.url, finished["run"]), prepared.plan)
-            return JobResult(prepared.plan.rows, counts, 0.0, 0, 0, prepared.budget.problem(counts), [])
+            return JobResult(prepared.plan.rows, counts, prepared.budget.problem(counts))
         with open_session(self.settings, prepared, self.folder, self._progress, self._log) as session:
-            if unfinished_windows(session.markers, session.prepared.plan):
+            if unfinished_windows(session.markers, prepared.plan):
                 session.start_ray(start_pools)
             with session.switch:  # after Ray, which has a handler of its own
                 return self._run(session)
@@ -79,10 +80,11 @@ class GenerateJob:
         log_event("job started", run=session.settings.run, output=masked(session.settings.output), records=plan.rows)
         if session.earlier is None:
             _start_new_run(session)
+            self._prepared = replace(session.prepared, new_run=False)  # the next `run` continues it
         else:
             session.progress.timeline = [TimelinePoint(*point) for point in session.earlier.get("timeline", [])]
         sweep_finished_windows(session.markers)
-        before = committed_counts(session.markers, session.prepared.plan)
+        before = committed_counts(session.markers, plan)
         session.progress.start(plan.rows, plan.windows, before)
         try:
             with stop_on_store_errors():
@@ -91,7 +93,7 @@ class GenerateJob:
         except (KeyboardInterrupt, StoppedError):
             with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
                 session.check_lease()
-                counts = committed_counts(session.markers, session.prepared.plan)
+                counts = committed_counts(session.markers, plan)
                 missing = plan.rows - counts.data - counts.dead
                 write_run(session, "stopped", _result(session, before, missing, start))
             raise
@@ -130,13 +132,7 @@ def _start_new_run(session: Session) -> None:
 
 def _result(session: Session, before: Counts, missing: int, start: float) -> JobResult:
     """Return the result of a session. ``before``: counts of earlier commands; ``start``: by the monotonic clock."""
-    prepared, counts = session.prepared, committed_counts(session.markers, session.prepared.plan)
-    return JobResult(
-        prepared.plan.rows,
-        counts,
-        time.monotonic() - start,
-        counts.completion_tokens - before.completion_tokens,
-        missing,
-        prepared.budget.problem(counts),
-        session.incidents.counts(),
-    )
+    plan, budget, seconds = session.prepared.plan, session.prepared.budget, time.monotonic() - start
+    counts = committed_counts(session.markers, plan)
+    tokens = counts.completion_tokens - before.completion_tokens
+    return JobResult(plan.rows, counts, budget.problem(counts), missing, seconds, tokens, session.incidents.counts())

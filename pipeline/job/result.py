@@ -4,7 +4,7 @@ import platform
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,19 +22,19 @@ _NO_DEVICES = {"generate_actors": 0, "gpus_each": 0, "threads_each": 0}
 
 @dataclass(frozen=True)
 class JobResult:
-    """The result of a job. ``incomplete``: records without an answer or a dead letter.
+    """The result of a job: all records and what is committed of them, and the work of this command alone.
 
-    ``generated_tokens`` and ``seconds`` are of this command alone. ``over_budget``: why the run is over its error
-    budget, else empty. ``incidents``: errors in tasks and actors with their number, most of which a retry made good.
+    ``over_budget``: why the run is over its error budget, else empty. ``incomplete``: records without an answer or a
+    dead letter. ``incidents``: errors in tasks and actors and how often they happened; retries solve most of them.
     """
 
     records: int
     counts: Counts
-    seconds: float
-    generated_tokens: int
-    incomplete: int
     over_budget: str
-    incidents: list[tuple[Incident, int]]
+    incomplete: int = 0
+    seconds: float = 0.0
+    generated_tokens: int = 0
+    incidents: list[tuple[Incident, int]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

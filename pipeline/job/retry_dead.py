@@ -30,7 +30,7 @@ from .window import WindowJob
 
 @dataclass(frozen=True)
 class RetryResult:
-    """How many dead letters were retried, how many of them are answered now, and how many the run has left.
+    """Numbers of dead letters that were retried, of those that are answered now, and of those that the run has left.
 
     ``over_budget``: why the run is over its error budget, else empty.
     """
@@ -116,15 +116,8 @@ class RetryJob:
             run = session.window_run(window, self._generator, RouteRecords, retried)
             marker, _ = markers.newest_marker(window)
             progress.set_stage("retrying", window)
-            watch = Watch(
-                markers,
-                window,
-                counts,
-                no_budget,
-                session.switch.stop,
-                on_counts=progress.update,
-                store_refusals=session.incidents.store_refusals,
-            )
+            refusals = session.incidents.store_refusals
+            watch = Watch(markers, window, counts, no_budget, session.switch.stop, refusals, on_counts=progress.update)
             with watch:
                 try:
                     missing = window_job.rounds(run)
@@ -149,12 +142,8 @@ def _write_counts(session: Session, rows: dict[int, np.ndarray], before: Counts)
     """Write the run's counts as they are now to `run.json`, also if a killed command left them out of date."""
     values = session.folder.read_json(RUN)
     assert values is not None  # it is finished
-    retried, counts, budget = (
-        sum(map(len, rows.values())),
-        committed_counts(session.markers, session.prepared.plan),
-        session.prepared.budget,
-    )
-    answered = counts.data - before.data
+    budget, counts = session.prepared.budget, committed_counts(session.markers, session.prepared.plan)
+    retried, answered = sum(map(len, rows.values())), counts.data - before.data
     if rows:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         values.setdefault("retries", []).append({"at": at, "retried": retried, "answered": answered})

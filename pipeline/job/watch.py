@@ -31,10 +31,10 @@ class Watch:
         before: Counts,
         budget: ErrorBudget,
         stop: Callable[[StopReason], None],
+        store_refusals: Callable[[], list[Incident]] = list,
         *,
         on_first_shard: Callable[[], None] = lambda: None,
         on_counts: Callable[[Counts], None] = lambda counts: None,
-        store_refusals: Callable[[], list[Incident]] = list,
         on_stall: Callable[[], None] = lambda: None,
     ) -> None:
         self.markers, self.window, self.budget, self.stop = markers, window, budget, stop

@@ -1,1 +1,1 @@
-"""What a running job reports: incidents, metrics, structured logs, progress."""
+"""Reports of a running job: incidents, metrics, structured logs and progress."""

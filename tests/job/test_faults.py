@@ -150,7 +150,7 @@ def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settin
 @pytest.mark.slow
 def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settings: JobSettings) -> None:
     with pytest.raises(
-        StoppedError, match="generate actor could not start: .*its process died 3 times while it started"
+        StoppedError, match=r"generate actor could not start: .*its process died 3 times while it started"
     ):
         run(settings, faulty.DiesAtStart)
     assert run(settings).counts.data == 20

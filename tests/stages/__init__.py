@@ -16,7 +16,7 @@ MODEL = ModelRef("model", "fp32", "raw", False, "none")
 
 def default_job(input_url: str, output_url: str, **changes: Any) -> JobSettings:
     """The defaults of the config, with a model, a bank and a router that do not exist."""
-    return replace(_defaults(), input=input_url, output=output_url, **changes)
+    return replace(_defaults(), **{"input": input_url, "output": output_url, **changes})
 
 
 def tiny_job(folder: Path, model: Path, bank: Path, router: Path, **changes: Any) -> JobSettings:
