@@ -1,6 +1,6 @@
 """The fused operator on a model: it wraps modules and chooses for each batch the form that they compute."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ from pipeline.records import Mixture
 
 from . import cost
 from .batch import Assignment
-from .extras import Extras, extras_of
+from .extras import extras_of
 from .forms import Form, Union, narrowed, rank_weights
 from .gather import SINGLE, Gather
 from .layers import base_shapes, check_layers, compute_dtype, one_device
-from .layout import Site, group_modules, sites
+from .layout import Group, Site, group_modules, sites
 from .merged import GoldenWeights
 from .panel import GatherPanel, Panel, UnionPanel, joinable
 from .residency import Packed, Residency
@@ -157,12 +157,19 @@ class FusedLora:
         counts = batch.counts(combinations)
         single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
         if counts and not (group.embedding or union) and self._pays_to_gather(index, batch, counts, single):
-            panel = self._gathers[index].update(list(counts), packed)
-            return self._gather(index, batch, panel, combinations, extras, single)
+            gathered = self._gathers[index]
+            panel = gathered.update(list(counts), packed)
+            starts = [gathered.starts(names) if names in gathered.slots else {} for names in combinations]
+            slots = torch.tensor([gathered.slots.get(names, -1) for names in combinations])[batch.indices]
+            return Gather(group, panel, self._rank_weights(group, batch, panel, starts), extras, slots, single)
         panel = self._unions[index].update(packed)
-        starts = {name: ranks.start for name, ranks in self._unions[index].slices.items() if name in packed}
-        weights = rank_weights(group, batch, panel.ranks, [starts] * len(batch.mixtures))
-        return Union(group, panel, narrowed(weights, self._dtype).to(self._device), extras)
+        starts = [{name: self._unions[index].slices[name].start for name in packed}] * len(batch.mixtures)
+        return Union(group, panel, self._rank_weights(group, batch, panel, starts), extras)
+
+    def _rank_weights(
+        self, group: Group, batch: Assignment, panel: Panel, starts: Sequence[Mapping[str, int]]
+    ) -> torch.Tensor:
+        return narrowed(rank_weights(group, batch, panel.ranks, starts), self._dtype).to(self._device)
 
     def _pays_to_gather(self, index: int, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
         if self.settings.mode in ("union", "gather"):
@@ -175,28 +182,6 @@ class FusedLora:
         itemsize = self._dtype.itemsize
         union_cost = cost.union_cost(work, group, self._costs, itemsize, self._unions[index].joined)
         return cost.gather_cost(work, group, self._costs, itemsize, single) < union_cost
-
-    def _gather(
-        self,
-        index: int,
-        batch: Assignment,
-        panel: Panel,
-        combinations: list[tuple[str, ...]],
-        extras: Extras | None,
-        single: int,
-    ) -> Form:
-        group, slots = self._groups[index], self._gathers[index].slots
-        starts = []
-        for names in combinations:
-            first_ranks, start = {}, 0
-            for name in names if names in slots else ():
-                first_ranks[name] = start
-                start += group.ranks[name]
-            starts.append(first_ranks)
-        weights = rank_weights(group, batch, panel.ranks, starts)
-        mixture_slots = torch.tensor([slots.get(names, -1) for names in combinations])
-        weights = narrowed(weights, self._dtype).to(self._device)
-        return Gather(group, panel, weights, extras, mixture_slots[batch.indices], single)
 
     def _wrap_modules(self, wanted: bool) -> None:
         """Wrap or unwrap all modules. Idle wrappers cost a microsecond each, so base and merged weights run without."""

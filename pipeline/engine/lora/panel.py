@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 
 import torch
@@ -169,13 +170,16 @@ class GatherPanel:
                 self._write(panel, names, adapters)
         return panel
 
+    def starts(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Return the first rank of each adapter of a combination in its slot."""
+        ends = accumulate(self._group.ranks[name] for name in names)
+        return {name: end - self._group.ranks[name] for name, end in zip(names, ends, strict=True)}
+
     def _write(self, panel: Panel, names: tuple[str, ...], adapters: Mapping[str, Packed]) -> None:
-        start = 0
-        for name in names:
-            rank = self._group.ranks[name]
-            panel.write(RankSlice(self.slots[names], start, rank), adapters[name])
-            start += rank
-        panel.clear(self.slots[names], start)
+        slot = self.slots[names]
+        for name, start in self.starts(names).items():
+            panel.write(RankSlice(slot, start, self._group.ranks[name]), adapters[name])
+        panel.clear(slot, sum(self._group.ranks[name] for name in names))
 
 
 def joinable(sites: Sequence[Site], dtype: torch.dtype, device: torch.device) -> Base:
