@@ -10,7 +10,6 @@ import pytest
 from tests.docs.blocks import ROOT
 
 _TABLE = re.compile(r"^\| an? .*", re.M)
-_SOURCES = [path for folder in ("pipeline", "jobs", "conf") for path in (ROOT / folder).rglob("*.py")]
 
 
 def rows() -> list[str]:
@@ -20,7 +19,8 @@ def rows() -> list[str]:
 def importers(module: str) -> set[str]:
     """Files outside a module or package that import it, or something from inside it."""
     own = module.replace(".", "/")
-    paths = {path.relative_to(ROOT).as_posix(): path for path in _SOURCES}
+    sources = [path for folder in ("pipeline", "jobs", "conf") for path in (ROOT / folder).rglob("*.py")]
+    paths = {path.relative_to(ROOT).as_posix(): path for path in sources}
     return {
         name
         for name, path in paths.items()
