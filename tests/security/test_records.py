@@ -22,7 +22,7 @@ from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE
 from pipeline.storage.input.plan import plan_input
-from pipeline.storage.input.read import portions, read_split, staged_table, staged_tables
+from pipeline.storage.input.read import batch_records, read_split, staged_table, staged_tables
 from tests.storage import memory_url, user_error, write_file
 
 COLUMNS = Columns()
@@ -114,9 +114,9 @@ def test_objects_with_keys_of_their_own_in_each_record_are_stored_as_json() -> N
 
 def test_records_are_held_by_their_size_not_only_by_their_number() -> None:
     long = [Record(n, str(n), prompt="x" * 2**23) for n in range(20)]
-    assert [len(part) for part in portions(iter(long), 512)] == [8, 8, 4]
+    assert [len(part) for part in batch_records(iter(long), 512)] == [8, 8, 4]
     short = [Record(n, str(n), prompt="x") for n in range(1000)]
-    assert [len(part) for part in portions(iter(short), 512)] == [512, 488]
+    assert [len(part) for part in batch_records(iter(short), 512)] == [512, 488]
 
 
 @pytest.mark.parametrize("column", ["sampling", "choices"])

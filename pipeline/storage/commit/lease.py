@@ -92,7 +92,7 @@ class Lease:
             self._remove_older(self._number + 1, only_partial=True)
             if self._last_number() == self._number:
                 put(self.fs, self._path(self._number), self._content(0, released=True))
-        except Exception as problem:  # stores raise kinds of their own; do not hide the error that stopped the job
+        except Exception as problem:  # stores raise their own error types; do not hide the error that stopped the job
             self.log(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
     def holds(self) -> bool:
@@ -108,7 +108,7 @@ class Lease:
                     self.lost()
                     return
                 put(self.fs, self._path(self._number), self._content(beat))
-            except Exception as error:  # stores raise kinds of their own; the next beat may succeed
+            except Exception as error:  # stores raise their own error types; the next beat may succeed
                 self.log(f"lease: {masked(self.url)}: {type(error).__name__}: no heartbeat written")
 
     def _is_taken(self) -> bool:

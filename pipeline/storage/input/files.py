@@ -45,7 +45,7 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
             found = {path: fs.info(path)}
     except UserError:
         raise
-    except Exception as error:  # stores raise kinds of their own
+    except Exception as error:  # stores raise their own error types
         raise UserError(f"input: cannot read {masked(url)}: {masked_error(error)}") from None
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_glob else path
     visible = {p: info for p, info in sorted(found.items()) if not _is_hidden(p, root)}

@@ -69,6 +69,6 @@ def download_dataset(url: str) -> list[str]:
         ) from None
     try:
         loaded = load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
-    except Exception as error:  # the library raises kinds of its own for what is missing, gated or malformed
+    except Exception as error:  # the library has its own error types for what is missing, gated or malformed
         raise UserError(f"input: cannot load {shown}: {masked(one_line(error, max_chars=None))[:300]}") from None
     return [str(file["filename"]) for file in loaded.cache_files]

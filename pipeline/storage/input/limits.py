@@ -13,7 +13,7 @@ from .files import name_without_query
 MAX_LINE = 16 * 2**20  # bytes of a record, or characters of a CSV record; longer ones are dead letters
 MAX_DEPTH = 50  # levels of nesting; Arrow fails on more than 64, orjson on more than 254
 MAX_COLUMNS = 1000  # of a record, and of all records together
-MAX_PORTION = 64 * 2**20  # characters, about, of the records that are in memory at a time
+MAX_BATCH_CHARS = 64 * 2**20  # characters, about, of the records that are in memory at a time
 # A gzip file that unpacks to more than both limits is refused: text compresses to a third or a tenth of its size, the
 # same line repeated to a hundredth.
 _BOMB_BYTES, _BOMB_RATIO = 2**30, 300

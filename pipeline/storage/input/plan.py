@@ -18,7 +18,7 @@ from .columns import Columns
 from .duplicates import DuplicateFinder
 from .files import InputFile, list_input
 from .formats import SeekPoint, format_of
-from .limits import MAX_PORTION, text_size
+from .limits import MAX_BATCH_CHARS, text_size
 from .schema import SchemaFinder
 
 SPLIT_ROWS = 2048  # rows between two seek points
@@ -142,7 +142,7 @@ class _Scan:
             if row.values is not None and file_schema is None:
                 chunk.append(self.columns.passed(row.values))
                 size += text_size(chunk[-1])
-                if len(chunk) >= SPLIT_ROWS or size > MAX_PORTION:
+                if len(chunk) >= SPLIT_ROWS or size > MAX_BATCH_CHARS:
                     self.schema.add(chunk)
                     chunk, size = [], 0
         self.schema.add(chunk)

@@ -12,7 +12,7 @@ from pipeline.storage.store.urls import open_url
 
 from .columns import Columns, record_text, row_text, settings_text
 from .formats import format_of
-from .limits import MAX_PORTION, text_size
+from .limits import MAX_BATCH_CHARS, text_size
 from .plan import Split
 from .schema import passed_table
 
@@ -36,27 +36,27 @@ def _repeated(record: Record, given_id: str | None, first: int, rank: int) -> Re
     return replace(record, dead=DeadLetter("read", "DuplicateId", message))
 
 
-def portions(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
+def batch_records(records: Iterator[Record], rows: int) -> Iterator[list[Record]]:
     """Split records into lists of at most ``rows`` rows and about 64 MiB of text; a record has up to 16 MiB."""
-    part: list[Record] = []
+    batch: list[Record] = []
     size = 0
     for record in records:
-        part.append(record)
+        batch.append(record)
         size += text_size((record.prompt, record.raw, record.passed))
-        if len(part) == rows or size > MAX_PORTION:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        if len(batch) == rows or size > MAX_BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def staged_tables(records: Iterator[Record], passed: pa.Schema, rows: int) -> Iterator[pa.Table]:
     """Records as tables of at most ``rows`` rows; a record with a value that Arrow cannot hold gets a dead letter."""
-    for part in portions(records, rows):
+    for batch in batch_records(records, rows):
         try:
-            table = staged_table(part, passed)
+            table = staged_table(batch, passed)
         except Exception:  # some record has a value that its column cannot hold; Arrow raises errors of many types
-            table = pa.concat_tables([_single_table(record, passed) for record in part])
+            table = pa.concat_tables([_single_table(record, passed) for record in batch])
         yield table
 
 

@@ -51,7 +51,7 @@ class RunFolder(OutputFiles):
         return self.path(name)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file of the folder whole."""
+        """Write a JSON file; see `write`."""
         self.write(name, orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n")
 
     def save_plan(self, plan: InputPlan) -> None:
@@ -84,7 +84,7 @@ def run_values(url: str, key: str = "run") -> dict[str, Any] | None:
     """
     try:
         values = RunFolder(url).read_json(RUN)
-    except Exception as error:  # stores raise kinds of their own
+    except Exception as error:  # stores raise their own error types
         raise UserError(f"{key}: cannot read {RUN} at {masked(url)}: {masked_error(error)}") from None
     if values is not None and not (isinstance(values, dict) and "schemas" in values):
         raise UserError(f"{key}: {RUN} at {masked(url)} was not written by this program")

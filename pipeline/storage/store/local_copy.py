@@ -27,7 +27,7 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
         root = root.rstrip("/")
     try:
         files = _list_files(fs, root)
-    except Exception as error:  # stores raise kinds of their own
+    except Exception as error:  # stores raise their own error types
         raise UserError(f"{key}: cannot read {masked(reference)}: {masked_error(error)}") from None
     if not files:
         raise UserError(f"{key}: nothing at {masked(reference)}")
@@ -70,7 +70,7 @@ def _download(fs: Any, root: str, paths: list[str], target: Path, problem: str) 
         part.rename(target)
     except UserError:
         raise
-    except Exception as error:  # stores raise kinds of their own
+    except Exception as error:  # stores raise their own error types
         raise UserError(f"{problem}: {masked_error(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
