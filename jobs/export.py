@@ -7,6 +7,8 @@ import click
 from jobs._cli import OK, Job, run_job
 from pipeline.errors import UserError
 
+FORMATS = ("parquet", "jsonl", "openai_batch")
+
 if TYPE_CHECKING:
     from pipeline.storage.output.export import Kind
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("export", cls=Job)
 @click.option("--run", required=True, metavar="URL", help="Output of the run.")
 @click.option("--to", required=True, metavar="URL", help="Folder (parquet) or file of the copy.")
-@click.option("--format", "form", required=True, type=click.Choice(["parquet", "jsonl", "openai_batch"]))
+@click.option("--format", "form", required=True, type=click.Choice(FORMATS), help="Format of the copy.")
 @click.option("--partition-by", metavar="COLUMN", help="parquet: one folder for each value of this column.")
 @click.option("--errors", metavar="URL", help="openai_batch: file of the dead letters.")
 def main(run: str, to: str, form: "Kind", partition_by: str | None, errors: str | None) -> int:

@@ -20,7 +20,7 @@ from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, concat_schemas
 from pipeline.routing.explanations import Explanation, explain
 from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
-from pipeline.stages.route import RouteRecords
+from pipeline.stages.route import Encoded, RouteRecords
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
@@ -133,7 +133,8 @@ def _print_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
     settings = route.settings
     assert settings.sentences is not None
     prompt = row["prompt"] if row["messages"] is None else orjson.loads(row["messages"])
-    (encoded,), _ = route.tokenise([prompt], [max(1, len(row["tokens"]))])
+    [encoded] = route.tokenise([prompt], [max(1, len(row["tokens"]))])
+    assert isinstance(encoded, Encoded)  # it was routed
     shown = list(router_inputs(encoded.tokens, encoded.sentences, settings.sentences.context_sentences))
     for span, reason in zip(row["spans"], explain(route.router, shown, settings.routing), strict=True):
         print(f"  from token {span['start']}: {span['mixture']}")

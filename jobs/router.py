@@ -32,9 +32,9 @@ def main(url: str) -> int:
         print(f"trained for  {name}={short_repr(value)}")
     if metrics:
         accuracy, prompts = metrics.get("held_out_accuracy"), metrics.get("held_out_prompts")
-        print(f"accuracy     {short_repr(accuracy)} on {short_repr(prompts)} held-out prompts")
+        print(f"accuracy     {_number(accuracy)} on {_number(prompts)} held-out prompts")
     for acceptance, threshold in sorted(card.get("gate_thresholds", {}).items()):
-        print(f"gate         routing.acceptance={short_repr(acceptance)} in-domain score from {short_repr(threshold)}")
+        print(f"gate         routing.acceptance={short_repr(acceptance)} in-domain score from {_number(threshold)}")
     print(f"classes      {len(router.labels)}")
     for label in router.labels:
         print(f"  {label if is_adapter_name(label) else short_repr(label)}")

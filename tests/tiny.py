@@ -119,7 +119,7 @@ def make_router(folder: Path, model: Path, labels: Sequence[str] = ADAPTERS, pro
     names = [label for label in labels for _ in texts[label]]
     vocabulary = tokenizer.get_vocab()
     card = {"tokenizer_fingerprint": tokenizer_fingerprint(vocabulary), "prompt_format": prompt_format}
-    settings = RouterSettings(epochs=6, batch_size=16, learning_rate=5e-3)
+    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, crop_share=0.3, references=64, seed=0)
     router: Router = train_router(tokens, names, max(vocabulary.values()) + 1, settings, card, lambda line: None)
     router.save(folder)
     return folder

@@ -20,18 +20,18 @@ from .examples import IGNORE, Example, collate, epochs
 class TrainingSettings:
     """Settings that decide the result of a training, besides model and data (paper: r=8, alpha=16, q and v)."""
 
-    r: int = 8
-    alpha: int = 16
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    steps: int = 50
-    batch_size: int = 8
-    learning_rate: float = 2e-3
-    warmup_steps: int = 5
-    max_tokens: int = 1024
-    validation_share: float = 0.1
-    validation_examples: int = 40
-    evaluate_every: int = 25
-    seed: int = 0
+    r: int
+    alpha: int
+    target_modules: tuple[str, ...]
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    max_tokens: int
+    validation_share: float
+    validation_examples: int
+    evaluate_every: int
+    seed: int
 
 
 class AdapterTrainer:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
-from pipeline.routing.training import RouterSettings, train_router
-from tests.routing import CARD, LABELS, VOCABULARY, make_prompts, make_router
+from pipeline.routing.training import train_router
+from tests.routing import CARD, LABELS, SETTINGS, VOCABULARY, make_prompts, make_router
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_training_does_not_depend_on_random_numbers_drawn_before(tmp_path: Path)
 def test_progress_is_told_after_each_epoch() -> None:
     lines: list[str] = []
     prompts, labels = make_prompts(60)
-    train_router(prompts, labels, VOCABULARY, RouterSettings(epochs=3), dict(CARD), lines.append)
+    train_router(prompts, labels, VOCABULARY, replace(SETTINGS, epochs=3), dict(CARD), lines.append)
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
 
 
