@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from pipeline.storage.store.objects import StoreError, is_transient
@@ -80,9 +80,7 @@ class StopSwitch:
             self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._in_main:
             signal.signal(signal.SIGTERM, self._previous_handler)
 

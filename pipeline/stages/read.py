@@ -1,7 +1,7 @@
 """Read stage: turn splits of the input into tables of records."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +20,11 @@ _MAX_TABLE_ROWS = 512  # small, so that routing starts early
 
 def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> list[pa.Table]:
     """Return a table of one row for each split of a window that has rows to answer. ``missing``: None for all."""
-    rows = [
-        {
-            "path": s.path,
-            "start_row": s.start.row,
-            "start_offset": s.start.offset,
-            "skip": s.skip,
-            "take": s.take,
-            "row": s.row,
-        }
-        for s in plan.splits(window)
-        if missing is None or ((missing >= s.row) & (missing < s.row + s.take)).any()
+    return [
+        pa.Table.from_pylist([asdict(split)])
+        for split in plan.splits(window)
+        if missing is None or ((missing >= split.row) & (missing < split.row + split.take)).any()
     ]
-    return [pa.Table.from_pylist([row]) for row in rows]
 
 
 class SplitReader:
@@ -72,17 +64,13 @@ class SplitReader:
         self, table: pa.Table, repeated: dict[int, tuple[int, int]], missing: np.ndarray | None
     ) -> Iterator[pa.Table]:
         for row in table.to_pylist():
-            records = read_split(self.url, _split(row), self.columns, repeated)
+            split = Split(**row | {"start": SeekPoint(**row["start"])})
+            records = read_split(self.url, split, self.columns, repeated)
             if missing is not None:
-                wanted = set(missing[(missing >= row["row"]) & (missing < row["row"] + row["take"])].tolist())
+                wanted = set(missing[(missing >= split.row) & (missing < split.row + split.take)].tolist())
                 records = (record for record in records if record.row in wanted)
             for part in staged_tables(records, self.passed, self.max_rows):
                 # Checked after the read and before the answer: rows of another file must never be committed.
-                if is_changed(self.url, self.files[row["path"]]):
-                    raise RuntimeError(f"{masked(row['path'])} was changed or removed while it was read")
+                if is_changed(self.url, self.files[split.path]):
+                    raise RuntimeError(f"{masked(split.path)} was changed or removed while it was read")
                 yield part
-
-
-def _split(row: dict[str, Any]) -> Split:
-    start = SeekPoint(row["start_row"], row["start_offset"])
-    return Split(row["path"], start, row["skip"], row["take"], row["row"])

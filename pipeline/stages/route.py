@@ -69,12 +69,10 @@ class RouteRecords:
 
     def _route_table(self, table: pa.Table) -> pa.Table:
         limits, refused = self._limits(table)
-        alive = list(limits)
-        prompts = prompts_of(table.take(pa.array(alive, pa.int64())))
-        encoded, unfit = self.tokenise(prompts, list(limits.values()))
-        refused |= {alive[index]: dead for index, dead in unfit.items()}
-        by_row = dict(zip(alive, encoded, strict=True))
-        routed = {i: by_row[i] for i in alive if i not in refused}
+        prompts = prompts_of(table.take(pa.array(list(limits), pa.int64())))
+        encoded = dict(zip(limits, self.tokenise(prompts, list(limits.values())), strict=True))
+        refused |= {row: found for row, found in encoded.items() if isinstance(found, DeadLetter)}
+        routed = {row: found for row, found in encoded.items() if isinstance(found, Encoded)}
         routes = self._route(list(routed.values()))
         table = with_dead_letters(table, refused)
         schema = concat_schemas(ROUTED, SENTENCES) if self.settings.sentences else ROUTED
@@ -106,21 +104,14 @@ class RouteRecords:
         encode = self._known_choices if sum(map(len, choices)) <= _MAX_CACHED_LENGTH else self.prompts.encode_answer
         return max(map(len, encode(choices)), default=sampling.max_new_tokens)
 
-    def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> tuple[list[Encoded], dict[int, DeadLetter]]:
-        """Return the token ids of each prompt, cut to its limit if the settings say so, and dead letters by index."""
-        refused: dict[int, DeadLetter] = {}
+    def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> list[Encoded | DeadLetter]:
+        """Return each prompt as tokens, cut to its limit if the settings say so, or the reason why it is refused."""
+        encoded: Sequence[Encoded | DeadLetter]
         try:
             encoded = self._encode(prompts)
         except Exception:  # a template may refuse single conversations (roles out of order) with any error
-            encoded = [self._encode_one(prompt, index, refused) for index, prompt in enumerate(prompts)]
-        for index, one in enumerate(encoded):
-            if index in refused:
-                continue
-            if not one.tokens:
-                refused[index] = DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
-            elif len(one.tokens) > limits[index]:
-                encoded[index] = self._shorten(one, prompts[index], limits[index], index, refused)
-        return encoded, refused
+            encoded = [self._encode_one(prompt) for prompt in prompts]
+        return [self._fit(*found) for found in zip(encoded, prompts, limits, strict=True)]
 
     def _encode(self, prompts: list[Prompt]) -> list[Encoded]:
         if self.settings.sentences is None:
@@ -133,17 +124,18 @@ class RouteRecords:
         head, tail = map(len, self.frame(isinstance(prompt, list)))
         return prompt_sentences(encoded.text, encoded.ends, head, tail, self.settings.sentences)
 
-    def _encode_one(self, prompt: Prompt, index: int, refused: dict[int, DeadLetter]) -> Encoded:
+    def _encode_one(self, prompt: Prompt) -> Encoded | DeadLetter:
         try:
             return self._encode([prompt])[0]
         except Exception as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            refused[index] = DeadLetter("route", "ChatTemplateError", message)
-            return Encoded([])
+            return DeadLetter("route", "ChatTemplateError", message)
 
-    def _shorten(
-        self, encoded: Encoded, prompt: Prompt, limit: int, index: int, refused: dict[int, DeadLetter]
-    ) -> Encoded:
+    def _fit(self, encoded: Encoded | DeadLetter, prompt: Prompt, limit: int) -> Encoded | DeadLetter:
+        if isinstance(encoded, DeadLetter) or 0 < len(encoded.tokens) <= limit:
+            return encoded
+        if not encoded.tokens:
+            return DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
         ids, sentences = encoded.tokens, encoded.sentences
         head, tail = self.frame(isinstance(prompt, list))
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
@@ -154,13 +146,12 @@ class RouteRecords:
         if policy == "truncate_right":
             kept = limit - len(tail)
             return Encoded(ids[:kept] + tail, cut_right(sentences, kept, shortest))
-        refused[index] = DeadLetter(
+        return DeadLetter(
             "route",
             "PromptTooLong",
             f"{len(ids)} prompt tokens; beside the answer's {self.context - limit} (generation.max_new_tokens) the"
             f" context leaves {max(0, limit)}; input.long_prompts can cut it",
         )
-        return encoded
 
 
 def _columns(

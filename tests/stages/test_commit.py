@@ -5,9 +5,9 @@ import sys
 
 import pyarrow as pa
 
-from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, Record
-from pipeline.stages.output_schema import OutputSchema
-from pipeline.stages.tables import with_columns
+from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, DeadLetter, Record
+from pipeline.stages.output_schema import OutputSchema, dead_letters
+from pipeline.stages.tables import with_columns, with_dead_letters
 from pipeline.storage.input.read import staged_table
 
 
@@ -44,3 +44,22 @@ def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> No
 
 def test_a_name_that_the_output_uses_gets_another_that_nobody_has() -> None:
     assert names("output", "input_output", "id") == ["input_input_output", "input_output", "input_id"]
+
+
+def test_a_dead_letter_is_the_same_from_a_record_and_from_its_row_between_the_stages() -> None:
+    passed = pa.schema([("number", pa.int64()), ("stage", pa.string())])
+    record = Record(3, "a", "asked", {"number": 1}, dead=DeadLetter("route", "PromptTooLong", "300 tokens"))
+    table = OutputSchema(passed, False, "r", "b").dead_table(staged_table([record], passed), 100)
+    assert table.equals(dead_letters([record], 100))
+    [row] = table.to_pylist()
+    assert row.pop("record") == '{"id":"a","number":1,"prompt":"asked"}'
+    assert row == {"id": "a", "stage": "route", "error_type": "PromptTooLong", "message": "300 tokens", "row": 103}
+
+
+def test_a_letter_of_a_later_stage_goes_into_its_row_alone() -> None:
+    first = DeadLetter("read", "EmptyLine", "the line is empty")
+    table = staged_table([Record(0, "a", dead=first), Record(1, "b", "x"), Record(2, "c", "y")], pa.schema([]))
+    later = DeadLetter("generate", "OutOfMemoryError", "CUDA out of memory")
+    marked = with_dead_letters(table, {2: later})
+    assert marked.schema == table.schema
+    assert [row and DeadLetter(**row) for row in marked["dead"].to_pylist()] == [first, None, later]
