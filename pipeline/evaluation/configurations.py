@@ -82,7 +82,7 @@ def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank:
     missing = sorted({task for question in questions for task in question.tasks} - set(adapters))
     if missing:
         raise UserError(
-            f"evaluate: the bank {bank} has no adapter for the task(s) {', '.join(missing)}; choose tasks with --tasks"
+            f"evaluate: the bank {bank} has no adapter for the task(s) {', '.join(missing)}; choose tasks with --task"
         )
 
 

@@ -141,12 +141,10 @@ def _of_tasks(questions: list[Question], tasks: Iterable[str] | None, url: str) 
 
 
 def _limited(questions: list[Question], limit: int | None) -> list[Question]:
-    if limit is None:
-        return questions
     counts: dict[str, int] = defaultdict(int)
     chosen = []
     for question in questions:
         counts[question.group] += 1
-        if counts[question.group] <= limit:
+        if limit is None or counts[question.group] <= limit:
             chosen.append(question)
     return chosen

@@ -86,17 +86,17 @@ class SuiteRunner:
         if scored:
             self.log(f"choices: {len(scored)} prompts and mixtures, {len(scored) - len(missing)} already stored")
         keys = list(missing)
-        choices = [self._choices(missing[key], index) for index, key in enumerate(keys)]
+        encode = self.stack.prompts.encode_answer
+        choices = [
+            Choices(replace(item.request, id=str(index)), encode(item.question.question.choices))
+            for index, item in enumerate(missing.values())
+        ]
         progress = ProgressLines("choices", len(choices), sum(map(_score_work, choices)), self.log)
         for item, result in score_choices(self.stack.engine, choices, self.score_tokens):
             lengths = [len(choice) for choice in item.choices]
             values = _error(result) if isinstance(result, Failure) else {"sums": result, "tokens": lengths}
             likelihoods.add(keys[int(item.request.id)], values)
             progress.step(_score_work(item))
-
-    def _choices(self, item: _Item, index: int) -> Choices:
-        encoded = self.stack.prompts.encode_answer(item.question.question.choices)
-        return Choices(replace(item.request, id=str(index)), encoded)
 
     def _log_failures(self, items: Iterable[Key], *caches: ResultCache) -> None:
         errors = [row["error"] for c in caches for key, row in c.rows.items() if key in items and row.get("error")]

@@ -1,5 +1,6 @@
 """Draw the charts of the report as inline SVG that takes its colours, light or dark, from the page."""
 
+import html
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,8 @@ def heat(names: Sequence[str], counts: np.ndarray, label: str) -> str:
     """Draw a symmetric matrix [n x n] of counts as a heat map."""
     size = len(names)
     side = 2.4 + (0.5 if size <= _MAX_NUMBERED else 0.3) * size
-    shades = LinearSegmentedColormap.from_list("shades", [(*_rgb(_MAIN), 0.0), (*_rgb(_MAIN), 1.0)])
+    colour = matplotlib.colors.to_rgb(_MAIN)
+    shades = LinearSegmentedColormap.from_list("shades", [(*colour, 0.0), (*colour, 1.0)])
     shown = np.ma.masked_equal(counts, 0)
     with _chart((side, side - 0.6), label) as (axes, drawn):
         axes.pcolormesh(np.sqrt(shown), cmap=shades, vmin=0, vmax=max(1.0, float(np.sqrt(counts.max()))))
@@ -136,7 +138,7 @@ def _svg(figure: Any, label: str) -> str:
     # The page holds several charts: each gets ids of its own.
     prefix = re.sub(r"\W+", "-", label)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
 def _edges(values: np.ndarray, log: bool) -> np.ndarray:
@@ -156,11 +158,3 @@ def _thousands(value: float, index: int = 0) -> str:
     if value >= 1e6:
         return f"{value / 1e6:.3g} M"
     return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.2g}"
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return matplotlib.colors.to_rgb(colour)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -64,15 +64,9 @@ def explain(
     top = found.probabilities.sort(dim=1, descending=True, stable=True)
     threshold = router.threshold(policy.acceptance)
     return [
-        Explanation(
-            classes=tuple(zip((router.labels[c] for c in classes), probabilities, strict=True)),
-            score=score,
-            threshold=threshold,
-            accepted=accepted,
-            mixture=route.mixture,
-        )
-        for classes, probabilities, score, accepted, route in zip(
-            top.indices[:, :max_classes].tolist(),
+        Explanation(tuple(zip(labels, probabilities, strict=True)), score, threshold, accepted, route.mixture)
+        for labels, probabilities, score, accepted, route in zip(
+            ([router.labels[c] for c in row] for row in top.indices[:, :max_classes].tolist()),
             top.values[:, :max_classes].tolist(),
             found.scores.float().tolist(),
             found.accepted.tolist(),

@@ -19,7 +19,7 @@ def answer(
 
 
 def found(answers: list[Prediction]) -> dict[tuple[str, str | None], MetricValue]:
-    made = metric_values(answers, list(METRICS.values()), BootstrapSettings())
+    made = metric_values(answers, list(METRICS.values()), BootstrapSettings(1000, seed=0))
     return {(one.metric, one.group): one for one in made}
 
 
@@ -79,7 +79,7 @@ def test_tables_hold_every_figure() -> None:
         answer("a", 0, "yes", "yes", likelihoods=Likelihoods((-1.0, -2.0), (1, 1))),
         answer("b", 0, "a", "b", "qa"),
     ]
-    made = metric_values(answers, list(METRICS.values()), BootstrapSettings())
+    made = metric_values(answers, list(METRICS.values()), BootstrapSettings(1000, seed=0))
     table = value_table(made).to_pylist()
     assert len(table) == len(made)
     assert {"configuration": "routed", "metric": "accuracy", "task": None, "records": 1} | {

@@ -24,7 +24,7 @@ def prediction(number: int, output: str, likelihoods: Likelihoods | None = None)
 def test_a_new_metric_is_one_entry_and_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brevity = mean_metric("brevity", "brevity of answers", ("qa",), lambda p: 1 / len(p.output.split()))
     monkeypatch.setitem(METRICS, "brevity", brevity)
-    evaluation = Evaluation.of([prediction(1, "cat"), prediction(2, "a cat")], BootstrapSettings(resamples=50))
+    evaluation = Evaluation.of([prediction(1, "cat"), prediction(2, "a cat")], BootstrapSettings(resamples=50, seed=0))
     write_evaluation(tmp_path, "two questions", evaluation, {})
     assert "| brevity of answers |" in evaluation.means.splitlines()[0]
     page = (tmp_path / "tables.md").read_text()
