@@ -42,7 +42,7 @@ def load_settings(job: str, overrides: Sequence[str], model: type[_Model]) -> _M
 
 
 def saved_settings(values: dict[str, Any], overrides: Sequence[str], model: type[_Model]) -> _Model:
-    """A config that was composed before, as `run.json` has it, with ``key=value`` overrides."""
+    """Check a config of an earlier run, as `run.json` has it, with ``key=value`` overrides."""
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
@@ -51,7 +51,7 @@ def saved_settings(values: dict[str, Any], overrides: Sequence[str], model: type
 
 
 def as_yaml(values: dict[str, Any]) -> str:
-    """A config for people; what it says can be given again as ``key=value``."""
+    """Format a config as YAML, whose values can be given again as ``key=value``."""
     return str(OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
@@ -60,7 +60,7 @@ def _composed(job: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _checked(values: Any, model: type[_Model], wrong: list[str] | None = None) -> _Model:
-    """The model of the values; `UserError` with the lines ``wrong`` and one for each value that does not fit."""
+    """Check the values; `UserError` with the lines ``wrong`` and one line for each wrong value."""
     lines = list(wrong or [])
     try:
         checked = model.model_validate(values)

@@ -1,4 +1,4 @@
-"""What is wrong with a command's overrides: all of it at once, each with what was probably meant."""
+"""Explain everything that is wrong with the overrides of a command, with suggestions for unknown keys."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ _Compose = Callable[[list[str]], DictConfig]
 
 
 def problems(overrides: Sequence[str], compose: _Compose, folder: Path) -> tuple[list[str], DictConfig]:
-    """One line for each override that cannot be taken, and the config of the others.
+    """Return one line for each override that is wrong, and the config of the others.
 
     Groups are looked at first, since they decide which keys there are. ``folder``: that of the groups.
     """
@@ -23,43 +23,43 @@ def problems(overrides: Sequence[str], compose: _Compose, folder: Path) -> tuple
     keys: list[str] = []
     for word in overrides:
         (groups if (folder / _key(word)).is_dir() else keys).append(word)
-    found: list[str] = []
-    taken: list[str] = []
+    errors: list[str] = []
+    valid: list[str] = []
     for word in [*groups, *keys]:
         try:
-            _resolved(compose([*taken, word]))
-            taken.append(word)
+            _resolved(compose([*valid, word]))
+            valid.append(word)
         except (HydraException, OmegaConfBaseException) as error:
-            found.append(_explain(word, error, compose(taken), folder))
-    config = compose(taken)
-    found += [f"config: {key} has no value; give {key}=..." for key in sorted(OmegaConf.missing_keys(config))]
-    return found, config
+            errors.append(_explain(word, error, compose(valid), folder))
+    config = compose(valid)
+    errors += [f"config: {key} has no value; give {key}=..." for key in sorted(OmegaConf.missing_keys(config))]
+    return errors, config
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
-    """The line about a key that is not there."""
-    meant = nearest(key, known)
-    return f"config: unknown key {key}; " + (f"did you mean {meant}?" if meant else "conf/ lists the keys")
+    """Format the error for an unknown key."""
+    suggestion = nearest(key, known)
+    return f"config: unknown key {key}; " + (f"did you mean {suggestion}?" if suggestion else "conf/ lists the keys")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The key that was probably meant: one like it in its group, of the same last part in another, or like it there."""
+    """Suggest a known key: a similar one in the same group, one with the same last part, or a similar one elsewhere."""
     keys = list(known)
     group, _, last = word.rpartition(".")
     lasts = {key: key.rpartition(".")[2] for key in keys}
-    here = [key for key in keys if key.rpartition(".")[0] == group]
+    siblings = [key for key in keys if key.rpartition(".")[0] == group]
     same = [key for key in keys if lasts[key] == last]
-    for candidates in (here if group else [], same if len(same) == 1 else [], here, keys):
+    for candidates in (siblings if group else [], same if len(same) == 1 else [], siblings, keys):
         by_name = {lasts[key] if group or "." in key else key: key for key in reversed(candidates)}
-        like = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
-        if like:
-            return by_name[like[0]]
-    like = [] if here else difflib.get_close_matches(word, keys, n=1, cutoff=0.8)
-    return like[0] if like else None
+        similar = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
+        if similar:
+            return by_name[similar[0]]
+    similar = [] if siblings else difflib.get_close_matches(word, keys, n=1, cutoff=0.8)
+    return similar[0] if similar else None
 
 
 def keys_of(values: Any, prefix: str = "") -> list[str]:
-    """Dotted names of a nested config: its groups and its values."""
+    """Return the dotted names of a nested config, of groups and of values."""
     if not isinstance(values, dict):
         return []
     names = [(f"{prefix}{key}", value) for key, value in values.items()]
@@ -71,9 +71,9 @@ def _explain(word: str, error: Exception, config: DictConfig, folder: Path) -> s
     if (folder / key).is_dir():
         options = sorted(file.stem for file in (folder / key).glob("*.yaml"))
         value = word.partition("=")[2]
-        meant = nearest(value, options)
+        suggestion = nearest(value, options)
         return f"config: {key} has no option {value!r}; it has {', '.join(options)}" + (
-            f"; did you mean {key}={meant}?" if meant else ""
+            f"; did you mean {key}={suggestion}?" if suggestion else ""
         )
     known = keys_of(OmegaConf.to_container(config))
     if "=" in word and not word.startswith(("+", "~")) and key not in known:
@@ -91,7 +91,7 @@ def _key(word: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The first two lines of what Hydra says, as one, without the address of its manual."""
-    said = str(error).partition("\nSee https://hydra.cc")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """Return the first two lines of Hydra's message as one, without the URL of its manual."""
+    message = str(error).partition("\nSee https://hydra.cc")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:2])

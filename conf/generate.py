@@ -1,4 +1,4 @@
-"""The config of `jobs.generate`: composed from the words of a command, and shown to people."""
+"""The config of `loraloom generate`: composed from words of the command line, and printed for people."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from .schema import GenerateConfig
 
 
 def load_config(words: Sequence[str]) -> GenerateConfig:
-    """The config that some words give; `UserError` with all that is wrong in it."""
+    """Compose and check the config; `UserError` with one line for each thing that is wrong."""
     return load_settings("generate", words, GenerateConfig)
 
 
 def shown_config(config: GenerateConfig) -> dict[str, Any]:
-    """The config for people: URLs in it (of a grammar, of a cluster) without credentials."""
+    """Return the config as JSON values, with masked credentials in its URLs."""
     values: dict[str, Any] = _shown(config.model_dump(mode="json"))
     return values
 

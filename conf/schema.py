@@ -1,4 +1,4 @@
-"""What `jobs.generate` accepts: one frozen model for each config group, unknown keys refused."""
+"""The schema of `loraloom generate`: one frozen model for each config group, which refuses unknown keys."""
 
 from dataclasses import fields
 from functools import cache
@@ -29,7 +29,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Frozen, and no key that is not named."""
+    """A frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -153,7 +153,7 @@ class ClusterSettings(Strict):
 
 
 class GenerationSettings(Strict):
-    """How answers are chosen; see `pipeline.engine.Sampling`, and docs/label.md for the last four."""
+    """Settings of sampling; see `pipeline.engine.Sampling`, and docs/label.md for the last four."""
 
     max_new_tokens: int
     min_new_tokens: int
@@ -186,7 +186,7 @@ class GenerationSettings(Strict):
 
 
 class RoutingSettings(Strict):
-    """What is routed, and how probabilities become mixtures; see `RoutingPolicy`, `SentenceSettings`."""
+    """From the router's probabilities to mixtures; see `RoutingPolicy` and `SentenceSettings`."""
 
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_adapters: NonNegativeInt
@@ -201,7 +201,7 @@ class RoutingSettings(Strict):
 
 
 class ErrorSettings(Strict):
-    """How many dead letters are accepted."""
+    """The error budget: how many dead letters a run may have."""
 
     budget: Share
     max: NonNegativeInt | None
@@ -236,7 +236,7 @@ class TrackingSettings(Strict):
 
 
 class GenerateConfig(Strict):
-    """The whole config of `jobs.generate`."""
+    """The whole config of `loraloom generate`."""
 
     model: ModelSettings
     bank: BankSettings

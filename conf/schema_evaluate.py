@@ -1,4 +1,4 @@
-"""What `jobs.evaluate` accepts."""
+"""The schema of `loraloom evaluate`."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from .schema import BankSettings, ModelSettings, RouterPath, Strict
 
 
 class ComparedRouting(Strict):
-    """What all routed mixtures share; see `pipeline.routing.RoutingPolicy`."""
+    """Settings that all routed mixtures share; see `pipeline.routing.RoutingPolicy`."""
 
     max_adapters: PositiveInt
     weight_steps: Annotated[int, Field(ge=1, le=4096)]
@@ -30,7 +30,7 @@ class BootstrapConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """The whole config of `jobs.evaluate`."""
+    """The whole config of `loraloom evaluate`."""
 
     model: ModelSettings
     bank: BankSettings

@@ -1,4 +1,4 @@
-"""What `jobs.train_adapters`, `jobs.train_router` and `jobs.add_adapter` accept."""
+"""The schemas of `loraloom train-adapters`, `loraloom train-router` and `loraloom add-adapter`."""
 
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ class AdapterTraining(Strict):
 
 
 class TrainAdaptersConfig(Strict):
-    """The whole config of `jobs.train_adapters`."""
+    """The whole config of `loraloom train-adapters`."""
 
     model: ModelSettings
     training: AdapterTraining
@@ -48,7 +48,7 @@ class RouterTraining(Strict):
 
 
 class TrainRouterConfig(Strict):
-    """The whole config of `jobs.train_router`."""
+    """The whole config of `loraloom train-router`."""
 
     model: ModelSettings
     training: RouterTraining
@@ -56,7 +56,7 @@ class TrainRouterConfig(Strict):
 
 
 class AddAdapterConfig(Strict):
-    """The whole config of `jobs.add_adapter`."""
+    """The whole config of `loraloom add-adapter`."""
 
     model: ModelSettings
     false_claim: Share

@@ -1,4 +1,4 @@
-"""How a job's progress is shown: a live view on a terminal, else a line every ten seconds; or JSON, or nothing."""
+"""Views of a job's progress: live on a terminal, a line every ten seconds, JSON lines, or nothing."""
 
 import json
 import sys
@@ -24,23 +24,23 @@ class View(Protocol):
     """Shows a job; entered while it runs. `say` and `result` may be called before and after that too."""
 
     def __enter__(self) -> "View":
-        """Begin to show."""
+        """Start the view."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Show no more."""
+        """Stop the view."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """The job has come further."""
+        """Show the state of the job."""
 
     def log(self, line: str) -> None:
-        """Something that people should read."""
+        """Show a message for people."""
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
-        """What the job came to: for people, and as values."""
+        """Show the result: lines for people, values for programs."""
 
 
 def view_of(mode: str) -> View:
-    """The view of a mode; ``auto``: live where the output is a terminal."""
+    """Return the view of a mode; ``auto`` is live on a terminal, else lines."""
     if mode == "auto":
         mode = "live" if sys.stdout.isatty() else "lines"
     views: dict[str, Callable[[], View]] = {"live": LiveView, "lines": Lines, "json": JsonLines, "quiet": Quiet}
@@ -48,7 +48,7 @@ def view_of(mode: str) -> View:
 
 
 class Quiet:
-    """Nothing but what goes wrong, which the command prints to stderr itself."""
+    """Shows nothing; the command prints errors to stderr itself."""
 
     def __enter__(self) -> "Quiet":
         return self
@@ -67,7 +67,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A line when a stage begins, and one every ten seconds."""
+    """Prints a line at the start of each stage, and every ten seconds."""
 
     def __init__(self) -> None:
         self._last, self._stage = 0.0, ("", 0)
@@ -92,7 +92,7 @@ class Lines(Quiet):
 
 
 class JsonLines(Lines):
-    """One JSON object a line, as often as `Lines`: ``{"event": "progress" | "message" | "result", ...}``."""
+    """Prints a JSON object per line, as often as `Lines`: ``{"event": "progress" | "message" | "result", ...}``."""
 
     def log(self, line: str) -> None:
         """See `View.log`."""
@@ -110,7 +110,7 @@ class JsonLines(Lines):
 
 
 class LiveView(Quiet):
-    """One view that is drawn anew twice a second, with what is said above it."""
+    """A live view that is redrawn twice a second, with messages above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -166,30 +166,30 @@ class LiveView(Quiet):
 
 
 def figures_of(now: Snapshot) -> list[tuple[str, str]]:
-    """Names and values of what a view shows beside the counts."""
+    """Return names and values of the rates and shares."""
     rates = [("records/s", now.records_per_second), ("tokens/s", now.tokens_per_second)]
     shown = [(name, "-" if value is None else f"{value:,.1f}") for name, value in rates]
     return [*shown, ("dead", f"{now.counts.dead:,}"), ("fallback", f"{now.fallback_share:.1%}")]
 
 
 def top_mixtures(now: Snapshot) -> list[tuple[str, int]]:
-    """The most frequent mixtures so far."""
+    """Return the most frequent mixtures so far."""
     return most_frequent(now.counts.mixtures, _TOP)
 
 
 def line_of(now: Snapshot) -> str:
-    """A snapshot as one line."""
+    """Format a snapshot as one line."""
     if not now.records:
         return now.stage
     figures = "  ".join(f"{name} {value}" for name, value in figures_of(now))
     left = "" if now.eta is None else f"  {clock(now.eta)} left"
-    place = f"{clock(now.seconds)}  window {now.window}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
+    position = f"{clock(now.seconds)}  window {now.window}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
     top = "".join(f"  most {mixture} ({count:,})" for mixture, count in top_mixtures(now)[:1])
-    return f"{place}  {figures}{left}{top}"
+    return f"{position}  {figures}{left}{top}"
 
 
 def values_of(now: Snapshot) -> dict[str, Any]:
-    """A snapshot as JSON values."""
+    """Return a snapshot as JSON values."""
     return {
         "stage": now.stage,
         "window": now.window,
@@ -208,7 +208,7 @@ def values_of(now: Snapshot) -> dict[str, Any]:
 
 
 def clock(seconds: float) -> str:
-    """``1:02:03``, or ``02:03`` below an hour."""
+    """Format seconds as ``1:02:03``, or ``02:03`` below an hour."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

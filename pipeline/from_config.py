@@ -1,4 +1,4 @@
-"""From the checked config of `jobs.generate` and `jobs.route` to the settings of the stages."""
+"""Translate the checked config of `loraloom generate` and `loraloom route` into the settings of a job."""
 
 import json
 from dataclasses import fields
@@ -22,7 +22,7 @@ _OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
 
 
 def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None) -> JobSettings:
-    """The stages' settings of a config."""
+    """Return the settings of a job."""
     model, columns, adapters = config.model, config.input, config.bank.adapters
     return JobSettings(
         input=input_url,
@@ -60,7 +60,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
 
 
 def sampling_of(generation: GenerationSettings) -> Sampling:
-    """The settings of the engine, with what files they name."""
+    """Return the settings of sampling; files that they name are read."""
     return Sampling(**generation.model_dump(exclude=set(_CONSTRAINTS)), constraint=_constraint(generation))
 
 

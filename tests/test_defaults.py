@@ -26,7 +26,6 @@ OTHER_THINGS = {
         for limit in ("min", "max")
     ),
     "cluster/kuberay.yaml: stages.route.max_actors and StageResources.max_actors",
-    "cluster/kuberay.yaml: stages.generate.gpus and StageResources.gpus",
     # Trainings and the bootstrap are no engines.
     "evaluate.yaml: bootstrap.seed and BackendSettings.seed",
     *(f"train_{what}.yaml: training.seed and BackendSettings.seed" for what in ("adapters", "router")),
@@ -59,7 +58,9 @@ def fields_with_defaults(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
             for field in node.body:
-                if isinstance(field, ast.AnnAssign) and field.value and ast.unparse(field.value) != "None":
+                if not isinstance(field, ast.AnnAssign) or field.value is None:
+                    continue
+                if ast.unparse(field.value) != "None" and "ClassVar" not in ast.unparse(field.annotation):
                     yield f"{node.name}.{ast.unparse(field.target)}"
 
 
