@@ -68,11 +68,6 @@ class Sequence:
         return len(self.request.tokens) + len(self.new_tokens)
 
     @property
-    def num_uncomputed(self) -> int:
-        """Tokens that have not run yet."""
-        return self.num_tokens - self.num_computed
-
-    @property
     def max_remaining(self) -> int:
         """New tokens that may still be generated."""
         return self.sampling.max_new_tokens - len(self.new_tokens)

@@ -77,7 +77,7 @@ class Scheduler:
         budget = self.limits.prefill_tokens
         scheduled: list[Scheduled] = []
         for seq in self.running:
-            uncomputed = seq.num_uncomputed
+            uncomputed = seq.num_tokens - seq.num_computed
             is_decode = uncomputed == 1 and bool(seq.new_tokens)
             count = 1 if is_decode else min(uncomputed, budget)
             budget -= 0 if is_decode else count
@@ -85,7 +85,7 @@ class Scheduler:
                 scheduled.append((seq, count))
         can_admit = len(self.running) + self.limits.min_free <= self.limits.max_running
         while can_admit and budget > 0 and len(self.running) < self.limits.max_running and (admitted := self._admit()):
-            count = min(admitted.num_uncomputed, budget)
+            count = min(admitted.num_tokens - admitted.num_computed, budget)
             budget -= count
             scheduled.append((admitted, count))
         self.cache.compact()
@@ -96,7 +96,7 @@ class Scheduler:
         seqs = [*self.running, *self._preempted, *self._waiting]
         if not seqs or any(seq.request.spans or seq.mixture != seqs[0].mixture for seq in seqs):
             return 0
-        return sum(seq.num_uncomputed + seq.max_remaining for seq in seqs)
+        return sum(seq.num_tokens - seq.num_computed + seq.max_remaining for seq in seqs)
 
     def update(self, scheduled: Iterable[Scheduled]) -> None:
         """Record that the scheduled tokens have run."""

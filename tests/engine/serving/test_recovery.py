@@ -1,7 +1,7 @@
 """Memory that ends and passes that hang: the engine goes on, or ends so that it can be started again."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
+from pipeline.engine import Engine, EngineServer, Failure, Outcome, Request, Sampling
+from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.serving.recovery import Recovery, is_out_of_memory
 from pipeline.engine.serving.watchdog import Watchdog
 from pipeline.engine.settings import EngineSettings
@@ -108,3 +109,76 @@ def test_a_pass_that_hangs_is_noticed_and_slow_work_is_not(engine: Engine) -> No
     go_on.set()
     asked.join()
     server.close()
+
+
+class Halvable:
+    """An engine whose batch can be halved to one."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def halve_batch(self) -> bool:
+        can_halve = self.batch_size > 1
+        self.batch_size = max(1, self.batch_size // 2)
+        return can_halve
+
+
+def numbered(count: int) -> list[Request]:
+    return [Request(str(number), [5], Mixture()) for number in range(count)]
+
+
+def recover(
+    engine: Any, requests: list[Request], error_of: Callable[[Sequence[Request], Request], Exception | None]
+) -> Any:
+    """Outcomes by id, and the requests of each run. Requests before the one that raises are answered."""
+    runs: list[list[str]] = []
+    errors: list[Exception] = []
+
+    def run(part: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
+        runs.append([request.id for request in part])
+        for request in part:
+            if error := error_of(part, request):
+                raise error
+            yield request, Completion(request.id, "stop", 1, 1)
+
+    pairs = [(request.id, outcome) for request, outcome in Recovery(engine, errors.append).answer(requests, run)]
+    assert len(pairs) == len(requests)
+    assert all(error.__traceback__ is None for error in errors)
+    return dict(pairs), runs, errors
+
+
+def test_requests_that_raise_fail_alone_and_no_other_runs_twice_once_answered() -> None:
+    bad = {"3": ValueError("first line\nsecond"), "8": KeyError(), "9": ValueError("")}
+    outcomes, runs, errors = recover(Halvable(8), numbered(12), lambda part, request: bad.get(request.id))
+    failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    assert failures == {
+        "3": Failure("ValueError", "first line"),
+        "8": Failure("KeyError", "the engine failed on this record alone"),
+        "9": Failure("ValueError", "the engine failed on this record alone"),
+    }
+    assert runs[0] == [str(number) for number in range(12)]
+    assert all(not {"0", "1", "2"} & {*run} for run in runs[1:])
+    assert len(errors) == sum(bool({*bad} & {*run}) for run in runs)
+
+
+def test_out_of_memory_runs_all_that_is_left_again_with_half_the_batch() -> None:
+    engine = Halvable(8)
+
+    def error_of(part: Sequence[Request], request: Request) -> Exception | None:
+        return MemoryError() if engine.batch_size > 2 and request.id == "1" else None
+
+    outcomes, runs, _ = recover(engine, numbered(5), error_of)
+    assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+    assert engine.batch_size == 2
+    assert runs == [["0", "1", "2", "3", "4"], *[["1", "2", "3", "4"]] * 2]
+
+
+def test_choices_that_break_the_engine_fail_alone(engine: Engine) -> None:
+    sampling = Sampling(choices=("a", "b"))
+    backend = NativeBackend(engine, sampling, lambda texts: [[5 + len(text)] for text in texts], None, 600)
+    requests = [*make_requests(5, engine.tokenizer), Request("poison", [5, 6], Mixture.of({"nobody": 1.0}))]
+    *outcomes, poisoned = backend.answer(requests)
+    backend.close()
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert isinstance(poisoned, Failure)
+    assert "nobody" in poisoned.message
