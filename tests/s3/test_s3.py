@@ -81,7 +81,8 @@ def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:
 
 def test_files_committed_since_a_listing_are_among_the_committed_ones(folder: str) -> None:
     reader, writer = MarkerStore(folder), MarkerStore(folder)
-    writer.fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    # A writer in another process, with listings of its own; a store is frozen.
+    object.__setattr__(writer, "fs", fsspec.filesystem("s3", skip_instance_cache=True))
     none, rows = np.empty(0, np.int64), [0, 1]
     data, empty = data_of(rows), pa.table({})
     put(reader.fs, f"{folder}/data/of-another-tool", b"")
