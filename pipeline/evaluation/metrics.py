@@ -1,4 +1,4 @@
-"""The registry of metrics: `jobs.evaluate` computes, prints and writes every metric in `METRICS`.
+"""The registry of metrics: `loraloom evaluate` computes, prints and writes every metric in `METRICS`.
 
 A new metric is one entry here and, unless one line does it, a function of two texts in `text_metrics`.
 """

@@ -1,4 +1,4 @@
-"""Read the outputs of runs of `jobs.generate` with their references, and compare exact match by group."""
+"""Read the outputs of runs of `loraloom generate` with their references, and compare exact match by group."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

@@ -30,7 +30,7 @@ def load_router(folder: str | Path) -> Router:
         return ROUTER_KINDS[kind].load(root, card)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"router: cannot load {root}: {one_line(error)}; train a router (jobs.train_router) or copy it again"
+            f"router: cannot load {root}: {one_line(error)}; train a router (loraloom train-router) or copy it again"
         ) from None
 
 

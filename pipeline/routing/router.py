@@ -100,7 +100,7 @@ class Router(ABC):
             if trained != now:
                 raise UserError(
                     f"router: it was trained with {name}={_printable(trained)}, this model has {now};"
-                    " train a router for it (jobs.train_router)"
+                    " train a router for it (loraloom train-router)"
                 )
 
 

@@ -38,7 +38,7 @@ class Encoded:
 
 
 class RouteRecords:
-    """Actor of the route stage; `jobs.route` uses it without Ray."""
+    """Actor of the route stage; `loraloom route` uses it without Ray."""
 
     def __init__(self, settings: JobSettings, context: int, incidents: Incidents | None = None) -> None:
         self.incidents = incidents or Incidents()
