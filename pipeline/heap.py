@@ -1,7 +1,6 @@
 """Tune the heap of the C library (glibc); without effect on others."""
 
 import ctypes
-from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # options of glibc's mallopt(3)
 _MAX_THRESHOLD = 2**30
@@ -15,8 +14,8 @@ def keep_freed_memory() -> bool:
     Every layer of a prefill allocates and frees blocks of megabytes. glibc returns such blocks to the kernel, which
     hands them out again page by page, each filled with zeros. In exchange the process never shrinks.
     """
-    accepted = any(_mallopt(_MMAP_THRESHOLD, size) for size in (_MAX_THRESHOLD, _MAX_OLD_MMAP_THRESHOLD))
-    return _mallopt(_TRIM_THRESHOLD, _MAX_THRESHOLD) and accepted
+    accepted = any(_call("mallopt", _MMAP_THRESHOLD, size) for size in (_MAX_THRESHOLD, _MAX_OLD_MMAP_THRESHOLD))
+    return _call("mallopt", _TRIM_THRESHOLD, _MAX_THRESHOLD) and accepted
 
 
 def limit_arenas() -> bool:
@@ -26,20 +25,16 @@ def limit_arenas() -> bool:
     processor, each of which grows to the most that any of its threads has held, and raises the size from which blocks
     are mapped with each such block that is freed: a driver would grow with every window.
     """
-    return _mallopt(_ARENA_MAX, 2) and _mallopt(_MMAP_THRESHOLD, _ARENAS_MMAP_THRESHOLD)
+    return _call("mallopt", _ARENA_MAX, 2) and _call("mallopt", _MMAP_THRESHOLD, _ARENAS_MMAP_THRESHOLD)
 
 
 def trim_heap() -> bool:
     """Return freed memory of all arenas to the kernel; false if there was none."""
-    return bool(_call("malloc_trim", 0))
+    return _call("malloc_trim", 0)
 
 
-def _mallopt(option: int, value: int) -> bool:
-    return bool(_call("mallopt", option, value))
-
-
-def _call(function: str, *arguments: int) -> Any:
+def _call(function: str, *arguments: int) -> bool:
     try:
-        return getattr(ctypes.CDLL(None), function)(*arguments)
+        return bool(getattr(ctypes.CDLL(None), function)(*arguments))
     except (AttributeError, OSError, TypeError):  # another C library
-        return 0
+        return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
@@ -10,22 +10,13 @@ from transformers import AttentionInterface
 from pipeline.errors import UserError
 
 from .flash import can_use_flash
+from .packed import Step
 from .segment import Options
 from .slots import LayerShape
 
 _NAME = "packed_slots"
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 _UNSUPPORTED = {"s_aux": "attention sinks", "position_bias": "a position bias"}
-
-
-class Attention(Protocol):
-    """Computes the attention of every layer in a pass."""
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
-    ) -> torch.Tensor:
-        """Return [1 x tokens x query heads x dim] for queries, keys and values [1 x heads x tokens x dim]."""
-        ...
 
 
 def _attend(
@@ -37,7 +28,7 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    packed: Attention | None = None,
+    packed: Step | None = None,
     **features: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers calls an attention function (`AttentionInterface`)."""
@@ -58,7 +49,7 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
-class _ShapeProbe:
+class _ShapeProbe(Step):
     """Records the shapes of each layer while one token runs."""
 
     def __init__(self) -> None:
@@ -95,7 +86,7 @@ class PackedAttention:
         self.shapes = list(probe.shapes.values())
         self.flash = can_use_flash(self.shapes, model.device)
 
-    def forward(self, step: Attention, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def forward(self, step: Step, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Run packed tokens [1 x tokens], and return the logits [kept x vocab] of those at the indices ``kept``."""
         with self._active():
             output = self.model(

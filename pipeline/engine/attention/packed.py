@@ -19,7 +19,7 @@ class Step:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
-        """Write the new keys and values [1 x heads x tokens x dim], and attend: [1 x tokens x query heads x dim]."""
+        """Write keys and values of a layer [1 x heads x tokens x dim]; return [1 x tokens x query heads x dim]."""
         index = self._layers[layer]
         outputs = [part.attend(index, query[0], key[0], value[0], options) for part in self._parts]
         return concatenate(outputs).unsqueeze(0)

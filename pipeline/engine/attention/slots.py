@@ -159,10 +159,7 @@ class SlotCache:
         return lane.allocate() or (lane.allocate() if self._grow_lane(lane) else None)
 
     def grow(self, slot: Slot, length: int, preferred: int) -> Slot | None:
-        """Make a slot hold ``length`` positions: itself, or a copy in a larger one, of ``preferred`` if that fits.
-
-        None if neither fits the budget now.
-        """
+        """Return the slot, or a larger copy of ``preferred`` or ``length`` positions; None if the budget is full."""
         if length <= slot.lane.capacity:
             return slot
         larger = self.allocate(preferred) or self.allocate(length)

@@ -11,9 +11,7 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """Limits of prompts. ``vocabulary``: upper bound of token ids. ``context``, ``kv_tokens``: positions of the model
-    and of the cache.
-    """
+    """``vocabulary``: number of token ids. ``context``, ``kv_tokens``: positions of the model and of the cache."""
 
     vocabulary: int
     context: int

@@ -18,10 +18,7 @@ from .scheduler import Scheduled, Scheduler
 
 @dataclass(eq=False)
 class GenerationLoop:
-    """Answers requests that are added between steps. Made by `Engine.new_loop`; not usable after an error.
-
-    It owns the KV cache; drop it to free that memory.
-    """
+    """Answers requests that are added between steps. It owns the KV cache, and cannot be used after an error."""
 
     runner: ModelRunner | DecodeGraphs
     limits: PromptLimits

@@ -28,7 +28,6 @@ class _RecordedStep:
 
     step: StaticStep
     shape: Shape
-    generations: tuple[int, ...]
     forms: list[Union | None]
     recording: Recording
 
@@ -105,8 +104,7 @@ class DecodeGraphs:
             self._has_failed = True
             _log.warning("engine: decode steps run without CUDA graphs: %s", str(error).splitlines()[0])
             return None
-        generations = tuple(lane.generation for lane, _ in shape)
-        self._recorded[key] = _RecordedStep(step, shape, generations, forms, recording)
+        self._recorded[key] = _RecordedStep(step, shape, forms, recording)
         return self._recorded[key]
 
     def _run(self, step: StaticStep) -> torch.Tensor:
@@ -125,7 +123,7 @@ class DecodeGraphs:
         """Drop recordings whose lanes or panels no longer exist, and the oldest above the maximum."""
         panels = {id(form.panel) for form in forms if form is not None}
         for key, old in list(self._recorded.items()):
-            is_reallocated = tuple(lane.generation for lane, _ in old.shape) != old.generations
+            is_reallocated = [lane.generation for lane, _ in old.shape] != [generation for _, generation, _ in key[0]]
             if is_reallocated or any(form is not None and id(form.panel) not in panels for form in old.forms):
                 del self._recorded[key]
         while len(self._recorded) >= _MAX_RECORDED:

@@ -29,16 +29,12 @@ class Choices:
 
 @dataclass
 class _Prompt:
-    """A prompt in its slot, and the sums of its choices."""
+    """A prompt of ``length`` tokens in its slot, and the sums of its choices."""
 
     item: Choices
     slot: Slot
+    length: int
     sums: list[float] = field(init=False)
-
-    @property
-    def length(self) -> int:
-        """Number of prompt tokens."""
-        return len(self.item.request.tokens)
 
 
 @torch.inference_mode()
@@ -65,10 +61,15 @@ def score_choices(
     start = 0
     while start < len(valid):
         group = _allocate_group(cache, valid[start:], token_budget)
-        yield from _score_group(engine, group, token_budget // _LOGIT_FRACTION)
-        start += len(group)
+        _prefill(engine, group)
+        for batch in _batches(group, token_budget // _LOGIT_FRACTION):
+            _add_branches(engine, group, batch)
         for prompt in group:
+            is_finite = torch.tensor(prompt.sums).isfinite().all()
+            failure = Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
+            yield prompt.item, prompt.sums if is_finite else failure
             cache.release(prompt.slot)
+        start += len(group)
 
 
 def _allocate_group(cache: SlotCache, items: Iterable[Choices], budget: int) -> list[_Prompt]:
@@ -84,24 +85,9 @@ def _allocate_group(cache: SlotCache, items: Iterable[Choices], budget: int) -> 
         slot = cache.allocate(length + preferred) or cache.allocate(length + longest)
         if slot is None:
             break
-        group.append(_Prompt(item, slot))
+        group.append(_Prompt(item, slot, length))
     assert group  # an empty cache holds any prompt within the limits
     return group
-
-
-def _score_group(
-    engine: Engine, group: list[_Prompt], max_tokens: int
-) -> Iterator[tuple[Choices, list[float] | Failure]]:
-    _prefill(engine, group)
-    branches = [
-        (index, choice, tokens) for index, p in enumerate(group) for choice, tokens in enumerate(p.item.choices)
-    ]
-    for batch in _batches(group, branches, max_tokens):
-        _add_branches(engine, group, batch)
-    for prompt in group:
-        is_finite = torch.tensor(prompt.sums).isfinite().all()
-        failure = Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
-        yield prompt.item, prompt.sums if is_finite else failure
 
 
 def _prefill(engine: Engine, group: list[_Prompt]) -> None:
@@ -116,10 +102,13 @@ def _prefill(engine: Engine, group: list[_Prompt]) -> None:
         prompt.sums = [float(logprobs[tokens[0]]) for tokens in prompt.item.choices]
 
 
-def _batches(group: Sequence[_Prompt], branches: Iterable[Branch], max_tokens: int) -> Iterator[list[Branch]]:
+def _batches(group: Sequence[_Prompt], max_tokens: int) -> Iterator[list[Branch]]:
     """Batch choices of two tokens or more: at most ``max_tokens`` tokens each, within the free room of their slots."""
     batch: list[Branch] = []
     free: dict[int, int] = {}
+    branches = (
+        (index, choice, tokens) for index, p in enumerate(group) for choice, tokens in enumerate(p.item.choices)
+    )
     for branch in branches:
         index, _, tokens = branch
         length = len(tokens) - 1

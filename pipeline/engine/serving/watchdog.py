@@ -45,9 +45,8 @@ def watch_passes(
 ) -> None:
     """Start a thread that calls ``on_hang`` once if a pass takes longer than ``seconds``.
 
-    It first writes the stacks of all threads to stderr. ``on_hang`` should end the process: nothing else stops a
-    thread. ``pass_start``: start of the current pass (`time.monotonic`), or now if none runs. ``description``: for the
-    log.
+    It writes all stacks to stderr first. ``on_hang`` should end the process: nothing else stops a thread.
+    ``pass_start``: start of the current pass (`time.monotonic`), or now if none runs. ``description``: for the log.
     """
 
     def watch() -> None:
