@@ -3,9 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,20 +19,20 @@ _SECONDS = 10.0  # between two lines
 _TOP = 5  # mixtures
 
 
-class View(Protocol):
-    """Shows a job; entered while it runs. `say` and `result` may be called before and after that too."""
+class View:
+    """Shows a job; this one shows nothing (``quiet``). It is entered while the job runs."""
 
-    def __enter__(self) -> "View":
-        """Start the view."""
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Stop the view."""
+        return None
 
     def update(self, snapshot: Snapshot) -> None:
         """Show the state of the job."""
 
     def log(self, line: str) -> None:
-        """Show a message for people."""
+        """Show a message for people; also before and after the job runs."""
 
     def result(self, lines: list[str], values: dict[str, Any]) -> None:
         """Show the result: lines for people, values for programs."""
@@ -43,30 +42,11 @@ def view_of(mode: str) -> View:
     """Return the view of a mode; ``auto`` is live on a terminal, else lines."""
     if mode == "auto":
         mode = "live" if sys.stdout.isatty() else "lines"
-    views: dict[str, Callable[[], View]] = {"live": LiveView, "lines": Lines, "json": JsonLines, "quiet": Quiet}
+    views: dict[str, type[View]] = {"live": LiveView, "lines": Lines, "json": JsonLines, "quiet": View}
     return views[mode]()
 
 
-class Quiet:
-    """Shows nothing; the command prints errors to stderr itself."""
-
-    def __enter__(self) -> "Quiet":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        return None
-
-    def update(self, snapshot: Snapshot) -> None:
-        """Not shown."""
-
-    def log(self, line: str) -> None:
-        """Not shown."""
-
-    def result(self, lines: list[str], values: dict[str, Any]) -> None:
-        """Not shown."""
-
-
-class Lines(Quiet):
+class Lines(View):
     """Prints a line at the start of each stage, and every ten seconds."""
 
     def __init__(self) -> None:
@@ -109,7 +89,7 @@ class JsonLines(Lines):
         print(json.dumps({"event": event, "time": round(time.time(), 1), **values}), flush=True)
 
 
-class LiveView(Quiet):
+class LiveView(View):
     """A live view that is redrawn twice a second, with messages above it."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -124,7 +104,7 @@ class LiveView(Quiet):
             redirect_stderr=False,
         )
 
-    def __enter__(self) -> "LiveView":
+    def __enter__(self) -> Self:
         self._live.__enter__()
         return self
 

@@ -14,12 +14,7 @@ from jobs._options import RecordOptions, progress_option, record_options
 @click.option("--dry-run", is_flag=True, help="Check everything, print an estimate and exit.")
 @click.option("--basis", metavar="URL", help="With --dry-run: take speed and lengths from this earlier run.")
 @click.option(
-    "--sample-seconds",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="S",
-    help="With --dry-run: how long samples are answered; 0: not at all.",
+    "--sample-seconds", default=20.0, show_default=True, metavar="S", help="--dry-run: time for samples; 0: none."
 )
 def main(
     options: RecordOptions,

@@ -33,15 +33,7 @@ _SHOWN = 160  # characters of a prompt
 @click.command("route", cls=Job)
 @record_options
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Route this prompt; may be repeated.")
-@click.option(
-    "--explain",
-    "explained",
-    type=int,
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="Explain the mixtures of the first N records.",
-)
+@click.option("--explain", "explained", default=3, show_default=True, metavar="N", help="Explain the first N records.")
 def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> int:
     """Route only: print and write the mixture of each record, without generating.
 

@@ -100,7 +100,7 @@ def test_what_is_wrong_is_told(config: list[str]) -> None:
         generate("in.jsonl", config)
     with pytest.raises(UserError, match="output goes with the URL of an input"):
         generate([], config, output="x")
-    with pytest.raises(UserError, match=r"jobs\.route takes URLs"):
+    with pytest.raises(UserError, match="`loraloom route` takes URLs"):
         route("in.jsonl", config)
 
 
