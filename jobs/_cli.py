@@ -14,7 +14,7 @@ import click
 from pipeline.errors import UserError
 
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-RESUME = "what is committed stays, the same command again (without --new-run) does the rest"
+RESUME = "committed records are kept; run the same command again (without --new-run) to finish"
 
 config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 task_option = click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")

@@ -28,7 +28,7 @@ _FREE = ("engine.", "cluster.", "shuffle.", "errors.", "cost.")
 @click.command("retry-dead", cls=Job)
 @click.option("--run", required=True, metavar="URL", help="Output of the run.")
 @click.option("--input", "input_url", metavar="URL", help="Input of the run, if its URL was not kept whole.")
-@click.option("--stage", "stages", multiple=True, type=click.Choice(RETRYABLE_STAGES), help="Only this stage's.")
+@click.option("--stage", "stages", multiple=True, type=click.Choice(RETRYABLE_STAGES), help="Only this stage.")
 @click.option("--error", "errors", multiple=True, metavar="TYPE", help="Only this error type; may be repeated.")
 @progress_option
 @config_words

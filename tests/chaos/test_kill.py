@@ -88,7 +88,7 @@ def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=120)[1]
     assert first.returncode == 143
-    assert said.splitlines()[-1].startswith("stopped: SIGTERM; what is committed stays, the same command again")
+    assert said.splitlines()[-1].startswith("stopped: SIGTERM; committed records are kept; run the same command again")
     assert "Traceback" not in said
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (run["state"], 0 < run["counts"]["data"] < len(ids)) == ("stopped", True)
@@ -117,7 +117,7 @@ def test_ctrl_c_keeps_what_is_committed_and_says_how_to_go_on(
     said = first.communicate(timeout=120)[1]
     assert first.returncode == 130
     assert said.splitlines()[-1] == (
-        "interrupted; what is committed stays, the same command again (without --new-run) does the rest"
+        "interrupted; committed records are kept; run the same command again (without --new-run) to finish"
     )
     assert "Traceback" not in said
     second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -25,5 +25,5 @@ run_job(main)
 def test_sigterm_is_told_and_has_its_exit_code_also_outside_of_windows() -> None:
     done = subprocess.run([sys.executable, "-c", STOPPED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 143
-    assert done.stderr.splitlines()[-1].startswith("stopped: SIGTERM; what is committed stays")
+    assert done.stderr.splitlines()[-1].startswith("stopped: SIGTERM; committed records are kept")
     assert "Traceback" not in done.stderr
