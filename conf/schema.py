@@ -58,7 +58,7 @@ class RouterPath(Strict):
 
 
 class EngineConfig(Strict):
-    """What the config of every engine has (`conf/engine`), beside the fields of the engine's own settings."""
+    """Keys of every engine (`conf/engine`), besides the fields of the engine's own settings."""
 
     backend: str
     hang_seconds: PositiveFloat
@@ -143,7 +143,7 @@ class StageGroup(Strict):
 
 
 class ClusterSettings(Strict):
-    """Where Ray runs and what the stages take of it (`conf/cluster`)."""
+    """The Ray cluster, and the resources of the stages (`conf/cluster`)."""
 
     address: str | None
     cpus: NonNegativeInt
@@ -229,7 +229,7 @@ class CostSettings(Strict):
 
 
 class TrackingSettings(Strict):
-    """Where finished runs are logged."""
+    """The MLflow server that finished runs are logged to."""
 
     mlflow: Text | None
     experiment: Text

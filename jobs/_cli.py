@@ -1,4 +1,4 @@
-"""What all commands share: how words are parsed, exit codes, and errors of one line."""
+"""Shared by all commands: parsing of words, exit codes, and errors of one line."""
 
 import os
 import shutil
