@@ -44,6 +44,11 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def printable_name(name: str) -> str:
+    """A name for a message: unchanged if it is short and printable, else its `short_repr`."""
+    return name if name.isprintable() and len(name) <= 100 else short_repr(name)
+
+
 def _check_regular(path: Path) -> None:
     """Follow links, because model caches use them, but refuse a pipe or device: reading it might never end."""
     if path.exists() and not path.is_file():

@@ -1,7 +1,7 @@
 """The adapter bank: PEFT adapters read and checked without building PEFT modules."""
 
 from .bank import Adapter, AdapterBank, BaseShapes, adapter_names
-from .config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, is_adapter_name
+from .config import CONFIG_FILE, WEIGHTS_FILE, is_adapter_name
 from .weights import ModuleWeights
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "WEIGHTS_FILE",
     "Adapter",
     "AdapterBank",
-    "AdapterConfig",
     "BaseShapes",
     "ModuleWeights",
     "adapter_names",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.untrusted import short_repr
+from pipeline.untrusted import printable_name, short_repr
 
 from .config import CONFIG_FILE, AdapterConfig, is_adapter_name, read_adapter_config
 from .weights import ModuleWeights, read_weights
@@ -39,22 +39,22 @@ class AdapterBank:
 
     @staticmethod
     def load(folder: str | Path, only: Iterable[str] | None = None) -> "AdapterBank":
-        """Read the adapters of a folder (one PEFT folder each): all of them, or the names in ``only``.
-
-        Raises `UserError` for the first adapter that is missing, damaged, or not supported exactly.
-        """
+        """Read all PEFT adapters of a folder, or those in ``only``; `UserError` for the first that cannot be used."""
         root = Path(folder)
         found = adapter_names(root)
         wanted = list(only) if only is not None else found
         missing = sorted(set(wanted) - set(found))
         if missing:
-            raise UserError(f"bank: {root} has no adapter {', '.join(map(_printable, missing))} (bank.adapters)")
+            raise UserError(f"bank: {root} has no adapter {', '.join(map(printable_name, missing))} (bank.adapters)")
         for name in wanted:
             if not is_adapter_name(name):
                 raise UserError(f"bank: {short_repr(name)} cannot be the name of an adapter; rename it ({root})")
         # One after another: mapping tensors holds the interpreter lock, and eight threads took four times as long.
-        adapters = [_read(root / name) for name in wanted]
-        return AdapterBank({adapter.name: adapter for adapter in adapters}, root)
+        adapters = {}
+        for name in wanted:
+            config = read_adapter_config(root / name)
+            adapters[name] = Adapter(name, config, read_weights(root / name, config))
+        return AdapterBank(adapters, root)
 
     @cached_property
     def names(self) -> list[str]:
@@ -79,7 +79,7 @@ class AdapterBank:
                 for part, tensor in weights.tensors.items():
                     if part not in "AB":
                         digest.update(part.encode())
-                    digest.update(_bytes(tensor))
+                    digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def check_base(self, shapes: BaseShapes, model: str) -> None:
@@ -117,16 +117,3 @@ def adapter_names(bank: Path) -> list[str]:
     if not found:
         raise UserError(f"bank: no adapter in {bank}: it has no sub-folder with an adapter_config.json (bank.path)")
     return found
-
-
-def _read(folder: Path) -> Adapter:
-    config = read_adapter_config(folder)
-    return Adapter(folder.name, config, read_weights(folder, config))
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _printable(name: str) -> str:
-    return name if is_adapter_name(name) and len(name) <= 100 else short_repr(name)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, one_line
-from pipeline.untrusted import read_json, short_repr
+from pipeline.untrusted import printable_name, read_json, short_repr
 
 # Keys that inference uses, and keys that do not change the maths of the saved tensors. Any other key, of this or of a
 # later PEFT, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
@@ -133,7 +133,7 @@ def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], s
 
 def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None:
     others = sorted(set(values) - _USED - _HARMLESS)
-    refused = [f"{_key(key)}={short_repr(values[key])}" for key in others if values[key] not in _UNSET]
+    refused = [f"{printable_name(key)}={short_repr(values[key])}" for key in others if values[key] not in _UNSET]
     if values.get("use_dora") and values.get("lora_bias"):
         refused.append("use_dora with lora_bias (PEFT counts the bias into the norm)")
     if values.get("peft_type") != "LORA":
@@ -147,10 +147,6 @@ def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None
         )
 
 
-def _key(key: str) -> str:
-    return key if key.isidentifier() and len(key) <= 100 else short_repr(key)
-
-
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
     """Apply PEFT's rule: a key is a regular expression that matches the whole name or its end after a dot."""
     return next((value for key, value in pattern.items() if _matches(key, module)), default)
@@ -158,15 +154,11 @@ def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
 
 @lru_cache(2**16)
 def _matches(key: str, module: str) -> bool:
-    # Python's own engine can run forever on a hostile pattern; RE2's time is linear.
-    if _is_plain(key):
+    # Python's own engine can run forever on a hostile pattern; RE2's time is linear. If nothing repeats or branches,
+    # Python's is linear too, and faster for a single name.
+    if re.fullmatch(r"[\w.^$-]*", key):
         return re.match(rf"(.*\.)?({key})$", module) is not None
     return bool(pc.match_substring_regex(pa.scalar(module), rf"^(.*\.)?({key})$").as_py())
-
-
-def _is_plain(key: str) -> bool:
-    """Whether nothing repeats or branches: then Python's engine is linear too, and faster for a single name."""
-    return re.fullmatch(r"[\w.^$-]*", key) is not None
 
 
 def _check_pattern(key: str) -> None:

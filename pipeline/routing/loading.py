@@ -16,10 +16,7 @@ ROUTER_KINDS: dict[str, type[Router]] = {MlpRouter.kind: MlpRouter}
 
 
 def load_router(folder: str | Path) -> Router:
-    """Read a saved router.
-
-    Raises `UserError` if a file is missing or damaged, if the files do not belong together, or for an unknown kind.
-    """
+    """Read a saved router; `UserError` for an unknown kind, or files that are damaged or do not belong together."""
     root = Path(folder)
     try:
         card = read_json(root / "router.json")

@@ -82,10 +82,7 @@ class MlpRouter(Router):
 
     @torch.inference_mode()
     def probabilities(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Return calibrated class probabilities [n x labels] of mean embeddings [n x E].
-
-        Raises `UserError` if the weights are so large that the result is not finite.
-        """
+        """Return calibrated class probabilities [n x labels] of mean embeddings [n x E]; `UserError` if not finite."""
         trained = (self._network.classify(embedded) / self.temperature).softmax(1)
         found = self._head.probabilities(embedded, trained)
         if not found.isfinite().all():

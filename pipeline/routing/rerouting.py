@@ -19,17 +19,15 @@ _PART = "\ufffd"  # the text of a token that holds a part of a character
 
 
 class PromptRequest(Protocol):
-    """The parts that are used of a request: its prompt, and the first token of the paragraph with the question."""
+    """The parts of an engine's request that are used."""
 
     @property
     def tokens(self) -> Sequence[int]:
         """Token ids of the prompt."""
-        ...
 
     @property
     def context(self) -> int:
-        """Index of the first token of the prompt that the router reads."""
-        ...
+        """Index of the first token of the prompt that the router reads: of the paragraph with the question."""
 
 
 class SentenceRouter:
@@ -52,7 +50,10 @@ class SentenceRouter:
     ) -> Mixture | None:
         """Return the mixture of the sentence that the last new token starts; None if it starts none."""
         start, mixture = sentences[-1]
-        if not self._may_start(new_tokens, start) or not self._starts(new_tokens[start:]):
+        if not self._may_start(new_tokens, start):
+            return None
+        # The splitter must agree that a sentence starts at the last token: no abbreviation, no decimal point.
+        if not ends_with_start(self._text(new_tokens[start:]), self._text(new_tokens[-1:]), self.settings.language):
             return None
         # A model may have more tokens than its tokenizer; they have no text, and the router does not know them.
         answer = [token for token in new_tokens if token < self._vocabulary]
@@ -68,10 +69,6 @@ class SentenceRouter:
             index -= 1  # closing quotes and brackets
         return any(tuple(tokens[index + 1 - len(end) : index + 1]) == end for end in self._ends.get(tokens[index], ()))
 
-    def _starts(self, tokens: Sequence[int]) -> bool:
-        """Whether the splitter agrees that a sentence starts at the last token: no abbreviation, no decimal point."""
-        return ends_with_start(self._text(tokens), self._text(tokens[-1:]), self.settings.language)
-
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
@@ -86,7 +83,8 @@ def _token_kinds(tokenizer: Any, language: str) -> tuple[set[int], dict[int, lis
         text = tokenizer.decode([token], skip_special_tokens=True)
         if _PART not in text and not any(map(str.isalnum, text)):
             wordless.add(token)
-        if not terminators.isdisjoint(_tail(text)):
+        tail = takewhile(lambda character: not character.isalnum(), reversed(text))
+        if not terminators.isdisjoint(tail):
             ends[token].append((token,))
     for terminator in sorted(terminators):  # terminators that the tokenizer writes as several tokens
         before = tokenizer.encode("a", add_special_tokens=False)
@@ -94,11 +92,6 @@ def _token_kinds(tokenizer: Any, language: str) -> tuple[set[int], dict[int, lis
         if len(tokens) > 1:
             ends[tokens[-1]].append(tuple(tokens))
     return wordless, dict(ends)
-
-
-def _tail(text: str) -> str:
-    """The characters after the last letter or digit, in reverse order."""
-    return "".join(takewhile(lambda character: not character.isalnum(), reversed(text)))
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.records import Mixture
-from pipeline.untrusted import short_repr
+from pipeline.untrusted import printable_name
 
 from .policy import RoutingPolicy
 
@@ -27,10 +27,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Classification:
-    """Calibrated ``probabilities`` [n x labels] of n prompts, their in-domain ``scores`` [n], and which are in domain.
-
-    ``accepted`` [n]: the gate lets the prompt through.
-    """
+    """Calibrated ``probabilities`` [n x labels] of n prompts, in-domain ``scores`` [n], the gate's ``accepted`` [n]."""
 
     probabilities: torch.Tensor
     scores: torch.Tensor
@@ -52,10 +49,7 @@ class Router(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, card: dict[str, Any]) -> Self:
-        """Read a router from its folder and the content of its ``router.json``, neither of which is trusted.
-
-        Raises `ValueError` or `OSError` for damaged files; `load_router` turns these into a `UserError`.
-        """
+        """Read a router from its folder and ``router.json``, both untrusted; `ValueError` or `OSError` if damaged."""
 
     @abstractmethod
     def classify(self, prompts: Sequence[Sequence[int]], acceptance: float) -> Classification:
@@ -89,7 +83,7 @@ class Router(ABC):
         missing = sorted(set(self.labels) - set(adapters))
         if missing:
             raise UserError(
-                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(_printable, missing))};"
+                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(printable_name, missing))};"
                 " use the router that was trained for this bank, or add the adapters"
             )
 
@@ -99,7 +93,7 @@ class Router(ABC):
             trained = self.trained_for[name]
             if trained != now:
                 raise UserError(
-                    f"router: it was trained with {name}={_printable(trained)}, this model has {now};"
+                    f"router: it was trained with {name}={printable_name(trained)}, this model has {now};"
                     " train a router for it (loraloom train-router)"
                 )
 
@@ -110,7 +104,3 @@ def tokenizer_fingerprint(vocabulary: dict[str, int]) -> str:
     for token, number in sorted(vocabulary.items()):
         digest.update(f"{number}\0{token}\0".encode())
     return digest.hexdigest()[:16]
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 100 else short_repr(name)

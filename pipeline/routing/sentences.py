@@ -94,10 +94,7 @@ def _starts(text: str, language: str) -> Iterator[tuple[int, bool]]:
 
 
 def _add(found: list[Sentence], start: int, new_paragraph: bool, minimum: int) -> None:
-    """Add a sentence that starts at a token, unless the sentence before is too short to stand alone.
-
-    A short sentence is joined to the next one of its paragraph; the last of a paragraph, to the one before it.
-    """
+    """Add a sentence; a short one joins the next of its paragraph or, at the paragraph's end, the one before it."""
     if found and start - found[-1].start < minimum:
         alone = found[-1].start == found[-1].paragraph  # a heading goes with the next paragraph
         if not new_paragraph or alone:

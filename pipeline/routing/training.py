@@ -50,14 +50,18 @@ def train_router(
     torch.manual_seed(settings.seed)
     names = sorted(set(labels))
     targets = torch.tensor([names.index(label) for label in labels])
-    train, held = _split(len(prompts), settings)
+    order = list(range(len(prompts)))
+    random.Random(settings.seed).shuffle(order)
+    held_size = max(1, round(settings.held_out * len(order)))
+    train, held = order[held_size:], order[:held_size]
     model = RouterNetwork(RouterShape(vocab_size, len(names)))
     start = time.monotonic()
     _fit(model, [prompts[i] for i in train], targets[train], settings, progress)
     model = model.half().float()  # as saved: everything below must be measured on the same weights
     embedded = _embed(model, [prompts[i] for i in train])
     held_out = _embed(model, [prompts[i] for i in held])
-    by_class = [_references(targets[train], c, settings) for c in range(len(names))]
+    # The first prompts of each class; their order is random already.
+    by_class = [(targets[train] == c).nonzero().flatten()[: settings.references] for c in range(len(names))]
     chosen = torch.cat(by_class)
     known = KnownPrompts(normalize(embedded[chosen], dim=1), targets[train][chosen], held_out, targets[held])
     with torch.inference_mode():
@@ -79,18 +83,6 @@ def train_router(
     # A class with few prompts may have no training prompt: then its held-out ones give the centroid.
     centroids = [centroid(embedded[i] if len(i) else held_out[targets[held] == c]) for c, i in enumerate(by_class)]
     return MlpRouter(model, known, CentroidHead.of(torch.stack(centroids)), card)
-
-
-def _split(count: int, settings: RouterSettings) -> tuple[list[int], list[int]]:
-    order = list(range(count))
-    random.Random(settings.seed).shuffle(order)
-    held = max(1, round(settings.held_out * count))
-    return order[held:], order[:held]
-
-
-def _references(targets: torch.Tensor, label: int, settings: RouterSettings) -> torch.Tensor:
-    """Indices of the first prompts of one class; their order is random already."""
-    return (targets == label).nonzero().flatten()[: settings.references]
 
 
 def _metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
