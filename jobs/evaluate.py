@@ -14,22 +14,20 @@ from conf.schema_evaluate import EvaluateConfig
 from jobs._cli import OK, Job, config_words, run_job, task_option
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
-from pipeline.evaluation import (
-    SUITES,
-    BootstrapSettings,
-    Evaluation,
-    SuiteRunner,
-    check_adapters,
-    configurations,
-    load_model_stack,
-    load_suite,
+from pipeline.evaluation.bootstrap import BootstrapSettings
+from pipeline.evaluation.configurations import check_adapters, configurations, sentence_configuration
+from pipeline.evaluation.model_stack import load_model_stack
+from pipeline.evaluation.results import Evaluation, write_evaluation, write_results
+from pipeline.evaluation.runs import (
+    GroupAccuracies,
+    accuracy_by_group,
+    accuracy_table,
+    mean_accuracy,
     read_predictions,
     read_reference,
-    sentence_configuration,
-    write_evaluation,
 )
-from pipeline.evaluation.results import write_results
-from pipeline.evaluation.runs import GroupAccuracies, accuracy_by_group, accuracy_table, mean_accuracy
+from pipeline.evaluation.suite import SUITES, load_suite
+from pipeline.evaluation.suite_runner import SuiteRunner
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.settings import ModelRef

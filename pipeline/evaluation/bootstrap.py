@@ -1,6 +1,6 @@
 """Percentile bootstrap (Efron 1979) over records: how much a figure would vary on other records of the same kind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,8 +26,12 @@ def resampled(statistics: Floats, value: Callable[[Floats], Floats], settings: B
     on the seed, on ``group`` and on the number of records: configurations that answered the same records get the same
     draws, groups get independent ones.
     """
-    blocks = [value(draws @ statistics) for draws in _draws(len(statistics), settings, group)]
-    return np.concatenate(blocks)
+    records, figures = len(statistics), []
+    rows = max(1, min(settings.resamples, _CELLS // records))
+    for start in range(0, settings.resamples, rows):
+        draws = _draws(records, min(rows, settings.resamples - start), start, settings.seed, group)
+        figures.append(value(draws @ statistics))
+    return np.concatenate(figures)
 
 
 def interval(samples: Floats) -> tuple[float, float]:
@@ -36,15 +40,9 @@ def interval(samples: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _draws(records: int, settings: BootstrapSettings, group: str) -> Iterator[Floats]:
-    """Yield the number of times each record is drawn, [block x records] at a time to bound memory."""
-    block = max(1, min(settings.resamples, _CELLS // records))
-    for start in range(0, settings.resamples, block):
-        yield _block(records, min(block, settings.resamples - start), start, settings.seed, group)
-
-
 # The metrics and configurations of a group follow each other and use the same draws.
 @lru_cache(maxsize=2)
-def _block(records: int, rows: int, start: int, seed: int, group: str) -> Floats:
+def _draws(records: int, rows: int, start: int, seed: int, group: str) -> Floats:
+    """Return the number of times each record is drawn [rows x records], a block of resamples that bounds memory."""
     generator = np.random.default_rng([seed, start, *group.encode()])
     return generator.multinomial(records, np.full(records, 1 / records), size=rows).astype(np.float64)

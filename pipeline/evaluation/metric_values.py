@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bootstrap import BootstrapSettings, interval, resampled
+from .bootstrap import BootstrapSettings, Floats, interval, resampled
 from .metrics import Metric, Prediction
-from .text_metrics import Floats
 
 
 @dataclass(frozen=True)

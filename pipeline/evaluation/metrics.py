@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .bootstrap import Floats
 from .suite import Kind, Question
-from .text_metrics import Floats, answers_found, bleu, bleu_statistics, chrf, exact_match, normalised, rouge
+from .text_metrics import answers_found, bleu, bleu_statistics, chrf, exact_match, normalised, rouge
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import io
 import time
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.records import COMPLETED
 from pipeline.storage.store.objects import list_names, put
 from pipeline.storage.store.redact import masked, masked_error
 from pipeline.storage.store.urls import open_url
@@ -21,15 +21,7 @@ Key = tuple[str, str]
 """Record id, and `Configuration.key`: the mixture's key, with the variant of the configuration if it has one."""
 
 _KEY = [("id", pa.string()), ("mixture", pa.string()), ("error", pa.string())]
-ANSWERS = pa.schema(
-    [
-        *_KEY,
-        ("output", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-    ]
-)
+ANSWERS = pa.schema([*_KEY, *COMPLETED])
 LIKELIHOODS = pa.schema([*_KEY, ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
 
 _PART_ROWS, _PART_SECONDS = 256, 30  # the most that an interruption loses
@@ -81,9 +73,7 @@ class ResultCache:
     def __enter__(self) -> "ResultCache":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.flush()
 
     def _load(self, path: str) -> None:

@@ -67,9 +67,10 @@ def write_evaluation(folder: Path, title: str, evaluation: Evaluation, details: 
 
 def write_results(path: Path, figures: dict[str, Any]) -> None:
     """Write figures as JSON with the machine, the versions and the time; the file appears whole or not at all."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     details = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "system": platform.system()} | _gpu(),
+        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "system": platform.system()} | gpu,
         "versions": {"python": platform.python_version()} | _versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +88,6 @@ def _page(title: str, evaluation: Evaluation) -> str:
         if table:
             parts += [f"## {metric.title}, by task", table]
     return "\n\n".join(parts) + "\n"
-
-
-def _gpu() -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _versions() -> dict[str, str]:

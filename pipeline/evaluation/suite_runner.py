@@ -1,8 +1,9 @@
 """Answer a suite under every configuration, each distinct record and mixture once."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from pipeline.engine import Failure, Request, Sampling
@@ -30,10 +31,7 @@ class _Item:
 
 
 class SuiteRunner:
-    """Computes the answers of all configurations to a suite, except those that an earlier run has stored.
-
-    ``score_tokens``: see `score_choices`.
-    """
+    """Computes the answers of all configurations to a suite, except those that an earlier run has stored."""
 
     def __init__(
         self, stack: ModelStack, suite: Suite, max_new_tokens: int, score_tokens: int, log: Callable[[str], None]
@@ -56,7 +54,10 @@ class SuiteRunner:
             self._generate(items, outputs)
         with ResultCache(folder, "likelihoods", LIKELIHOODS) as likelihoods:
             self._score(items, likelihoods)
-        self._log_failures(items, outputs, likelihoods)
+        results = [row for cache in (outputs, likelihoods) for key, row in cache.rows.items() if key in items]
+        errors = [row["error"] for row in results if row.get("error")]
+        if errors:
+            self.log(f"{len(errors)} answers failed and count as empty or wrong; the first: {errors[0]}")
         return [
             _prediction(one, question, request, outputs, likelihoods)
             for one in configurations
@@ -69,7 +70,8 @@ class SuiteRunner:
         work = sum(self._work(item.request) for item in missing.values())
         progress = ProgressLines("answers", len(missing), work, self.log)
         sampling = Sampling(max_new_tokens=self.max_new_tokens)
-        for arguments, keys in _by_arguments(missing):
+        for arguments, group in groupby(missing, key=lambda key: missing[key].configuration.generate):
+            keys = list(group)
             # Numbered, since configurations share record ids; greedy answers do not depend on the id.
             requests = [replace(missing[key].request, id=str(index)) for index, key in enumerate(keys)]
             for request, result in self.stack.engine.generate(requests, sampling, **arguments):
@@ -97,11 +99,6 @@ class SuiteRunner:
             values = _error(result) if isinstance(result, Failure) else {"sums": result, "tokens": lengths}
             likelihoods.add(keys[int(item.request.id)], values)
             progress.step(_score_work(item))
-
-    def _log_failures(self, items: Iterable[Key], *caches: ResultCache) -> None:
-        errors = [row["error"] for c in caches for key, row in c.rows.items() if key in items and row.get("error")]
-        if errors:
-            self.log(f"{len(errors)} answers failed and count as empty or wrong; the first: {errors[0]}")
 
 
 class ProgressLines:
@@ -134,19 +131,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _by_arguments(items: dict[Key, _Item]) -> list[tuple[dict[str, Any], list[Key]]]:
-    """Group keys by the further arguments of `Engine.generate`: one call answers each group."""
-    calls: list[tuple[dict[str, Any], list[Key]]] = []
-    for key, item in items.items():
-        arguments = dict(item.configuration.generate)
-        same = next((keys for known, keys in calls if known == arguments), None)
-        if same is None:
-            calls.append((arguments, [key]))
-        else:
-            same.append(key)
-    return calls
 
 
 def _error(failure: Failure) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-Floats = npt.NDArray[np.float64]
+from .bootstrap import Floats
 
 _EDGES = string.punctuation + string.whitespace
 _END_MARKS = re.compile(r"\s*(?:(?:<\|[\w-]+\|>|</s>)\s*)+$")
@@ -64,12 +63,10 @@ def bleu_statistics(output: str, reference: str) -> tuple[float, ...]:
 def bleu(sums: Floats) -> Floats:
     """Return corpus BLEU [m], as sacrebleu computes it, of summed `bleu_statistics` [m x 10]."""
     rows = np.rint(sums).astype(int).tolist()
-    return np.array([_bleu_of(row[:4], row[4:8], row[8], row[9]) for row in rows])
-
-
-def _bleu_of(matching: list[int], total: list[int], output_words: int, reference_words: int) -> float:
-    score = BLEU.compute_bleu(matching, total, output_words, reference_words, smooth_method="exp", effective_order=True)
-    return float(score.score)
+    scores = [
+        BLEU.compute_bleu(row[:4], row[4:8], row[8], row[9], smooth_method="exp", effective_order=True) for row in rows
+    ]
+    return np.array([float(score.score) for score in scores])
 
 
 @_cached

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import BootstrapSettings, bootstrap
-from pipeline.evaluation.bootstrap import Floats, interval, resampled
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import BootstrapSettings, Floats, interval, resampled
 
 SETTINGS = BootstrapSettings(1000, seed=0)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import BootstrapSettings
+from pipeline.evaluation.bootstrap import BootstrapSettings
 from pipeline.evaluation.metric_values import MetricValue, metric_values
 from pipeline.evaluation.metrics import METRICS, Likelihoods, Prediction, likeliest_choice
 from pipeline.evaluation.runs import accuracy_by_group, accuracy_table

@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.evaluation import METRICS, BootstrapSettings, Evaluation, write_evaluation
-from pipeline.evaluation.metrics import Likelihoods, Prediction, applicable_metrics, mean_metric
+from pipeline.evaluation.bootstrap import BootstrapSettings
+from pipeline.evaluation.metrics import METRICS, Likelihoods, Prediction, applicable_metrics, mean_metric
+from pipeline.evaluation.results import Evaluation, write_evaluation
 from pipeline.evaluation.suite import Question
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation import SUITES, load_suite
+from pipeline.evaluation.suite import SUITES, load_suite
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "demo" / "data"

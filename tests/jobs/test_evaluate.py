@@ -13,7 +13,7 @@ import pytest
 from jobs import evaluate
 from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.evaluation import Configuration
+from pipeline.evaluation.configurations import Configuration
 from pipeline.records import DATA, DEAD
 from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
