@@ -33,28 +33,9 @@ class RunComparison:
 def compare_runs(a: RunSummary, b: RunSummary, url_a: str, url_b: str) -> RunComparison:
     """Compare run A with an earlier run B; answers are matched by id, for the first records of A."""
     answers, same, compared = _answers(url_a, url_b)
-    rows = zip(_figures(a), _figures(b), strict=True)
-    figures = [(name, one, other) for (name, one), (_, other) in rows]
+    other = b.figures()
+    figures = [(name, value, other[name]) for name, value in a.figures().items()]
     return RunComparison(b.url, figures, _config(a, b), _mixtures(a, b), answers, same, compared)
-
-
-def _figures(run: RunSummary) -> list[tuple[str, str]]:
-    counts, timings = run.counts, run.values["timings"]
-    answered = max(1, counts["data"])
-    hours = run.device_hours()
-    return [
-        ("records", f"{counts['records']:,}"),
-        ("answered", f"{counts['data']:,}"),
-        ("dead letters", f"{counts['dead']:,}"),
-        ("base model alone", f"{counts['fallback'] / answered:.1%}"),
-        ("distinct mixtures", run.distinct_mixtures()),
-        ("adapters per mixture, mean", f"{run.mean_adapters():.2f}"),
-        ("prompt tokens, mean", f"{counts['prompt_tokens'] / answered:.1f}"),
-        ("generated tokens, mean", f"{counts['completion_tokens'] / answered:.1f}"),
-        ("cut at max_new_tokens", f"{counts['finish_reasons'].get('length', 0) / answered:.1%}"),
-        ("tokens/s in the last command", f"{timings['tokens_per_second']:,}"),
-        ("device hours", "unknown" if hours is None else f"{hours:.3f}"),
-    ]
 
 
 def _config(a: RunSummary, b: RunSummary) -> list[tuple[str, str, str]]:

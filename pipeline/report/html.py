@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from pipeline.storage import read_dead, read_run
+from pipeline.storage.commit.counts import most_frequent
 from pipeline.storage.output.run import RunFolder
 
 from .comparison import compare_runs
@@ -32,7 +33,7 @@ def render(url: str, against: str | None = None, device_hour: float | None = Non
     """
     run = RunSummary.read(url)
     comparison = compare_runs(run, RunSummary.read(against), url, against) if against else None
-    top = run.top_mixtures(_BARS)
+    top = most_frequent(run.counts["mixtures"], _BARS)
     sample = sample_data(read_run(url), [key for key, _ in top[:_SAMPLED_MIXTURES]])
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files(__package__).joinpath("report.html.j2").read_text()
@@ -41,7 +42,7 @@ def render(url: str, against: str | None = None, device_hour: float | None = Non
         run=run.values,
         url=run.url,
         counts=run.counts,
-        figures=_headline(run, device_hour),
+        figures=run.figures() | _cost(run, device_hour),
         top=top,
         readable=readable_mixture,
         more_mixtures=len(run.counts["mixtures"]) - len(top),
@@ -53,67 +54,43 @@ def render(url: str, against: str | None = None, device_hour: float | None = Non
     )
 
 
-def _headline(run: RunSummary, device_hour: float | None) -> list[tuple[str, str]]:
-    counts, answered = run.counts, max(1, run.counts["data"])
-    found = [
-        (f"{counts['records']:,}", "records"),
-        (f"{counts['data']:,}", "answered"),
-        (f"{counts['dead']:,}", "dead letters"),
-        (f"{counts['incomplete']:,}", "missing"),
-        (f"{counts['fallback'] / answered:.1%}", "base model alone"),
-        (run.distinct_mixtures(), "distinct mixtures"),
-        (f"{run.mean_adapters():.2f}", "adapters per mixture"),
-        (f"{counts['prompt_tokens']:,}", "prompt tokens"),
-        (f"{counts['completion_tokens']:,}", "generated tokens"),
-        (f"{run.values['timings']['tokens_per_second']:,}", "tokens/s including start-up"),
-    ]
-    return found + _cost(run, device_hour)
-
-
-def _cost(run: RunSummary, device_hour: float | None) -> list[tuple[str, str]]:
-    hours, (configured, currency) = run.device_hours(), run.price()
-    price = configured if device_hour is None else device_hour
-    if hours is None:
-        return []
-    found = [(f"{hours:.2f}" if hours >= 0.1 else f"{hours * 60:.1f} min", "device hours")]
-    if price is None:
-        return found
+def _cost(run: RunSummary, device_hour: float | None) -> dict[str, str]:
+    """Return the cost in all and per million tokens; nothing if the device hours or their price is not known."""
+    hours, settings = run.device_hours(), run.values["config"].get("cost", {})
+    currency = settings.get("currency", "")
+    price = settings.get("device_hour") if device_hour is None else device_hour
+    if hours is None or price is None:
+        return {}
     cost = hours * price
     million = cost / max(1, run.counts["completion_tokens"]) * 1e6
-    found.append((f"{cost:,.2f} {currency}", f"at {price:g} per device hour"))
-    return [*found, (f"{million:,.2f} {currency}", "per million tokens")]
+    return {
+        f"at {price:g} per device hour": f"{cost:,.2f} {currency}",
+        "per million tokens": f"{million:,.2f} {currency}",
+    }
 
 
 def _charts(run: RunSummary, top: list[tuple[str, int]], sample: OutputSample) -> dict[str, str]:
     """Draw the charts, as SVG by name; a chart that would be empty is left out."""
-    from . import charts  # matplotlib takes a second to import: only at the end of a job
+    from .charts import bars, heat, histogram, steps  # matplotlib takes a second to import: only at the end of a job
 
     found: dict[str, str] = {}
     times, records, tokens = run.rates()
     if len(records) > 1:
-        found["records"] = charts.steps(times, records, "records over time", "records/s")
-        found["tokens"] = charts.steps(times, tokens, "tokens over time", "tokens/s")
+        found["records"] = steps(times, records, "records over time", "records/s")
+        found["tokens"] = steps(times, tokens, "tokens over time", "tokens/s")
     if top:
-        found["mixtures"] = charts.bars([(readable_mixture(key), count) for key, count in top], "mixtures")
+        found["mixtures"] = bars([(readable_mixture(key), count) for key, count in top], "mixtures")
     names, pairs = run.adapter_pairs()
     if len(names) > 1 and pairs.sum() > np.trace(pairs):
-        found["pairs"] = charts.heat(names, pairs, "adapters that answer together")
+        found["pairs"] = heat(names, pairs, "adapters that answer together")
     if run.counts["finish_reasons"]:
         reasons = sorted(run.counts["finish_reasons"].items(), key=lambda item: -item[1])
-        found["finish"] = charts.bars(reasons, "finish reasons", width=3.75)
+        found["finish"] = bars(reasons, "finish reasons", width=3.75)
     if sample.rows:
-        found |= _histograms(sample.numbers)
+        fallback, prompts = sample.numbers["fallback"].astype(bool), sample.numbers["prompt_tokens"]
+        parts = [("routed", ~fallback), ("base model alone", fallback)] if fallback.any() else []
+        is_wide = bool(prompts.max() > 20 * max(1, prompts.min()))
+        found["scores"] = histogram(sample.numbers["route_score"], "router score", parts)
+        found["prompts"] = histogram(prompts, "prompt tokens", log=is_wide)
+        found["answers"] = histogram(sample.numbers["completion_tokens"], "generated tokens")
     return found
-
-
-def _histograms(numbers: dict[str, np.ndarray]) -> dict[str, str]:
-    from . import charts
-
-    fallback = numbers["fallback"].astype(bool)
-    parts = [("routed", ~fallback), ("base model alone", fallback)] if fallback.any() else []
-    prompts, answers = numbers["prompt_tokens"], numbers["completion_tokens"]
-    return {
-        "scores": charts.histogram(numbers["route_score"], "router score", parts),
-        "prompts": charts.histogram(prompts, "prompt tokens", log=bool(prompts.max() > 20 * max(1, prompts.min()))),
-        "answers": charts.histogram(answers, "generated tokens"),
-    }

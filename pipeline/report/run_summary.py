@@ -1,7 +1,6 @@
 """The numbers of a run for its report, from `run.json`, which holds the sums of the markers; no rows are read."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.records import Mixture
-from pipeline.storage.commit.counts import most_frequent
 from pipeline.storage.output.run import RUN, run_values
 from pipeline.storage.store.redact import masked
 
@@ -40,10 +38,6 @@ class RunSummary:
         counts: dict[str, Any] = self.values["counts"]
         return counts
 
-    def top_mixtures(self, count: int) -> list[tuple[str, int]]:
-        """Return the most frequent mixtures."""
-        return most_frequent(self.counts["mixtures"], count)
-
     def parameters(self) -> dict[str, Any]:
         """Return the config and the fingerprints with dotted keys."""
         return flatten_config(self.values["config"]) | flatten_config(self.values["fingerprints"], "fingerprint")
@@ -53,9 +47,25 @@ class RunSummary:
         """Return the number of answered records with rare mixtures, which are not counted one by one."""
         return int(self.counts.get("rare", 0))
 
-    def distinct_mixtures(self) -> str:
-        """Return the number of mixtures as text, or a lower bound of it."""
-        return f"{'over ' if self.rare else ''}{len(self.counts['mixtures']):,}"
+    def figures(self) -> dict[str, str]:
+        """Return the figures that the report shows, formatted, by name."""
+        counts, answered, hours = self.counts, max(1, self.counts["data"]), self.device_hours()
+        return {
+            "records": f"{counts['records']:,}",
+            "answered": f"{counts['data']:,}",
+            "dead letters": f"{counts['dead']:,}",
+            "missing": f"{counts['incomplete']:,}",
+            "base model alone": f"{counts['fallback'] / answered:.1%}",
+            "distinct mixtures": f"{'over ' if self.rare else ''}{len(counts['mixtures']):,}",
+            "adapters per mixture": f"{self.mean_adapters():.2f}",
+            "prompt tokens": f"{counts['prompt_tokens']:,}",
+            "prompt tokens, mean": f"{counts['prompt_tokens'] / answered:.1f}",
+            "generated tokens": f"{counts['completion_tokens']:,}",
+            "generated tokens, mean": f"{counts['completion_tokens'] / answered:.1f}",
+            "cut at max_new_tokens": f"{counts['finish_reasons'].get('length', 0) / answered:.1%}",
+            "tokens/s including start-up": f"{self.values['timings']['tokens_per_second']:,}",
+            "device hours": "unknown" if hours is None else f"{hours:.3f}",
+        }
 
     def mean_adapters(self) -> float:
         """Return the mean number of adapters in the mixture of an answered record, except rare ones."""
@@ -63,10 +73,7 @@ class RunSummary:
         return float(sizes / max(1, self.counts["data"] - self.rare))
 
     def adapter_pairs(self) -> tuple[list[str], np.ndarray]:
-        """Return the most used adapters, and the number of records that two of them answered together [n x n].
-
-        The diagonal holds the number of records that an adapter answered alone.
-        """
+        """Return the most used adapters, and the records [n x n] that two answered together; diagonal: one alone."""
         used: Counter[str] = Counter()
         pairs: Counter[tuple[str, str]] = Counter()
         for key, count in self.counts["mixtures"].items():
@@ -91,11 +98,6 @@ class RunSummary:
         """Return the hours of the generating actors' devices, start-up included; None if they were not recorded."""
         seconds = self.values.get("devices", {}).get("device_seconds")
         return None if seconds is None else float(seconds) / 3600
-
-    def price(self) -> tuple[float | None, str]:
-        """Return the configured price of a device hour, and its currency."""
-        cost: Mapping[str, Any] = self.values["config"].get("cost", {})
-        return cost.get("device_hour"), str(cost.get("currency", ""))
 
 
 def flatten_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

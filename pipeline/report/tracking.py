@@ -1,9 +1,6 @@
 """Log a finished run to MLflow: its config as parameters, its counts as metrics, its report as an artifact."""
 
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage.output.run import RunFolder
@@ -35,7 +32,9 @@ def log_run(url: str, uri: str, experiment: str) -> str:
             client.log_param(run_id, name, str(value)[:_MAX_PARAMETER])
         for name, number in metrics(run).items():
             client.log_metric(run_id, name, number)
-        _log_report(client, run_id, url)
+        report = RunFolder(url).read(REPORT_FILE)
+        if report is not None:
+            client.log_text(run_id, report.decode(), REPORT_FILE)
         client.set_terminated(run_id, "FINISHED" if run.values["state"] == "finished" else "FAILED")
     except (OSError, mlflow.MlflowException) as error:
         raise UserError(f"tracking: cannot log to {masked(uri)}: {masked_error(error)}") from None
@@ -45,9 +44,8 @@ def log_run(url: str, uri: str, experiment: str) -> str:
 def metrics(run: RunSummary) -> dict[str, float]:
     """Return the figures of a run that are numbers."""
     counts, answered = run.counts, max(1, run.counts["data"])
-    found = {name: float(counts[name]) for name in ("records", "data", "dead", "incomplete", "completion_tokens")}
-    return found | {
-        "prompt_tokens": float(counts["prompt_tokens"]),
+    names = ("records", "data", "dead", "incomplete", "prompt_tokens", "completion_tokens")
+    return {name: float(counts[name]) for name in names} | {
         "fallback_share": counts["fallback"] / answered,
         "distinct_mixtures": float(len(counts["mixtures"])),
         "rare_mixtures_share": run.rare / answered,
@@ -55,12 +53,3 @@ def metrics(run: RunSummary) -> dict[str, float]:
         "tokens_per_second": float(run.values["timings"]["tokens_per_second"]),
         "device_hours": run.device_hours() or 0.0,
     }
-
-
-def _log_report(client: Any, run_id: str, url: str) -> None:
-    content = RunFolder(url).read(REPORT_FILE)
-    if content is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, REPORT_FILE)
-            path.write_bytes(content)
-            client.log_artifact(run_id, str(path))

@@ -14,6 +14,7 @@ from pipeline.report import output_sample, render, write_report
 from pipeline.report.output_sample import sample_data, sample_dead_letters
 from pipeline.report.run_summary import RunSummary, readable_mixture
 from pipeline.storage import read_dead, read_run
+from pipeline.storage.commit.counts import most_frequent
 from pipeline.storage.output.dataset_card import card
 from tests.report.browser import needs_browser, open_page, take_picture
 from tests.report.make import ADAPTERS, make_run, pairs_of
@@ -87,7 +88,7 @@ def test_ids_of_the_charts_are_apart(page: str) -> None:
 def test_a_sample_is_bounded_and_spread_over_the_run(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_sample, "_MAX_ROWS", 30)
     monkeypatch.setattr(output_sample, "_MAX_FILES", 2)
-    top = RunSummary.read(url).top_mixtures(3)
+    top = most_frequent(RunSummary.read(url).counts["mixtures"], 3)
     sample = sample_data(read_run(url), [key for key, _ in top])
     assert sample.rows == 30
     assert all(len(values) == 30 for values in sample.numbers.values())
