@@ -119,14 +119,8 @@ STAGED = pa.schema(
         ("dead", DEAD_LETTER),  # null for a record that is still to be answered
     ]
 )
-ROUTED = pa.schema(
-    [
-        ("tokens", pa.list_(pa.int32())),
-        ("mixture", pa.string()),
-        ("route_score", pa.float32()),
-        ("fallback", pa.bool_()),
-    ]
-)
+_ROUTE = [("mixture", pa.string()), ("route_score", pa.float32()), ("fallback", pa.bool_())]
+ROUTED = pa.schema([("tokens", pa.list_(pa.int32())), *_ROUTE])
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
 # Added by the route stage with routing.granularity=sentence, and the resulting column of the output.
 SENTENCES = pa.schema([("spans", SPANS), ("context", pa.int32())])
@@ -142,16 +136,8 @@ COMPLETED = pa.schema(
 # Added by the generate stage if the settings, or those of some records, may request them; null for other records.
 _TOP = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
 LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP)))]))
-OUTPUTS = pa.list_(
-    pa.struct(
-        [
-            ("output", pa.string()),
-            ("finish_reason", pa.string()),
-            ("completion_tokens", pa.int32()),
-            ("logprobs", LOGPROBS),
-        ]
-    )
-)
+_OUTPUT = [("output", pa.string()), ("finish_reason", pa.string()), ("completion_tokens", pa.int32())]
+OUTPUTS = pa.list_(pa.struct([*_OUTPUT, ("logprobs", LOGPROBS)]))
 REQUESTED = pa.schema(
     [("outputs", OUTPUTS), ("logprobs", LOGPROBS), ("choice_log_likelihoods", pa.list_(pa.float64()))]
 )
@@ -160,15 +146,10 @@ REQUESTED = pa.schema(
 DATA = pa.schema(
     [
         ("id", pa.string()),
-        ("output", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
+        *COMPLETED,
         ("adapters", pa.list_(pa.string())),
         ("weights", pa.list_(pa.float32())),
-        ("mixture", pa.string()),
-        ("route_score", pa.float32()),
-        ("fallback", pa.bool_()),
+        *_ROUTE,
     ]
 )
 PROVENANCE = pa.schema([("router_fingerprint", pa.string()), ("bank_fingerprint", pa.string())])

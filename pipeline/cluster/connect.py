@@ -54,7 +54,10 @@ def connect(address: str | None, cpus: int) -> str | None:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster: no Ray at {address or 'this machine'}: {' '.join(str(error).split())}") from None
-    _log_to_files_only(logging.getLogger("ray.data"))
+    # Tracebacks of failed shards stay in Ray's log files: the job reports and retries these shards itself.
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ != "SessionFileHandler":
+            handler.setLevel(logging.CRITICAL)
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
@@ -71,10 +74,3 @@ def _masked_entrypoint() -> Iterator[None]:
         yield
     finally:
         utils.get_entrypoint_name = original
-
-
-def _log_to_files_only(logger: logging.Logger) -> None:
-    """Keep tracebacks of failed shards in Ray's log files: the job reports and retries these shards itself."""
-    for handler in logger.handlers:
-        if type(handler).__name__ != "SessionFileHandler":
-            handler.setLevel(logging.CRITICAL)

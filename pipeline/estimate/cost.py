@@ -106,10 +106,7 @@ def cost_of_sample(answered: AnsweredSample) -> Cost:
 
 
 def cost_of_run(url: str, guard: dict[str, Any]) -> Cost:
-    """Return the cost of a record from an earlier run; ``guard`` is that of the job to estimate.
-
-    Raises `UserError` if the run generated nothing.
-    """
+    """Return the cost of a record of a run; `UserError` if it generated nothing. ``guard``: of the job to estimate."""
     run = run_values(url) or {}
     counts, timings = run.get("counts", {}), run.get("timings", {})
     rate = timings.get("tokens_per_second")

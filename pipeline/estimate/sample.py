@@ -68,10 +68,7 @@ def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
 def answer_sample(
     settings: JobSettings, schema: OutputSchema, routed: RoutedSample, seconds: float, threads: int
 ) -> AnsweredSample | None:
-    """Answer batches of the sample until ``seconds`` have passed, at least one; None if every record is dead.
-
-    ``schema``: of the output files.
-    """
+    """Answer batches of the sample until ``seconds`` have passed, at least one; None if every record is dead."""
     alive = routed.table.filter(routed.table["dead"].is_null())
     if not alive.num_rows:
         return None

@@ -81,7 +81,16 @@ def load_model(
     ``quantization``: the linear layers except the head in 8 or 4 bits; ``dtype`` is then that of the activations.
     """
     picked = pick_dtype(dtype, device)
-    options = _quantization_options(quantization, picked, device)
+    check_quantization(quantization)
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        config = BitsAndBytesConfig(
+            load_in_8bit=quantization == "8bit",
+            load_in_4bit=quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=picked,
+        )
+        options = {"quantization_config": config, "device_map": device}
     model = _load(
         folder,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -105,20 +114,6 @@ def check_quantization(quantization: Quantization) -> None:
         raise UserError(
             f"config: model.quantization={quantization} needs the package bitsandbytes: pip install loraloom[quantized]"
         )
-
-
-def _quantization_options(quantization: Quantization, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Options of ``from_pretrained``; activations are in ``dtype``."""
-    check_quantization(quantization)
-    if quantization == "none":
-        return {}
-    config = BitsAndBytesConfig(
-        load_in_8bit=quantization == "8bit",
-        load_in_4bit=quantization == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": config, "device_map": device}
 
 
 def _load(folder: str, load: Callable[[], Any]) -> Any:

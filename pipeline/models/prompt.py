@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.records import Prompt
 
-Message = dict[str, Any]
 Mode = Literal["raw", "chat"]
 _T = TypeVar("_T")
 _MARK = "\u241e"
@@ -36,11 +36,11 @@ class PromptFormat:
                 "model: prompt_format=chat, but the tokenizer has no chat template; use model.prompt_format=raw"
             )
 
-    def encode(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of each prompt (str) or conversation (list of messages)."""
         return _in_order([self._render(prompt) for prompt in prompts], self._tokenise)
 
-    def encode_with_offsets(self, prompts: Sequence[str | list[Message]]) -> list[TokensWithOffsets]:
+    def encode_with_offsets(self, prompts: Sequence[Prompt]) -> list[TokensWithOffsets]:
         """Return the token ids of `encode` with the rendered text and their offsets in it; fast tokenizers only."""
         return _in_order([self._render(prompt) for prompt in prompts], self._tokenise_with_offsets)
 
@@ -61,7 +61,7 @@ class PromptFormat:
         texts = [answer + self.tokenizer.eos_token for answer in answers]
         return self._tokenise(texts, add_special_tokens=False)
 
-    def _render(self, prompt: str | list[Message]) -> tuple[str, bool]:
+    def _render(self, prompt: Prompt) -> tuple[str, bool]:
         """Return the text to tokenise, and whether the tokenizer adds special tokens (templates hold their own)."""
         if isinstance(prompt, str) and self.mode == "raw":
             return prompt, True

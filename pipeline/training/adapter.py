@@ -51,7 +51,7 @@ class AdapterTrainer:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Train one adapter; return its best weights by validation loss (PEFT names, bf16) and the metrics."""
         torch.manual_seed(self.settings.seed)
-        peft = self._fresh_adapter()
+        peft = get_peft_model(self.model, self._lora_config())
         try:
             return self._fit(peft, train, validation, progress)
         finally:
@@ -71,13 +71,6 @@ class AdapterTrainer:
         modules = list(s.target_modules)
         return LoraConfig(r=s.r, lora_alpha=s.alpha, target_modules=modules, task_type="CAUSAL_LM", lora_dropout=0.0)
 
-    def _fresh_adapter(self) -> PeftModel:
-        peft = get_peft_model(self.model, self._lora_config())
-        for parameter in peft.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return peft
-
     def _fit(
         self,
         peft: PeftModel,
@@ -87,6 +80,8 @@ class AdapterTrainer:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         s = self.settings
         parameters = [p for p in peft.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
         optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         history = [{"step": 0, "validation_loss": self._loss_over(validation)}]
@@ -104,15 +99,11 @@ class AdapterTrainer:
                 now = self._loss_over(validation)
                 history.append({"step": step, "validation_loss": now})
                 if now < best[0]:
-                    best = (now, _snapshot(peft))
+                    state = get_peft_model_state_dict(peft)
+                    best = (now, {n: t.detach().to("cpu", torch.bfloat16).contiguous() for n, t in state.items()})
                 rate = tokens / (time.monotonic() - start)
                 progress(f"step {step}/{s.steps} loss {loss.item():.3f} validation {now:.3f} {rate:.0f} tokens/s")
-        return best[1], {
-            "settings": asdict(s),
-            "history": history,
-            "best_validation_loss": best[0],
-            "tokens": tokens,
-        }
+        return best[1], {"settings": asdict(s), "history": history, "best_validation_loss": best[0], "tokens": tokens}
 
     def _learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then linear decay to 5 %."""
@@ -136,8 +127,3 @@ class AdapterTrainer:
         size = self.settings.batch_size
         losses = [self._loss(ordered[i : i + size]).item() for i in range(0, len(ordered), size)]
         return sum(losses) / len(losses)
-
-
-def _snapshot(peft: PeftModel) -> dict[str, torch.Tensor]:
-    state = get_peft_model_state_dict(peft)
-    return {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in state.items()}

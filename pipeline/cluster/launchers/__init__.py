@@ -44,10 +44,7 @@ LAUNCHERS: dict[str, Callable[[str], Launcher]] = {"http": RayJobs, "https": Ray
 
 
 def open_launcher(address: str) -> Launcher:
-    """Connect to the cluster at ``address``; without a scheme it is ``http``.
-
-    Raises `UserError` for a scheme without a launcher, and if the cluster cannot be reached.
-    """
+    """Connect to the cluster at ``address``, by default with ``http``; `UserError` if that is not possible."""
     scheme = address.partition("://")[0] if "://" in address else "http"
     if scheme not in LAUNCHERS:
         raise UserError(f"submit: {masked(address)}: no launcher for {scheme}://; there are {', '.join(LAUNCHERS)}")
