@@ -23,6 +23,7 @@ from pipeline.engine.backend import BackendSpec
 from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
 from pipeline.engine.settings import FROM_JOB
+from pipeline.storage.input.formats import Layout
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -92,7 +93,7 @@ AnyEngine = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(_by_backend)
 class InputSettings(Strict):
     """Columns of the input (`conf/input`)."""
 
-    layout: Literal["columns", "openai_batch"]
+    layout: Layout
     id_column: str
     prompt_column: str
     messages_column: str

@@ -86,7 +86,7 @@ def open_session(
         if earlier is not None:
             check_guard(earlier["guard"], prepared.guard, settings.output)
         run = (earlier or {}).get("run") or uuid.uuid4().hex[:12]
-        markers = MarkerStore(settings.output).with_run(run)
+        markers = MarkerStore(settings.output, run)
         yield Session(replace(settings, run=run), prepared, folder, markers, earlier, lease, switch, progress, log)
 
 

@@ -68,7 +68,7 @@ def commit(settings: JobSettings, markers: MarkerStore, name: str, answered: lis
 
 
 def markers_of(settings: JobSettings) -> MarkerStore:
-    return MarkerStore(settings.output).with_run("today")
+    return MarkerStore(settings.output, "today")
 
 
 def begun(settings: JobSettings, state: str, dead: list[int]) -> RunFolder:

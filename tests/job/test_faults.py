@@ -174,7 +174,7 @@ def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) 
 def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSettings) -> None:
     with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
         run(settings, faulty.ChangesItsInput)
-    assert MarkerStore(settings.output).finished_windows() == {}
+    assert MarkerStore(settings.output).finished_markers() == {}
     assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
     with pytest.raises(UserError, match=r"input \(changed, added or removed"):
         run(settings)

@@ -67,7 +67,7 @@ def test_only_files_with_a_marker_are_seen(folder: str) -> None:
     [committed] = store.committed_files("data")
     assert committed.rsplit("/", 1)[1].startswith("w000000-a-000000-")
     assert finish_window(store, 0, 3).counts.data == 3
-    assert MarkerStore(folder).finished_windows()[0].counts.mixtures == {"a:1.0": 3}
+    assert MarkerStore(folder).newest_marker(0)[1].counts.mixtures == {"a:1.0": 3}
 
 
 def test_what_others_wrote_since_a_listing_is_read(folder: str) -> None:

@@ -1,1 +1,1 @@
-"""The commit protocol: markers, lease, compaction, orphans."""
+"""The commit protocol: markers, lease, windows, orphans."""

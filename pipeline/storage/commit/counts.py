@@ -15,9 +15,8 @@ _MAX_MIXTURES = 1_000
 class Counts:
     """Counts of committed rows.
 
-    ``mixtures``: rows of each of the 1,000 most frequent mixtures; ``rare``: rows of all other mixtures. With a large
-    bank nearly every record may have a mixture of its own, too many for a driver or `run.json`. The count of a mixture
-    is exact unless it was among the rare ones of some part of the rows.
+    ``mixtures``: rows of each of the 1,000 most frequent mixtures, since nearly every record may have one of its own;
+    exact unless a mixture was rare in some part of the rows. ``rare``: rows of all other mixtures.
     """
 
     data: int = 0

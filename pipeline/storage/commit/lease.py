@@ -43,15 +43,19 @@ class _Holder:
 
     def is_gone(self, own: "_Holder") -> bool:
         """Whether the process ran on the machine and in the container of ``own``, and does not run any more."""
-        is_visible = bool(self.process) and _machine(self.process) == _machine(own.process)
-        return is_visible and not _is_running(self.pid, self.process)
+        if not self.process or self.process.rpartition(" ")[0] != own.process.rpartition(" ")[0]:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # it runs for another user
+            pass
+        return _process_identity(self.pid) not in ("", self.process)  # a process of another user may be hidden
 
 
 class Lease:
-    """The lease of an output folder, held inside a ``with`` block.
-
-    ``lost`` is called once, in a thread, when another driver has taken the lease over; ``log`` gets lines for people.
-    """
+    """The lease of an output folder, held inside a ``with`` block; a thread calls ``lost`` if it is taken over."""
 
     def __init__(
         self,
@@ -82,22 +86,22 @@ class Lease:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Mark the lease as released. It is not removed, so that its number is never used twice.
-
-        If the store refuses that, as a full disk does, the next driver waits until this one is gone or expired.
-        """
+        """Mark the lease as released. It is not removed, so that its number is never used twice."""
         self._released.set()
         self._thread.join()
         try:
             self._remove_older(self._number + 1, only_partial=True)
             if self._last_number() == self._number:
                 put(self.fs, self._path(self._number), self._content(0, released=True))
-        except Exception as problem:  # stores raise their own error types; do not hide the error that stopped the job
+        except Exception as problem:  # a full disk; do not hide the error that stopped the job. The lease will expire.
             self.log(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
     def holds(self) -> bool:
         """Whether nobody has taken the lease over, read from the store: ``lost`` may not have been called yet."""
-        return self._last_number() == self._number and not self._is_taken()
+        if self._last_number() != self._number:
+            return False
+        holder = self._read_holder(self._number)  # a store without conditional writes may hold another driver's
+        return holder is None or holder.holder == self._own.holder
 
     def _send_beats(self) -> None:
         beat = 0
@@ -111,11 +115,6 @@ class Lease:
             except Exception as error:  # stores raise their own error types; the next beat may succeed
                 self.log(f"lease: {masked(self.url)}: {type(error).__name__}: no heartbeat written")
 
-    def _is_taken(self) -> bool:
-        """Whether another driver created the same number, possible in a store without conditional writes."""
-        holder = self._read_holder(self._number)
-        return holder is not None and holder.holder != self._own.holder
-
     def _wait_until_dead(self, number: int) -> None:
         """Wait until the lease is dead; `UserError` as soon as its holder shows a sign of life."""
         holder, start, is_logged = self._read_holder(number), time.monotonic(), False
@@ -126,15 +125,11 @@ class Lease:
             time.sleep(min(1.0, self.beat / 4))
             latest = self._read_holder(number)
             if latest is not None and not latest.released and latest != holder:
-                raise UserError(
-                    f"run: {latest} is working on {masked(self.url)}; wait until it has finished, or give another"
-                    " --output"
-                )
+                raise UserError(f"run: {latest} is working on {masked(self.url)}; wait, or give another --output")
             holder = latest
             if not is_logged and time.monotonic() - start > self.beat:
-                self.log(
-                    f"lease: held by {holder or 'another process'}; waiting up to {self.expiry:.0f} s for a heartbeat"
-                )
+                process = holder or "another process"
+                self.log(f"lease: held by {process}; waiting up to {self.expiry:.0f} s for a heartbeat")
                 is_logged = True
 
     def _remove_older(self, below: int, only_partial: bool = False) -> None:
@@ -175,19 +170,3 @@ def _process_identity(pid: int) -> str:
     except (OSError, IndexError):
         return ""
     return f"{boot} {namespace} {started}"
-
-
-def _machine(identity: str) -> str:
-    return identity.rpartition(" ")[0]
-
-
-def _is_running(pid: int, identity: str) -> bool:
-    """Whether a process with that pid and identity is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs for another user
-        pass
-    found = _process_identity(pid)
-    return found in ("", identity)  # a process of another user may be hidden

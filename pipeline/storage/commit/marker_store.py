@@ -16,6 +16,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from pipeline.errors import UserError
 from pipeline.storage.store.objects import create, list_names, read
 from pipeline.storage.store.redact import masked
@@ -27,7 +29,6 @@ from .markers import (
     decode_shard,
     decode_window,
     encode_shard,
-    encode_window,
     is_shard_marker,
     newest_markers,
     shard_prefix,
@@ -42,22 +43,18 @@ _READ_ATTEMPTS = 5  # of a reader that meets a window that is being finished at 
 
 @dataclass(frozen=True)
 class MarkerStore(OutputFiles):
-    """The markers of one output folder. ``run``: the run that they belong to; "" for any run."""
+    """The markers of one output folder and ``run``, "" for any; `UserError` if ``run`` cannot be part of a name."""
 
     run: str = ""
     session: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.run and not _RUN.fullmatch(self.run):  # it becomes part of names
+        if self.run and not _RUN.fullmatch(self.run):
             raise UserError(f"run: run.json at {masked(self.url)} holds {self.run[:40]!r}, which is not a run id")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.url, self.run, self.session)
-
-    def with_run(self, run: str | None) -> "MarkerStore":
-        """The markers of one run; `UserError` if ``run`` cannot be part of a name."""
-        return replace(self, run=run or "")
 
     def with_session(self) -> "MarkerStore":
         """The markers of a new session, whose shards no other session sees."""
@@ -69,20 +66,16 @@ class MarkerStore(OutputFiles):
 
     def create_shard(self, shard: Shard) -> Shard:
         """Create the marker of a shard; returns the committed shard: an earlier one if it has a marker already."""
-        if create(self.fs, self._marker_path(f"{shard.name}.json"), encode_shard(shard)):
-            return shard
-        return next(self._read_shards([f"{shard.name}.json"]))
+        marker = f"_commits/{shard.name}.json"
+        return shard if create(self.fs, self.path(marker), encode_shard(shard)) else decode_shard(self.content(marker))
 
     def find_shard(self, name: str) -> Shard | None:
         """The committed shard of that name, or None."""
-        content = read(self.fs, self._marker_path(f"{name}.json"))
-        return None if content is None else decode_shard(name, content)
+        content = read(self.fs, self.path("_commits", f"{name}.json"))
+        return None if content is None else decode_shard(content)
 
     def shards(self, window: int, skip: Container[str] = ()) -> Iterator[Shard]:
-        """Committed shards of an unfinished window in the order of their names, without those named in ``skip``.
-
-        They are read one by one: a window has thousands, which hold the indices of a million rows.
-        """
+        """Committed shards of an unfinished window by name, without the ones in ``skip``, read one by one."""
         found = self._names(self.shard_prefix(window))
         return self._read_shards(n for n in found if n.endswith(".json") and n.removesuffix(".json") not in skip)
 
@@ -94,13 +87,9 @@ class MarkerStore(OutputFiles):
         """Whether there is any marker."""
         return any(name.endswith(".json") for name in self._names())
 
-    def owns(self, name: str) -> bool:
-        """Whether a name is that of a marker of the run."""
-        return is_shard_marker(name, self.run) or bool(newest_markers([name], self.run))
-
     def create_window(self, name: str, files: WindowFiles) -> bool:
         """Create a window marker; False if there is another one of that name."""
-        return create(self.fs, self._marker_path(name), encode_window(files))
+        return create(self.fs, self.path("_commits", name), orjson.dumps(files))
 
     def finished_markers(self) -> dict[int, str]:
         """The name of the newest window marker of each finished window; lists markers but reads none."""
@@ -109,11 +98,6 @@ class MarkerStore(OutputFiles):
     def read_windows(self, markers: Iterable[str]) -> Iterator[WindowFiles]:
         """The files that each of the window markers names, read one by one."""
         return map(decode_window, self.contents(f"_commits/{name}" for name in markers))
-
-    def finished_windows(self) -> dict[int, WindowFiles]:
-        """The files of each finished window."""
-        markers = self.finished_markers()
-        return dict(zip(markers, self.read_windows(markers.values()), strict=True))
 
     def referenced_files(self) -> set[str]:
         """Paths of all files of finished windows, as their markers give them."""
@@ -164,12 +148,7 @@ class MarkerStore(OutputFiles):
         return found
 
     def _read_shards(self, markers: Iterable[str]) -> Iterator[Shard]:
-        listed = list(markers)
-        contents = self.contents(f"_commits/{name}" for name in listed)
-        return (decode_shard(name.removesuffix(".json"), found) for name, found in zip(listed, contents, strict=True))
+        return map(decode_shard, self.contents(f"_commits/{name}" for name in markers))
 
     def _names(self, prefix: str = "") -> list[str]:
         return list_names(self.fs, self.path("_commits"), prefix)
-
-    def _marker_path(self, name: str) -> str:
-        return self.path("_commits", name)

@@ -4,7 +4,7 @@ import base64
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
@@ -13,6 +13,7 @@ from .counts import Counts, sum_counts
 
 _WINDOW_MARKER = re.compile(r"window-(\d{6})(?:-([0-9a-z]{4,32}))?(?:-(\d{3,}))?\.json")
 _SHARD_MARKER = re.compile(r"w\d{6}-.*\.json")
+_ROWS = ("data_rows", "dead_rows")
 
 MAX_WINDOWS = 10**6  # a window's number has six digits in the names of objects
 
@@ -102,8 +103,8 @@ def newest_markers(names: Iterable[str], run: str = "") -> dict[int, str]:
 
 def window_marker(window: int, run: str = "", version: int = 0) -> str:
     """The name of a window's marker: ``window-<n>-<run>.json``, or of a later version ``...-<version>.json``."""
-    parts = [f"{window:06d}", *([run] if run else []), *([f"{version:03d}"] if version else [])]
-    return f"window-{'-'.join(parts)}.json"
+    parts = ["window", f"{window:06d}", run, f"{version:03d}" if version else ""]
+    return f"{'-'.join(filter(None, parts))}.json"
 
 
 def next_marker(name: str) -> str:
@@ -130,33 +131,20 @@ def is_shard_marker(name: str, run: str = "") -> bool:
 
 def encode_shard(shard: Shard) -> bytes:
     """The content of a shard's marker."""
-    return orjson.dumps(
-        {
-            "data": shard.data,
-            "dead": shard.dead,
-            "data_rows": _encode_rows(shard.data_rows),
-            "dead_rows": _encode_rows(shard.dead_rows),
-            "counts": asdict(shard.counts),
-        }
-    )
+    return orjson.dumps(vars(shard) | {name: _encode_rows(getattr(shard, name)) for name in _ROWS})
 
 
-def decode_shard(name: str, content: bytes) -> Shard:
+def decode_shard(content: bytes) -> Shard:
     """Inverse of `encode_shard`."""
     values = orjson.loads(content)
-    data_rows, dead_rows = _decode_rows(values["data_rows"]), _decode_rows(values["dead_rows"])
-    return Shard(name, values["data"], values["dead"], data_rows, dead_rows, Counts(**values["counts"]))
-
-
-def encode_window(files: WindowFiles) -> bytes:
-    """The content of a window's marker."""
-    return orjson.dumps(asdict(files))
+    rows = {name: _decode_rows(values[name]) for name in _ROWS}
+    return Shard(**values | rows | {"counts": Counts(**values["counts"])})
 
 
 def decode_window(content: bytes) -> WindowFiles:
-    """Inverse of `encode_window`."""
+    """The `WindowFiles` that a window's marker holds as JSON."""
     values = orjson.loads(content)
-    return WindowFiles(values["data"], values["dead"], Counts(**values["counts"]))
+    return WindowFiles(**values | {"counts": Counts(**values["counts"])})
 
 
 def _encode_rows(rows: Rows) -> str:

@@ -83,7 +83,8 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
         referenced = store.referenced_files()
     check()
     for name in markers:
-        if _MARKER.fullmatch(name) and not name.startswith(".") and not store.owns(name):
+        is_own = is_shard_marker(name, store.run) or newest_markers([name], store.run)
+        if _MARKER.fullmatch(name) and not name.startswith(".") and not is_own:
             remove(store.fs, store.path("_commits", name))
     for path in (*(store.path(path) for path in listed if path not in referenced), *partial):
         remove(store.fs, path)

@@ -62,10 +62,7 @@ class OutputFiles:
         return self.write_file(kind, name, buffer.getvalue())
 
     def write_file(self, kind: str, name: str, content: bytes) -> str:
-        """Write a Parquet file under a unique name; returns its path for a marker.
-
-        Two writers of the same shard never share a file, so each marker names files that nobody else rewrites.
-        """
+        """Write a Parquet file under a unique name, so that nobody rewrites it; returns its path for a marker."""
         path = f"{kind}/{name}-{uuid.uuid4().hex[:8]}.parquet"
         put(self.fs, self.path(path), content)
         return path

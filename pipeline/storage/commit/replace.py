@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,20 +25,16 @@ class RetryFilter:
     stages: Collection[str] = RETRYABLE_STAGES
     errors: Collection[str] | None = None
 
-    def rows(self, letters: pa.Table) -> Rows:
-        """Input rows of the selected letters, sorted."""
-        columns = (letters[name].to_pylist() for name in ("row", "stage", "error_type"))
-        selected = [
-            row
-            for row, stage, error in zip(*columns, strict=True)
-            if stage in self.stages and (self.errors is None or error in self.errors)
-        ]
-        return np.array(sorted(selected), np.int64)
+    def includes(self, letter: dict[str, Any]) -> bool:
+        """Whether a dead letter is selected."""
+        return letter["stage"] in self.stages and (self.errors is None or letter["error_type"] in self.errors)
 
 
 def rows_to_retry(store: MarkerStore, files: WindowFiles, selected: RetryFilter) -> Rows:
     """Input rows of a window's selected dead letters, sorted."""
-    return np.concatenate([np.empty(0, np.int64), *(selected.rows(store.read_table(path)) for path in files.dead)])
+    letters = (store.read_table(path).select(["row", "stage", "error_type"]) for path in files.dead)
+    rows = (letter["row"] for table in letters for letter in table.to_pylist() if selected.includes(letter))
+    return np.array(sorted(rows), np.int64)
 
 
 def replace_dead_letters(store: MarkerStore, window: int, marker: str, first_row: int, retried: Rows) -> WindowFiles:

@@ -12,20 +12,24 @@
 Markers are created once: of two writers of one marker, the second one takes what the first one wrote.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.storage.store.objects import raises_store_error
+from pipeline.storage.store.objects import list_sizes, raises_store_error
 
-from .compaction import merge_files
 from .counts import count_rows
 from .marker_store import MarkerStore
 from .markers import Rows, Shard, WindowFiles, merge_shards, window_marker, without_overlap
 from .orphans import sweep_window
 from .output_files import KINDS
+
+_FILES_PER_ROW_GROUP = 16
 
 
 @raises_store_error()
@@ -54,7 +58,9 @@ def finish_window(store: MarkerStore, window: int, rows: int, file_bytes: int = 
     files = merge_shards(cut_overlap(store, window))
     if files.counts.data + files.counts.dead != rows:
         return sweep_window(store, window, store.list_window(window))
-    files = merge_files(store, window, file_bytes, files)
+    if file_bytes:
+        data, dead = (_merge_files(store, window, file_bytes, kind, getattr(files, kind)) for kind in KINDS)
+        files = WindowFiles(data, dead, files.counts)
     listed = store.list_window(window)
     store.create_window(window_marker(window, store.run), files)  # if it exists, another driver finished the window
     return sweep_window(store, window, listed)
@@ -69,20 +75,54 @@ def _cut(store: MarkerStore, shard: Shard, keep: Rows) -> Shard:
     """The shard with only the rows ``keep``: itself, or a copy with files of its own."""
     if len(keep) == len(shard.rows):
         return shard
-    tables = {kind: _kept_rows(store, shard, kind, keep) for kind in KINDS}
-    files = {kind: store.write_table(kind, f"{shard.name}-cut", table) for kind, table in tables.items()}
+    keep_data, keep_dead = np.isin(shard.data_rows, keep), np.isin(shard.dead_rows, keep)
+    data = store.read_table(shard.data).filter(pa.array(keep_data)) if shard.data else pa.table({})
+    dead = store.read_table(shard.dead).filter(pa.array(keep_dead)) if shard.dead else pa.table({})
     return replace(
         shard,
-        data=files["data"],
-        dead=files["dead"],
-        data_rows=shard.data_rows[np.isin(shard.data_rows, keep)],
-        dead_rows=shard.dead_rows[np.isin(shard.dead_rows, keep)],
-        counts=count_rows(tables["data"], tables["dead"]),
+        data=store.write_table("data", f"{shard.name}-cut", data),
+        dead=store.write_table("dead", f"{shard.name}-cut", dead),
+        data_rows=shard.data_rows[keep_data],
+        dead_rows=shard.dead_rows[keep_dead],
+        counts=count_rows(data, dead),
     )
 
 
-def _kept_rows(store: MarkerStore, shard: Shard, kind: str, keep: Rows) -> pa.Table:
-    path, rows = (shard.data, shard.data_rows) if kind == "data" else (shard.dead, shard.dead_rows)
-    if path is None:
-        return pa.table({})
-    return store.read_table(path).filter(pa.array(np.isin(rows, keep)))
+def _merge_files(store: MarkerStore, window: int, file_bytes: int, kind: str, paths: Sequence[str]) -> list[str]:
+    """Merge files into files of at most ``file_bytes``; until a marker names them, they are orphans."""
+    prefix = store.shard_prefix(window)
+    size_of = {f"{kind}/{name}": size for name, size in list_sizes(store.fs, store.path(kind), prefix).items()}
+    return [
+        group[0] if len(group) == 1 else store.write_file(kind, f"{prefix}merged", _merge_tables(store.contents(group)))
+        for group in _group_files(paths, size_of, file_bytes)
+    ]
+
+
+def _group_files(paths: Sequence[str], size_of: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
+    """Consecutive files in groups of at most ``max_bytes``; a larger file is a group of its own."""
+    group: list[str] = []
+    group_bytes = 0
+    for path in paths:
+        size = size_of.get(path, 0)
+        if group and group_bytes + size > max_bytes:
+            yield group
+            group, group_bytes = [], 0
+        group.append(path)
+        group_bytes += size
+    if group:
+        yield group
+
+
+def _merge_tables(files: Iterable[bytes]) -> bytes:
+    """One Parquet file with the rows of one or more files of the same schema, 16 files to a row group."""
+    buffer = io.BytesIO()
+    writer: pq.ParquetWriter | None = None
+    # Parsed in this thread alone: each thread that parses keeps some of Arrow's memory.
+    tables = (pq.ParquetFile(io.BytesIO(content)).read(use_threads=False) for content in files)
+    while batch := list(islice(tables, _FILES_PER_ROW_GROUP)):
+        table = pa.concat_tables(batch)
+        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None  # there is at least one file
+    writer.close()
+    return buffer.getvalue()

@@ -57,9 +57,8 @@ class Columns:
     def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
         given_id = values.get(self.id)
         if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
-            return None, _refused(
-                "BadId", f"column {self.id!r} holds a {type(given_id).__name__}, not text or a number"
-            )
+            kind = type(given_id).__name__
+            return None, _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a number")
         prompt, messages = values.get(self.prompt), values.get(self.messages)
         if prompt is None and messages is None:
             return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")
@@ -68,7 +67,7 @@ class Columns:
                 return prompt, None
             problem = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
             return None, _refused("BadPrompt", f"column {self.prompt!r} {problem}")
-        if _are_messages(messages):
+        if isinstance(messages, list) and messages and all(map(_is_message, messages)):
             return messages, None
         return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
 
@@ -83,9 +82,8 @@ class Columns:
         if choices is None or choices == []:
             return sampling or None, None
         if not isinstance(choices, list) or any(not isinstance(c, str) or not c for c in choices):
-            return None, _refused(
-                "BadChoices", f"column {self.choices!r} is neither a list of texts (none empty) nor the JSON of one"
-            )
+            message = f"column {self.choices!r} is neither a list of texts (none empty) nor the JSON of one"
+            return None, _refused("BadChoices", message)
         if (sampling or {}).get("choices") is not None:
             return None, _refused("BadChoices", f"columns {self.choices!r} and {self.sampling!r} both give choices")
         return {**(sampling or {}), "choices": choices}, None
@@ -98,8 +96,7 @@ def content_hash(values: Any) -> str:
 
 def row_text(values: Any) -> str:
     """A row as canonical JSON; values that JSON does not have (dates, bytes, decimals) become text."""
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-    return orjson.dumps(values, default=_as_text, option=options).decode()
+    return orjson.dumps(values, default=_as_text, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def settings_text(values: dict[str, Any]) -> str:
@@ -129,12 +126,8 @@ def _as_text(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and m.get("content") is not None for m in value)
-    )
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and value.get("content") is not None
 
 
 def _refused(error_type: str, message: str) -> DeadLetter:

@@ -1,19 +1,20 @@
-"""List the files of an input URL, in any store that fsspec knows."""
+"""List the files of an input URL: in any store that fsspec knows, or of a data set of Hugging Face `datasets`."""
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 import fsspec
+import orjson
 
-from pipeline.errors import UserError
-from pipeline.storage.store.redact import masked, masked_error
+from pipeline.errors import UserError, one_line
+from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import HUB, open_url
 
-from .hub import download_dataset, saved_dataset_files
-
-_GLOB_CHARACTERS = "*?["
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,26 @@ def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFile
     `UserError` if the URL cannot be read or has no file.
     """
     fs, path = open_url(url)
-    is_glob = any(c in path for c in _GLOB_CHARACTERS)
-    try:
+    is_glob = any(c in path for c in "*?[")
+    with user_errors(f"input: cannot read {masked(url)}"):
         fs.invalidate_cache()
         if path.startswith(HUB):
-            return fs, [_input_file(p, fs.info(p)) for p in download_dataset(path)]
+            return fs, [_input_file(p, fs.info(p)) for p in _download_dataset(path)]
         if is_glob:
             found = fs.glob(path, detail=True)
         elif fs.isdir(path):
-            found = saved_dataset_files(fs, path, fs.find(path, detail=True))
+            found = _saved_dataset_files(fs, path, fs.find(path, detail=True))
         else:
             found = {path: fs.info(path)}
-    except UserError:
-        raise
-    except Exception as error:  # stores raise their own error types
-        raise UserError(f"input: cannot read {masked(url)}: {masked_error(error)}") from None
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_glob else path
     visible = {p: info for p, info in sorted(found.items()) if not _is_hidden(p, root)}
     if output is not None:
         visible = {p: info for p, info in visible.items() if not p.startswith(output.rstrip("/") + "/")}
-    files = [_input_file(p, info) for p, info in visible.items() if _is_file(p, info)]
+    files = [
+        _input_file(p, info)
+        for p, info in visible.items()
+        if info["type"] == "file" or (info.get("islink") and os.path.isfile(p))
+    ]
     if not files:
         raise UserError(f"input: no file at {masked(url)}")
     return fs, files
@@ -66,10 +67,6 @@ def is_changed(url: str, file: InputFile) -> bool:
     except FileNotFoundError:
         return True
     return now.size != file.size or (now.version != file.version and bool(now.version and file.version))
-
-
-def _is_file(path: str, info: dict[str, Any]) -> bool:
-    return info["type"] == "file" or (bool(info.get("islink")) and os.path.isfile(path))
 
 
 def _input_file(path: str, info: dict[str, Any]) -> InputFile:
@@ -89,3 +86,50 @@ def _is_hidden(path: str, root: str) -> bool:
 def name_without_query(path: str) -> str:
     """A path in lower case, a web address without its query: its end tells the file's format."""
     return re.sub(r"^(https?://[^?]*)\?.*", r"\1", path).lower()
+
+
+def _saved_dataset_files(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The ones of ``found`` that hold rows, as `save_to_disk` lists them; `UserError` if there are several splits."""
+    root = folder.rstrip("/")
+    if f"{root}/{_SPLITS}" in found:
+        splits = _names(fs, f"{root}/{_SPLITS}", lambda card: card["splits"])
+        shown = masked(root)
+        raise UserError(f"input: {shown} holds the splits {', '.join(splits)}; give one of them: {shown}/{splits[0]}")
+    if f"{root}/{_STATE}" not in found or not any(path.endswith(".arrow") for path in found):
+        return found
+    names = _names(fs, f"{root}/{_STATE}", lambda card: [file["filename"] for file in card["_data_files"]])
+    missing = [name for name in names if f"{root}/{name}" not in found]
+    if missing:
+        raise UserError(f"input: {masked(root)} lacks {missing[0]}, which its {_STATE} names; save the data set again")
+    return {f"{root}/{name}": found[f"{root}/{name}"] for name in names}
+
+
+def _names(fs: fsspec.AbstractFileSystem, path: str, read: Callable[[Any], Any]) -> list[str]:
+    """Names in a JSON file written by `save_to_disk`; `UserError` if it holds none."""
+    try:
+        names = read(orjson.loads(fs.cat_file(path)))
+    except (ValueError, KeyError, TypeError):
+        names = None
+    is_list = isinstance(names, list) and len(names) > 0
+    if not is_list or not all(isinstance(n, str) and n.isprintable() and 0 < len(n) <= 255 for n in names):
+        raise UserError(f"input: {masked(path)} was not written by datasets.save_to_disk; save the data set again")
+    return list(names)
+
+
+def _download_dataset(url: str) -> list[str]:
+    """Local Arrow files of ``hub:NAME[?config=...&split=train&revision=...]``, downloaded unless they are cached."""
+    shown, _, query = url.partition("?")  # the query is not shown: users may put a token there by mistake
+    name = shown.removeprefix(HUB)
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    split = options.get("split", "train")
+    if options.keys() - {"config", "split", "revision"} or not re.fullmatch(r"[\w.]+", split):
+        raise UserError(f"input: {shown}: give hub:NAME?split=SPLIT, with config= or revision= where it needs one")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError("input: data sets on the hub need a package: pip install 'loraloom[datasets]'") from None
+    try:
+        loaded = load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
+    except Exception as error:  # the library has its own error types for what is missing, gated or malformed
+        raise UserError(f"input: cannot load {shown}: {masked(one_line(error, max_chars=None))[:300]}") from None
+    return [str(file["filename"]) for file in loaded.cache_files]

@@ -8,7 +8,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import UserError
-from pipeline.storage.store.redact import masked, masked_error
+from pipeline.storage.store.redact import masked, user_errors
 
 from .files import name_without_query
 
@@ -25,15 +25,11 @@ def read_table(url: str, columns: list[str]) -> list[dict[str, Any]]:
     suffix = next((s for s in _READERS if name_without_query(url).endswith(s)), None)
     if suffix is None:
         raise UserError(f"data: {shown} has none of the suffixes {', '.join(_READERS)}")
-    try:
-        with fsspec.open(url, "rb") as f:
-            table = _READERS[suffix](f)
-    except (OSError, ValueError) as error:
-        raise UserError(f"data: cannot read {shown}: {masked_error(error)}") from None
+    with user_errors(f"data: cannot read {shown}", (OSError, ValueError)), fsspec.open(url, "rb") as f:
+        table = _READERS[suffix](f)
     missing = [c for c in columns if c not in table.column_names]
     if missing:
-        raise UserError(
-            f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
-        )
+        found = ", ".join(table.column_names)
+        raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {found}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.storage.store.redact import masked, masked_error
+from pipeline.storage.store.redact import masked, user_errors
 
 from .columns import Columns
 from .duplicates import DuplicateFinder
@@ -22,14 +22,12 @@ from .limits import MAX_BATCH_CHARS, text_size
 from .schema import SchemaFinder
 
 SPLIT_ROWS = 2048  # rows between two seek points
+_READ_ERRORS = (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one file that one task reads: ``take`` rows after skipping ``skip`` rows from ``start`` on.
-
-    ``row`` is the index of the first of them in its window.
-    """
+    """``take`` rows of a file after ``skip`` rows from ``start`` on; ``row``: the index of the first in its window."""
 
     path: str
     start: SeekPoint
@@ -92,11 +90,7 @@ class InputPlan:
 
 
 def plan_input(
-    url: str,
-    window_rows: int,
-    columns: Columns,
-    output: str | None = None,
-    limit: int | None = None,
+    url: str, window_rows: int, columns: Columns, output: str | None = None, limit: int | None = None
 ) -> InputPlan:
     """Read the whole input once. ``output``: see `list_input`; ``limit``: read only this many rows.
 
@@ -109,9 +103,8 @@ def plan_input(
             scan.add_file(file.path, None if limit is None else limit - scan.rows)
     if scan.rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
-    return InputPlan(
-        masked(url), files, scan.rows, window_rows, scan.points, scan.schema.schema(), scan.duplicates.find()
-    )
+    passed, duplicates = scan.schema.schema(), scan.duplicates.find()
+    return InputPlan(masked(url), files, scan.rows, window_rows, scan.points, passed, duplicates)
 
 
 class _Scan:
@@ -149,9 +142,5 @@ class _Scan:
 
 
 def _read(rows: Iterator[Any], path: str, max_rows: int | None) -> Iterator[Any]:
-    try:
+    with user_errors(f"input: cannot read {masked(path)}", _READ_ERRORS):
         yield from islice(rows, max_rows)
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {masked(path)}: {masked_error(error)}") from None

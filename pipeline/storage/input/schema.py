@@ -51,17 +51,16 @@ class SchemaFinder:
 
 def passed_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The passed-through values of rows as a table of ``schema``."""
-    arrays = [_array([row.get(f.name) for row in rows], f) for f in schema]
+    arrays = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if field.metadata and _JSON.items() <= field.metadata.items():
+            values = [None if v is None else row_text(v) for v in values]
+        try:
+            arrays.append(pa.array(values, field.type))
+        except (pa.ArrowException, OverflowError):
+            arrays.append(pa.array([_widened(v, field.type) for v in values], field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _array(values: list[Any], field: pa.Field) -> pa.Array:
-    if field.metadata and _JSON.items() <= field.metadata.items():
-        values = [None if v is None else row_text(v) for v in values]
-    try:
-        return pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([_widened(v, field.type) for v in values], field.type)
 
 
 def _widened(value: Any, kind: pa.DataType) -> Any:
@@ -105,10 +104,7 @@ def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def _holds(kind: pa.DataType, part: pa.DataType) -> bool:
-    """Whether a type unified by Arrow can hold all values of ``part``.
-
-    A signed integer of the same width cannot hold unsigned ones, and a float cannot hold decimals.
-    """
+    """Whether a type unified by Arrow holds ``part``: signed integers may be too narrow, floats hold no decimals."""
     if pa.types.is_struct(part):
         return all(_holds(kind.field(f.name).type, f.type) for f in part)
     if pa.types.is_list(part) or pa.types.is_large_list(part):

@@ -1,7 +1,4 @@
-"""Write the dataset card `README.md`, with which `datasets.load_dataset` and other readers open a run's folder.
-
-It is written when a run is finished: only then do the folders hold exactly the files that markers name.
-"""
+"""Write the dataset card `README.md`, with which `datasets.load_dataset` and other readers open a run's folder."""
 
 from typing import Any
 
@@ -31,7 +28,7 @@ _DESCRIPTIONS = {
 
 
 def write_card(folder: RunFolder, run: dict[str, Any]) -> None:
-    """Write the card of a finished run; ``run``: its `run.json`."""
+    """Write the card of a finished run (`run.json`): only then do its folders hold just the files of its markers."""
     folder.write(CARD, card(run, read_run(folder.url).schema).encode())
 
 
@@ -70,16 +67,10 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
 
 def _front_matter(counts: dict[str, Any]) -> list[str]:
     size = next((name for limit, name in _SIZES if counts["data"] < limit), "n>10M")
-    parts = [("default", "data")] * bool(counts["data"]) + [("dead", "dead")] * bool(counts["dead"])
     configs = [
-        line
-        for name, folder in parts
-        for line in (
-            f"- config_name: {name}",
-            "  data_files:",
-            "  - split: train",
-            f"    path: {folder}/*.parquet",
-        )
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {folder}/*.parquet"
+        for name, folder in (("default", "data"), ("dead", "dead"))
+        if counts[folder]
     ]
     return ["---", "tags: [synthetic, loraloom]", f"size_categories: [{size}]", "configs:", *configs, "---"]
 

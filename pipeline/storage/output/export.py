@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import fsspec
 import orjson
 import pyarrow as pa
 import pyarrow.dataset
@@ -48,19 +47,19 @@ def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partit
         try:
             values.update(batch[0].to_pylist())
         except TypeError:
-            raise UserError(
-                f"export: the column {column!r} holds lists or objects; give a column of single values"
-            ) from None
+            raise UserError(f"export: the column {column!r} holds lists or objects; give another column") from None
         if len(values) > _MAX_PARTITIONS:
-            raise UserError(
-                f"export: the column {column!r} has more than {_MAX_PARTITIONS} values, each a folder; choose another"
-            )
+            raise UserError(f"export: the column {column!r} has more than {_MAX_PARTITIONS} values; choose another")
     return pyarrow.dataset.partitioning(pa.schema([dataset.schema.field(column)]), flavor="hive")
 
 
 def export_lines(url: str, to: str, kind: Kind) -> int:
     """Write a run's data as JSON lines; returns the number of rows."""
-    return _write(to, _response_lines(url) if kind == "openai_batch" else map(row_text, _rows(read_run(url))))
+    rows = _rows(read_run(url))
+    if kind == "jsonl":
+        return _write(to, map(row_text, rows))
+    model = (run_values(url) or {}).get("config", {}).get("model", {}).get("path", "")
+    return _write(to, (orjson.dumps(openai_response(row, model)).decode() for row in rows))
 
 
 def export_errors(url: str, to: str) -> int:
@@ -75,7 +74,7 @@ def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
 
 def _write(to: str, lines: Iterable[str]) -> int:
     fs, path = open_url(to)
-    _make_parent(fs, path)
+    fs.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
     part, count = f"{path}.part", 0
     with fs.open(part, "wb") as f:
         for line in lines:
@@ -83,17 +82,6 @@ def _write(to: str, lines: Iterable[str]) -> int:
             count += 1
     fs.mv(part, path)
     return count
-
-
-def _make_parent(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    fs.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
-
-
-def _response_lines(url: str) -> Iterator[str]:
-    run = run_values(url) or {}
-    model = run.get("config", {}).get("model", {}).get("path", "")
-    for row in _rows(read_run(url)):
-        yield orjson.dumps(openai_response(row, model)).decode()
 
 
 def openai_response(row: dict[str, Any], model: str) -> dict[str, Any]:
@@ -122,14 +110,10 @@ def openai_response(row: dict[str, Any], model: str) -> dict[str, Any]:
 def _choice(index: int, answer: dict[str, Any], chat: bool) -> dict[str, Any]:
     text = {"message": {"role": "assistant", "content": answer["output"]}} if chat else {"text": answer["output"]}
     tokens = answer.get("logprobs")
-    logprobs = None if tokens is None else {"content": [_logprob(token) for token in tokens]}
+    content = [_token(t) | {"top_logprobs": [_token(o) for o in t.get("top_logprobs") or []]} for t in tokens or []]
+    logprobs = None if tokens is None else {"content": content}
     reason = "length" if answer["finish_reason"] == "length" else "stop"
     return {"index": index, **text, "logprobs": logprobs, "finish_reason": reason}
-
-
-def _logprob(token: dict[str, Any]) -> dict[str, Any]:
-    top = [_token(other) for other in token.get("top_logprobs") or []]
-    return _token(token) | {"top_logprobs": top}
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:

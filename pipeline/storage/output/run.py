@@ -17,7 +17,7 @@ from pipeline.storage.input.duplicates import DUPLICATES
 from pipeline.storage.input.files import InputFile
 from pipeline.storage.input.plan import InputPlan, PlanPoint
 from pipeline.storage.store.objects import put, read, remove
-from pipeline.storage.store.redact import masked, masked_error, masked_path
+from pipeline.storage.store.redact import masked, masked_path, user_errors
 
 RUN, PLAN = "run.json", "_plan/plan.json"
 
@@ -56,11 +56,14 @@ class RunFolder(OutputFiles):
 
     def save_plan(self, plan: InputPlan) -> None:
         """Save the plan, so that a resumed run does not read the whole input again."""
+        duplicates = pa.BufferOutputStream()
+        with pa.ipc.new_stream(duplicates, DUPLICATES) as writer:
+            writer.write_table(plan.duplicates)
         values = asdict(plan) | {
             "files": [asdict(f) | {"path": masked_path(f.path)} for f in plan.files],
             "seek_points": [(masked_path(path), *point) for path, *point in plan.seek_points],
             "passed": _base64(plan.passed.serialize()),
-            "duplicates": _base64(_ipc(plan.duplicates)),
+            "duplicates": _base64(duplicates.getvalue()),
         }
         self.write_json(PLAN, values)
 
@@ -82,20 +85,15 @@ def run_values(url: str, key: str = "run") -> dict[str, Any] | None:
 
     ``key``: the config key or argument that gave the URL, for the message.
     """
-    try:
+    with user_errors(f"{key}: cannot read {RUN} at {masked(url)}"):
         values = RunFolder(url).read_json(RUN)
-    except Exception as error:  # stores raise their own error types
-        raise UserError(f"{key}: cannot read {RUN} at {masked(url)}: {masked_error(error)}") from None
     if values is not None and not (isinstance(values, dict) and "schemas" in values):
         raise UserError(f"{key}: {RUN} at {masked(url)} was not written by this program")
     return values
 
 
 def read_run(url: str) -> pyarrow.dataset.Dataset:
-    """The committed data rows of a run, finished or not, as a `pyarrow.dataset.Dataset`.
-
-    It holds only files that a marker names. Raises `UserError` if there is no run.
-    """
+    """The committed data rows of a run, finished or not; `UserError` if there is no run."""
     return _committed(url, "data")
 
 
@@ -112,7 +110,7 @@ def _committed(url: str, kind: str) -> pyarrow.dataset.Dataset:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(run["schemas"][kind])))
     except (ValueError, KeyError, TypeError, pa.ArrowException):
         raise UserError(f"run: {RUN} at {masked(url)} was not written by this program") from None
-    markers = MarkerStore(url).with_run(run.get("run"))
+    markers = MarkerStore(url, run.get("run") or "")
     files = markers.committed_files(kind)
     if not files:
         return pyarrow.dataset.dataset(schema.empty_table())
@@ -126,11 +124,3 @@ def encode_schema(schema: pa.Schema) -> str:
 
 def _base64(content: Any) -> str:
     return base64.b64encode(bytes(content)).decode()
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, DUPLICATES) as writer:
-        writer.write_table(table)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content

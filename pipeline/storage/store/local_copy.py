@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 
-from .redact import masked, masked_error, masked_path
+from .redact import masked, masked_path, user_errors
 from .urls import open_url
 
 
@@ -25,10 +25,11 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
     fs, root = open_url(reference)
     if "://" not in root:  # a web address may end with a signature
         root = root.rstrip("/")
-    try:
-        files = _list_files(fs, root)
-    except Exception as error:  # stores raise their own error types
-        raise UserError(f"{key}: cannot read {masked(reference)}: {masked_error(error)}") from None
+    with user_errors(f"{key}: cannot read {masked(reference)}"):
+        found = fs.find(root, detail=True)
+        files = {path: info for path, info in found.items() if info.get("type", "file") == "file"}
+        # The listings of web servers lack sizes.
+        files = {path: fs.info(path) if info.get("size") is None else info for path, info in files.items()}
     if not files:
         raise UserError(f"{key}: nothing at {masked(reference)}")
     target = cache / f"{_name(root)}-{_digest(reference, files)}"
@@ -36,14 +37,9 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                _download(fs, root, sorted(files), target, f"{key}: cannot copy {masked(reference)}")
+                with user_errors(f"{key}: cannot copy {masked(reference)}"):
+                    _download(fs, root, sorted(files), target)
     return str(target / _name(root) if list(files) == [root] else target)
-
-
-def _list_files(fs: Any, root: str) -> dict[str, Any]:
-    """fsspec's info of each file below the root; the listings of web servers lack types and sizes."""
-    found = {path: info for path, info in fs.find(root, detail=True).items() if info.get("type", "file") == "file"}
-    return {path: fs.info(path) if info.get("size") is None else info for path, info in found.items()}
 
 
 def _name(path: str) -> str:
@@ -59,8 +55,8 @@ def _digest(reference: str, files: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _download(fs: Any, root: str, paths: list[str], target: Path, problem: str) -> None:
-    """Download into a temporary folder beside ``target``, then rename it. ``problem``: how the error message starts."""
+def _download(fs: Any, root: str, paths: list[str], target: Path) -> None:
+    """Download into a temporary folder beside ``target``, then rename it."""
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         copies = [part / _relative_path(path, root) for path in paths]
@@ -68,10 +64,6 @@ def _download(fs: Any, root: str, paths: list[str], target: Path, problem: str) 
             copy.parent.mkdir(parents=True, exist_ok=True)
         fs.get(paths, [str(copy) for copy in copies])
         part.rename(target)
-    except UserError:
-        raise
-    except Exception as error:  # stores raise their own error types
-        raise UserError(f"{problem}: {masked_error(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

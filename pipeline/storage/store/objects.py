@@ -47,10 +47,7 @@ def raises_store_error() -> Iterator[None]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later: after a reset, a timeout, throttling or a server error.
-
-    A full disk, or an object that is missing or forbidden, is not transient.
-    """
+    """Whether the same call may succeed later: after a reset, a timeout, throttling or a server error."""
     if isinstance(error, OSError):
         return not isinstance(error, _FINAL_ERRORS) and error.errno not in _FINAL_ERRNOS
     return type(error).__module__.startswith(_STORE_LIBRARIES)
@@ -67,10 +64,7 @@ retry_transient: Callable[[Callable[..., _T]], Callable[..., _T]] = retry(
 
 @retry_transient
 def put(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write an object: readers see all of it or nothing.
-
-    Object stores guarantee this; a local file is written under a hidden name, synced and renamed.
-    """
+    """Write an object: readers see all of it or nothing. A local file is written under a hidden name, then renamed."""
     if isinstance(fs, LocalFileSystem):
         os.replace(_write_part(path, content), path)
     else:
@@ -85,7 +79,9 @@ def create(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
             _link(_write_part(path, content), path)
         else:
             if not _protocols(fs) & _CREATES_ATOMICALLY:  # some fsspec file systems ignore mode="create"
-                _refuse_existing(fs, path)
+                fs.invalidate_cache(path)
+                if fs.exists(path):
+                    raise FileExistsError(path)
             _upload(fs, path, content, mode="create")
     except OSError as error:
         # SeaweedFS answers EINVAL if the object exists.
@@ -124,12 +120,9 @@ def list_names(fs: fsspec.AbstractFileSystem, folder: str, prefix: str = "") -> 
 
 
 def partial_files(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, str]:
-    """Half-written files of a local folder, each with the name of the object that it was to become.
-
-    A file that is being written at this moment looks the same as one whose writer was killed.
-    """
-    found = {name: _PARTIAL_FILE.fullmatch(name) for name in list_names(fs, folder, ".")}
-    return {name: match[1] for name, match in found.items() if match}
+    """Local files that are, or were, being written, each with the name of the object that it is to become."""
+    names = list_names(fs, folder, ".")
+    return {name: match[1] for name in names if (match := _PARTIAL_FILE.fullmatch(name))}
 
 
 @retry_transient
@@ -149,12 +142,9 @@ def _list(fs: fsspec.AbstractFileSystem, folder: str, prefix: str, detail: bool)
         return {}
     fs.invalidate_cache(folder)  # the next listing must show what others write from now on
     infos = found.values() if isinstance(found, dict) else found
-    by_name = {_path(info).rstrip("/").rsplit("/", 1)[-1]: info for info in infos}
+    by_path = {str(info["name"] if detail else info): info for info in infos}
+    by_name = {path.rstrip("/").rsplit("/", 1)[-1]: info for path, info in by_path.items()}
     return {name: info for name, info in by_name.items() if name.startswith(prefix)}
-
-
-def _path(info: Any) -> str:
-    return str(info["name"] if isinstance(info, dict) else info)
 
 
 def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
@@ -171,12 +161,6 @@ def _upload(fs: fsspec.AbstractFileSystem, path: str, content: bytes, mode: str 
         sync(fs.loop, fs._pipe_file, path, content, mode=mode, timeout=timeout)
     else:
         fs.pipe_file(path, content, mode=mode)
-
-
-def _refuse_existing(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    fs.invalidate_cache(path)
-    if fs.exists(path):
-        raise FileExistsError(path)
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
@@ -202,18 +186,15 @@ def _write_part(path: str, content: bytes) -> str:
 
 
 def _link(part: str, path: str) -> None:
-    """Rename a file unless the name is taken, atomically by a hard link.
-
-    A file system without hard links, such as a mounted object store, is checked first instead.
-    """
+    """Rename a file unless the name is taken: atomically by a hard link, or after a check if there are no links."""
     try:
         os.link(part, path)
-        os.remove(part)
     except OSError as error:
         if error.errno not in _NO_LINKS:
-            os.remove(part)
             raise
         if os.path.exists(path):
-            os.remove(part)
             raise FileExistsError(path) from None
         os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 
@@ -44,16 +44,11 @@ def _queries(end: str, before: str = "") -> tuple[re.Pattern[str], ...]:
     )
 
 
-class _Patterns(NamedTuple):
-    user: re.Pattern[str]
-    queries: tuple[re.Pattern[str], ...]
-
-
 # A text that starts with a scheme is one URL, whose password may hold blanks and quotes.
 _STARTS_WITH_SCHEME = re.compile(r"[\w+.-]+(?:::[\w+.-]+)*://")
-_ONE_URL = _Patterns(_user(r"\n"), _queries(r"\n"))
+_ONE_URL = (_user(r"\n"), *_queries(r"\n"))
 # In other text, a single quote ends a URL only if another one precedes it.
-_URLS_IN_TEXT = _Patterns(_user(r"\s", '"'), (*_queries(r"\s'\"", "(?<=')"), *_queries(r"\s\"", "(?<!')")))
+_URLS_IN_TEXT = (_user(r"\s", '"'), *_queries(r"\s'\"", "(?<=')"), *_queries(r"\s\"", "(?<!')"))
 # The part before the value in a word of a command line: ``--input=``, ``bank.path='``.
 _KEY_AND_VALUE = re.compile(r"((?:[^:/?]*=)?['\"]?)(.*)", re.DOTALL)
 
@@ -63,9 +58,9 @@ def masked(text: str) -> str:
 
     Secrets are the values of environment variables and of fsspec's configuration whose names mark them as such.
     """
-    patterns = _ONE_URL if _STARTS_WITH_SCHEME.match(text) else _URLS_IN_TEXT
-    text = patterns.user.sub(r"\g<scheme>***@", text)
-    for query in patterns.queries:
+    user, *queries = _ONE_URL if _STARTS_WITH_SCHEME.match(text) else _URLS_IN_TEXT
+    text = user.sub(r"\g<scheme>***@", text)
+    for query in queries:
         text = query.sub(r"\g<url>?***", text)
     for secret in _secrets():
         text = text.replace(secret, "***")
@@ -84,7 +79,7 @@ def masked_path(path: str) -> str:
 
 def password_of(url: str) -> str | None:
     """The ``user:password`` of a URL, or the user of a web address; None if it has neither."""
-    for match in _ONE_URL.user.finditer(url):
+    for match in _ONE_URL[0].finditer(url):
         if ":" in match["user"] or match["scheme"].startswith("http"):
             return str(match["user"])
     return None
@@ -104,15 +99,25 @@ def masking() -> Iterator[None]:
         raise RuntimeError(f"{type(error).__name__}: {masked(message)}") from None
 
 
+@contextmanager
+def user_errors(problem: str, types: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raise an error of ``types`` (any, as stores have their own) as a `UserError`: ``problem: masked message``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except types as error:
+        raise UserError(f"{problem}: {masked_error(error)}") from None
+
+
 def masked_error(error: Exception) -> str:
     """The message of an error on one line, masked."""
     return "no such file" if isinstance(error, FileNotFoundError) else masked(one_line(error, max_chars=None))
 
 
 def _secrets() -> set[str]:
-    variables = [
-        (name, value) for name, value in os.environ.items() if not name.endswith(("_FILE", "_DIR", "_PATH", "_URL"))
-    ]
+    public = ("_FILE", "_DIR", "_PATH", "_URL")
+    variables = [(name, value) for name, value in os.environ.items() if not name.endswith(public)]
     return {
         value
         for name, value in [*variables, *_flatten(fsspec.config.conf)]

@@ -47,4 +47,4 @@ def test_markers_of_before_there_were_rare_ones_are_read() -> None:
     shard: Shard = shard_of("w000000-a-000000", [1, 2])
     values = json.loads(encode_shard(shard))
     del values["counts"]["rare"]
-    assert asdict(decode_shard(shard.name, json.dumps(values).encode()).counts) == asdict(Counts())
+    assert asdict(decode_shard(json.dumps(values).encode()).counts) == asdict(Counts())

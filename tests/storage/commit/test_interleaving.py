@@ -26,13 +26,13 @@ class Interleaved(Interleaving):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = MarkerStore(memory_url()).with_run("today")
-        self.discarded = self.store.with_run("yesterday")
+        self.store = MarkerStore(memory_url(), "today")
+        self.discarded = MarkerStore(self.store.url, "yesterday")
         self.finished = False
 
     def end(self) -> None:
         """Whatever happened: the next driver, alone, ends with each row once, and nothing else is left."""
-        if WINDOW not in self.store.finished_windows():
+        if WINDOW not in self.store.finished_markers():
             self._finish(self.store, "last", 10_000)
         sweep_finished_windows(self.store)
         remove_orphans(self.store)
@@ -75,11 +75,11 @@ class Interleaved(Interleaving):
 
     @invariant()
     def a_finished_window_has_every_row_once(self) -> None:
-        self.finished = self.finished or WINDOW in self.store.finished_windows()
+        self.finished = self.finished or WINDOW in self.store.finished_markers()
         if self.finished:  # once and for all
             event(f"finished with {self.working()} at work")
             assert visible_rows(self.store) == list(range(ROWS))
-            assert self.store.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
+            assert self.store.newest_marker(WINDOW)[1].counts == tally_of(list(range(ROWS)))
 
     @staticmethod
     def _finish(store: MarkerStore, name: str, join: int) -> None:

@@ -125,7 +125,7 @@ class Retried(Interleaving):
         remove_orphans(store, check, fence=True)
 
     def _new_log(self) -> MarkerStore:
-        return MarkerStore(self.url).with_run("today")
+        return MarkerStore(self.url, "today")
 
 
 class ManyRetried(Retried):

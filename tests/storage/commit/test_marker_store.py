@@ -37,9 +37,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> MarkerStore:
     return MarkerStore(str(tmp_path / "out") if request.param == "local" else memory_url())
 
 
+def finished_windows(store: MarkerStore) -> dict[int, WindowFiles]:
+    markers = store.finished_markers()
+    return dict(zip(markers, store.read_windows(markers.values()), strict=True))
+
+
 def test_a_new_output_has_no_files(store: MarkerStore) -> None:
     assert (store.committed_files("data"), store.committed_files("dead")) == ([], [])
-    assert (list(store.shards(WINDOW)), store.finished_windows()) == ([], {})
+    assert (list(store.shards(WINDOW)), store.finished_markers()) == ([], {})
 
 
 def test_committed_rows_are_visible_in_file_order(store: MarkerStore) -> None:
@@ -84,7 +89,7 @@ def test_shards_of_another_window_are_apart(store: MarkerStore) -> None:
     write_shard(store, "a-0", [0], window=10)
     assert [s.name for s in store.shards(1)] == ["w000001-a-0"]
     finish_window(store, 1, 1)
-    assert list(store.finished_windows()) == [1]
+    assert list(store.finished_markers()) == [1]
     assert len(store.committed_files("data")) == 2
 
 
@@ -131,7 +136,7 @@ def test_a_window_marker_counts_what_its_files_hold(store: MarkerStore) -> None:
     write_shard(store, "b-0", [5, 6, 7, 3])
     files = finish_window(store, WINDOW, 6)
     assert files.counts == tally_of([0, 1, 3, 5, 6, 7])
-    assert store.finished_windows() == {WINDOW: files}
+    assert finished_windows(store) == {WINDOW: files}
 
 
 def test_a_shard_that_comes_after_its_window_is_finished_changes_nothing(store: MarkerStore) -> None:
@@ -140,7 +145,7 @@ def test_a_shard_that_comes_after_its_window_is_finished_changes_nothing(store: 
     write_shard(store, "a-0", [0, 1, 2, 3])
     write_shard(store, "b-0", [2])
     assert visible_rows(store) == [0, 1]
-    assert store.finished_windows() == {WINDOW: files}
+    assert finished_windows(store) == {WINDOW: files}
 
 
 @pytest.mark.parametrize("write", [0, 1, 2])
@@ -159,7 +164,7 @@ def test_no_marker_is_written_over_a_part_of_a_window(store: MarkerStore) -> Non
     write_shard(store, "a-0", [0, 1, 3])
     with pytest.raises(FileNotFoundError):  # as if the store listed one shard of two
         finish_window(store, WINDOW, 4)
-    assert (visible_rows(store), store.finished_windows()) == ([0, 1, 3], {})
+    assert (visible_rows(store), store.finished_markers()) == ([0, 1, 3], {})
     files = finish_window(store, WINDOW, 3)
     assert finish_window(MarkerStore(store.url), WINDOW, 3) == files, "finished by another driver, and swept"
 
@@ -169,11 +174,11 @@ def test_files_of_other_tools_are_no_markers(store: MarkerStore) -> None:
     for name in ("README.txt", "window-.tmp", ".w000003-b-0.json.part", f"{shard_prefix(WINDOW)}b-0.json.tmp"):
         store.fs.pipe_file(f"{store.root}/_commits/{name}", b"x")
     store.fs.pipe_file(f"{store.root}/data/half.parquet", b"x")
-    assert (visible_rows(store), list(store.finished_windows())) == ([0], [])
+    assert (visible_rows(store), list(store.finished_markers())) == ([0], [])
 
 
 def test_a_store_can_be_sent_to_another_process(store: MarkerStore) -> None:
-    store = store.with_run("today").with_session()
+    store = MarkerStore(store.url, "today").with_session()
     sent: MarkerStore = pickle.loads(pickle.dumps(store))
     assert sent == store
     assert len(pickle.dumps(store)) < 500, "more than its URL, run and session"
@@ -186,7 +191,7 @@ def test_a_store_can_be_sent_to_another_process(store: MarkerStore) -> None:
 def test_the_run_of_a_store_cannot_be_changed(store: MarkerStore) -> None:
     with pytest.raises(FrozenInstanceError):
         store.run = "today"  # type: ignore[misc]
-    assert (store.with_run("today").run, store.run) == ("today", "")
+    assert (MarkerStore(store.url, "today").run, store.run) == ("today", "")
 
 
 @given(st.lists(st.lists(st.integers(0, 30), unique=True), max_size=5))
@@ -204,18 +209,18 @@ def test_tallies_add_up(parts: list[list[int]]) -> None:
 
 def test_what_a_discarded_run_does_late_changes_nothing(store: MarkerStore) -> None:
     """Neither its writers nor its driver, which finishes a window of the same number and sweeps it."""
-    late, store = store.with_run("yesterday"), store.with_run("today")
+    late, store = MarkerStore(store.url, "yesterday"), MarkerStore(store.url, "today")
     write_shard(late, "b-0", [0, 1, 2])
     assert list(store.shards(WINDOW)) == []
     assert store.committed_files("data") == []
     own = write_shard(store, "a-0", [0, 1, 2])
     finish_window(late, WINDOW, 3)
-    assert store.finished_windows() == {}
+    assert store.finished_markers() == {}
     files = finish_window(store, WINDOW, 3)
     assert files.data == [own.data]
     sweep_finished_windows(late)
     write_shard(late, "c-0", [0, 1, 2])
-    assert store.finished_windows() == {WINDOW: files}
+    assert finished_windows(store) == {WINDOW: files}
     assert visible_rows(store) == [0, 1, 2]
     remove_orphans(store)
     assert list_names(store.fs, store.path("data")) == [files.data[0].removeprefix("data/")]
@@ -225,7 +230,7 @@ def test_what_a_discarded_run_does_late_changes_nothing(store: MarkerStore) -> N
 @pytest.mark.parametrize("run", ["../../x", "a/b", "A", "x" * 40, "a b"])
 def test_what_is_no_run_s_id_does_not_become_part_of_a_name(store: MarkerStore, run: str) -> None:
     with user_error("which is not a run id"):
-        store.with_run(run)
+        MarkerStore(store.url, run)
 
 
 def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(store: MarkerStore) -> None:
@@ -246,6 +251,6 @@ def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(stor
 
     with mock.patch.object(markers_module, "create", create_and_sleep):
         told = finish_window(store, WINDOW, 3)
-    assert told == marked[1] == other.finished_windows()[WINDOW]
+    assert told == marked[1] == other.newest_marker(WINDOW)[1]
     assert visible_rows(other) == [0, 1, 2, 4]
     assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]

@@ -58,7 +58,7 @@ class WindowMachine(RuleBasedStateMachine):
             with crash_at(crash):
                 finish_window(self.store, WINDOW, ROWS, join)
         except KilledError:
-            self.finished = WINDOW in self.store.finished_windows()
+            self.finished = WINDOW in self.store.finished_markers()
             return
         self.finished = True
         self._only_named_files_are_left()
@@ -90,7 +90,7 @@ class WindowMachine(RuleBasedStateMachine):
     def a_finished_window_has_every_row_once_and_counts_it(self) -> None:
         if self.finished:
             assert visible_rows(self.store) == list(range(ROWS))
-            assert self.store.finished_windows()[WINDOW].counts == tally_of(list(range(ROWS)))
+            assert self.store.newest_marker(WINDOW)[1].counts == tally_of(list(range(ROWS)))
 
     def _write(self, name: str, rows: list[int], crash: int | None) -> None:
         self.tasks[name] = rows

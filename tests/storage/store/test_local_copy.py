@@ -11,8 +11,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
-from pipeline.storage.store import local_copy as local_copy_module
 from pipeline.storage.store.local_copy import local_copy
+from pipeline.storage.store.urls import open_url
 from tests.security.servers import signed_server
 
 
@@ -83,9 +83,10 @@ def test_a_file_behind_a_signed_address_is_copied_under_its_own_name(tmp_path: P
 
 def test_a_signature_is_sent_as_it_is(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/m.gguf?sig=ab/"
-    with mock.patch.object(local_copy_module, "_list_files", return_value={}) as asked, pytest.raises(UserError):
+    fs, _ = open_url(url)
+    with mock.patch.object(fs, "find", return_value={}) as asked, pytest.raises(UserError):
         local_copy(url, tmp_path, "model")
-    assert asked.call_args.args[1] == url
+    assert asked.call_args.args[0] == url
 
 
 def test_a_download_that_fails_leaves_nothing(store: MemoryFileSystem, tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
-"""Arrow IPC streams, as Hugging Face `datasets` saves them (`save_to_disk`). Reading can start at any record batch."""
+"""Arrow IPC streams, as Hugging Face `datasets` saves them (`save_to_disk`). Reading can start at any record batch.
+
+A few kilobytes of a compressed batch may unpack to gigabytes, so its size is read from its message first. The message
+is a FlatBuffer (`Message.fbs` of the Arrow format): a table starts with the distance back to its vtable, which holds
+the offsets of its fields. A compressed buffer starts with its unpacked size in bytes, or -1 if it is not compressed.
+"""
 
 import struct
-from collections.abc import Iterator
 
 import fsspec
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.storage.input.limits import MAX_COLUMNS
-from pipeline.storage.store.redact import masked, masked_error
+from pipeline.storage.store.redact import masked, user_errors
 
-from .arrow_size import unpacked_size
-from .base import FILE_START, Format, InputRow, SeekPoint
-from .parquet import check_names, is_too_deep, rows_of
+from .base import FILE_START, Format, LocatedRows, SeekPoint
+from .parquet import check_schema, rows_of
 
 _CONTINUATION = 0xFFFFFFFF
+_HEADER, _BUFFERS, _COMPRESSION = 2, 2, 3  # fields of Message and of RecordBatch
 _MAX_BATCH_BYTES = 2**30  # of a record batch: `datasets` writes thousands of rows in one, which may hold images
 
 
@@ -23,10 +26,8 @@ class Arrow(Format):
 
     suffixes = (".arrow",)
 
-    def read(
-        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
-    ) -> Iterator[tuple[int, InputRow]]:
-        """Yield the rows from ``start`` on, with their offsets."""
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
+        """Yield the rows from ``start`` on."""
         with fs.open(path, "rb") as opened:
             f = pa.PythonFile(opened, mode="r")
             schema, first = _schema(f, path)
@@ -35,7 +36,9 @@ class Arrow(Format):
             while (message := _message(f, path)) is not None:
                 if message.type != "record batch":
                     raise UserError(f"input: {masked(path)} holds a {message.type}; write it as Parquet")
-                if (size := _batch_bytes(message, path)) > _MAX_BATCH_BYTES:
+                with user_errors(f"input: cannot read {masked(path)}", (struct.error, ValueError)):
+                    size = _unpacked_size(message)
+                if size > _MAX_BATCH_BYTES:
                     raise UserError(f"input: {masked(path)} has a record batch of {size} bytes; write smaller ones")
                 batch = pa.ipc.read_record_batch(message, schema)
                 batch.validate(full=True)
@@ -53,30 +56,15 @@ class Arrow(Format):
 
 def _schema(f: pa.NativeFile, path: str) -> tuple[pa.Schema, int]:
     message = _message(f, path)
-    try:
-        if message is None or message.type != "schema":
-            raise ValueError("it does not start with a schema")
+    problem = f"input: cannot read {masked(path)} as an Arrow stream (datasets.save_to_disk)"
+    if message is None or message.type != "schema":
+        raise UserError(f"{problem}: it does not start with a schema")
+    with user_errors(problem, (ValueError, OSError, pa.ArrowException)):
         schema = pa.ipc.read_schema(message)
-        names = schema.names
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"input: cannot read {masked(path)} as an Arrow stream (datasets.save_to_disk): {masked_error(error)}"
-        ) from None
-    if len(names) > MAX_COLUMNS or len(set(names)) < len(names) or any(map(is_too_deep, schema.types)):
-        raise UserError(
-            f"input: {masked(path)} has more than {MAX_COLUMNS} columns, names one twice, or nests values too deep"
-        )
+        check_schema(schema, path)
     if any(pa.types.is_dictionary(kind) for kind in schema.types):
         raise UserError(f"input: {masked(path)} has dictionary-encoded columns; write it as Parquet")
-    check_names(schema, path)
     return schema, f.tell()
-
-
-def _batch_bytes(message: pa.Message, path: str) -> int:
-    try:
-        return unpacked_size(message)
-    except (struct.error, ValueError) as error:
-        raise UserError(f"input: cannot read {masked(path)}: {masked_error(error)}") from None
 
 
 def _message(f: pa.NativeFile, path: str) -> pa.Message | None:
@@ -93,7 +81,48 @@ def _message(f: pa.NativeFile, path: str) -> pa.Message | None:
     if size > _MAX_BATCH_BYTES:
         raise UserError(f"input: {masked(path)} has a message of {size} bytes; write it again")
     f.seek(start)
-    try:
+    with user_errors(f"input: cannot read {masked(path)}", (OSError, ValueError, MemoryError, pa.ArrowException)):
         return pa.ipc.read_message(f)
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise UserError(f"input: cannot read {masked(path)}: {masked_error(error)}") from None
+
+
+def _unpacked_size(message: pa.Message) -> int:
+    """Bytes of a record batch in memory; raises `struct.error` or `ValueError` if its message is damaged."""
+    if message.body is None:
+        return 0
+    content, body = memoryview(message.metadata), memoryview(message.body)
+    batch = _table(content, _field(content, _table(content, 0), _HEADER))
+    if not _field(content, batch, _COMPRESSION):
+        return body.nbytes
+    buffers = _field(content, batch, _BUFFERS)
+    if not buffers:
+        return 0
+    vector = _table(content, buffers)
+    (count,) = struct.unpack_from("<I", content, vector)
+    return sum(_buffer_size(content, vector + 4 + 16 * index, body) for index in range(count))
+
+
+def _buffer_size(content: memoryview, at: int, body: memoryview) -> int:
+    start, length = struct.unpack_from("<qq", content, at)
+    if length < 8:
+        return 0
+    if start < 0:
+        raise ValueError("a buffer starts before its record batch")
+    (unpacked,) = struct.unpack_from("<q", body, start)
+    return int(length if unpacked < 0 else unpacked)
+
+
+def _table(content: memoryview, at: int) -> int:
+    """The position of the table or vector that the offset at ``at`` points to."""
+    return at + int(struct.unpack_from("<I", content, at)[0])
+
+
+def _field(content: memoryview, table: int, index: int) -> int:
+    """The position of a table's field; 0 if the table does not have it."""
+    vtable = table - int(struct.unpack_from("<i", content, table)[0])
+    if vtable < 0:
+        raise ValueError("a table's fields lie before its message")
+    size = struct.unpack_from("<H", content, vtable)[0]
+    if 4 + 2 * index >= size:
+        return 0
+    offset = struct.unpack_from("<H", content, vtable + 4 + 2 * index)[0]
+    return table + int(offset) if offset else 0

@@ -23,6 +23,10 @@ class InputRow:
     raw: str | None = None
 
 
+LocatedRows = Iterator[tuple[int, InputRow]]
+"""Rows, each with the offset from which it can be read again."""
+
+
 @dataclass(frozen=True)
 class SeekPoint:
     """A point from which a file can be read: ``row`` of the file is at ``offset``, in bytes or row groups."""
@@ -44,12 +48,10 @@ class Format(ABC):
     layout: ClassVar[Layout] = "columns"
 
     @abstractmethod
-    def read(
-        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
-    ) -> Iterator[tuple[int, InputRow]]:
-        """Yield the rows from ``start`` to the end of the file, each with the offset from which it can be read again.
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
+        """Yield the rows from ``start`` to the end of the file; they may share an offset.
 
-        Rows may share an offset. A file that cannot be entered in the middle has the offset 0 for all rows.
+        A file that cannot be entered in the middle has the offset 0 for all rows.
         """
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE, open_text
 from pipeline.storage.store.redact import masked
 
-from .base import FILE_START, Format, InputRow, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
 csv.field_size_limit(MAX_LINE)
 
@@ -21,10 +21,8 @@ class Csv(Format):
 
     suffixes = (".csv", ".csv.gz")
 
-    def read(
-        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
-    ) -> Iterator[tuple[int, InputRow]]:
-        """Yield the rows from ``start`` on, with their offsets."""
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
+        """Yield the rows from ``start`` on."""
         return ((0, row) for row in islice(_rows(fs, path), start.row, None))
 
 

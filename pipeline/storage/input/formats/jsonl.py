@@ -9,7 +9,7 @@ import orjson
 from pipeline.storage.input.files import name_without_query
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper, open_text
 
-from .base import FILE_START, Format, InputRow, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
 
 class Jsonl(Format):
@@ -17,10 +17,8 @@ class Jsonl(Format):
 
     suffixes = (".jsonl", ".jsonl.gz")
 
-    def read(
-        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
-    ) -> Iterator[tuple[int, InputRow]]:
-        """Yield the rows from ``start`` on, with their offsets."""
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
+        """Yield the rows from ``start`` on."""
         is_gzipped = name_without_query(path).endswith(".gz")
         for offset, line in _lines(fs, path, start.offset):
             yield 0 if is_gzipped else offset, parse_line(line)

@@ -7,7 +7,6 @@ key makes the record a dead letter that names the key, except keys that cannot c
 are passed through.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -15,7 +14,7 @@ import orjson
 
 from pipeline.records import DeadLetter
 
-from .base import FILE_START, InputRow, SeekPoint
+from .base import FILE_START, InputRow, LocatedRows, SeekPoint
 from .jsonl import Jsonl
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -28,10 +27,8 @@ class OpenAiBatch(Jsonl):
 
     layout = "openai_batch"
 
-    def read(
-        self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START
-    ) -> Iterator[tuple[int, InputRow]]:
-        """Yield the rows from ``start`` on, with their offsets."""
+    def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
+        """Yield the rows from ``start`` on."""
         for offset, row in super().read(fs, path, start):
             yield offset, as_record(row)
 
@@ -77,9 +74,8 @@ def _settings(body: dict[str, Any], chat: bool) -> dict[str, Any]:
     settings = {key: value for key, value in body.items() if key not in _NO_EFFECT and value is not None}
     if settings.pop("stream", False):
         raise ValueError("stream=true is not supported in a batch")
-    response_format = settings.pop("response_format", None)
-    if response_format is not None:
-        settings |= _constraint(response_format)
+    if "response_format" in settings:
+        settings |= _constraint(settings.pop("response_format"))
     if chat and "logprobs" in settings:
         has_logprobs, top = settings.pop("logprobs"), settings.pop("top_logprobs", 0)
         if has_logprobs is True:
