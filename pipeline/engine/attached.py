@@ -85,7 +85,7 @@ class Attached:
         mixtures = self._own.get() or _for_all_models.get() or ()
         if torch.compiler.is_compiling():
             raise UserError("attach: a compiled forward pass would keep the mixtures of its first call; do not compile")
-        repeated = _repeat(mixtures, _batch_size(args, kwargs)) if mixtures else ()
+        repeated = _repeat(mixtures, args, kwargs) if mixtures else ()
         if repeated != self._current or not repeated:
             self.lora.set_mixtures(repeated)
             self._current = repeated
@@ -103,16 +103,12 @@ def _parse_mixture(row: MixtureLike) -> Mixture:
     return Mixture.of({row: 1.0} if isinstance(row, str) else row or {})
 
 
-def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Number of rows that the model is called with."""
-    for value in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
-        if value is not None:
-            return int(value.shape[0])
-    raise UserError("attach: the model was called without input_ids or inputs_embeds")
-
-
-def _repeat(mixtures: tuple[Mixture, ...], rows: int) -> tuple[Mixture, ...]:
+def _repeat(mixtures: tuple[Mixture, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Mixture, ...]:
     """Repeat each mixture as often as ``generate`` repeats its row, in its order (``repeat_interleave``)."""
+    inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    rows = next((len(value) for value in inputs if value is not None), None)
+    if rows is None:
+        raise UserError("attach: the model was called without input_ids or inputs_embeds")
     if rows % len(mixtures):
         raise UserError(f"mixtures: {len(mixtures)} mixtures for a batch of {rows} rows; give one for each row")
     return tuple(mixture for mixture in mixtures for _ in range(rows // len(mixtures)))

@@ -23,7 +23,6 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any, bank: AdapterBank, settings: LoraSettings) -> None:
-        self.model = model
         self.device: torch.device = model.device
         self.attention = PackedAttention(model)
         self.lora = FusedLora(model, bank, settings)

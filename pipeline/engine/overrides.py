@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 from .request import Constraint, Sampling
@@ -16,12 +16,8 @@ _ALIASES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_to
 _CONSTRAINTS = get_args(Constraint.__dataclass_fields__["kind"].type)
 
 
-@dataclass(frozen=True)
-class _Field:
-    """Type of a setting. ``parse`` converts a value to that of `Sampling`, or returns None if it is invalid."""
-
-    description: str
-    parse: Callable[[Any], Any]
+_Field = tuple[str, Callable[[Any], Any]]
+"""What a setting must be, and its parser: returns the value as `Sampling` has it, or None if it is invalid."""
 
 
 def override_sampling(base: Sampling, values: Mapping[str, Any]) -> Sampling:
@@ -52,9 +48,11 @@ def override_sampling(base: Sampling, values: Mapping[str, Any]) -> Sampling:
 
 def parse_setting(name: str, value: Any) -> Any:
     """Return the value of a setting as `Sampling` has it; `ValueError` with what it must be if it is invalid."""
-    parsed = _FIELDS[name].parse(value)
+    description, parse = _FIELDS[name]
+    parsed = parse(value)
     if parsed is None:
-        raise ValueError(f"must be {_FIELDS[name].description}, not {_shown(value)}")
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        raise ValueError(f"must be {description}, not {text if len(text) <= 60 else f'{text[:57]}...'}")
     return parsed
 
 
@@ -96,7 +94,7 @@ def _number(description: str, is_valid: Callable[[float], bool]) -> _Field:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return float(value) if is_number and is_valid(value) else None
 
-    return _Field(f"a number {description}", parse)
+    return f"a number {description}", parse
 
 
 def _integer(description: str, minimum: float, maximum: float = 2**31) -> _Field:
@@ -105,7 +103,7 @@ def _integer(description: str, minimum: float, maximum: float = 2**31) -> _Field
         is_integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         return int(value) if is_integer and not isinstance(value, bool) and minimum <= value <= maximum else None
 
-    return _Field(f"a whole number {description}".rstrip(), parse)
+    return f"a whole number {description}".rstrip(), parse
 
 
 def _list(of: type, description: str, is_empty_valid: bool = True) -> _Field:
@@ -115,7 +113,7 @@ def _list(of: type, description: str, is_empty_valid: bool = True) -> _Field:
             return None
         return tuple(values) if values or is_empty_valid else None
 
-    return _Field(description, parse)
+    return description, parse
 
 
 def _parse_schema(value: Any) -> str | None:
@@ -130,12 +128,7 @@ def _parse_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_FIELDS = {
+_FIELDS: dict[str, _Field] = {
     "max_new_tokens": _integer("from 1", 1),
     "min_new_tokens": _integer("from 0", 0),
     "temperature": _number("from 0", lambda x: x >= 0),
@@ -153,7 +146,7 @@ _FIELDS = {
     "logprobs": _integer(f"from 0 to {MAX_LOGPROBS}", 0, MAX_LOGPROBS),
     "seed": _integer("", -(2**63), 2**64),
     "choices": _list(str, "a list of texts, none empty", is_empty_valid=False),
-    "json_schema": _Field("a JSON schema: an object, or its text", _parse_schema),
-    "regex": _Field("text", _parse_text),
-    "grammar": _Field("the text of a Lark grammar", _parse_text),
+    "json_schema": ("a JSON schema: an object, or its text", _parse_schema),
+    "regex": ("text", _parse_text),
+    "grammar": ("the text of a Lark grammar", _parse_text),
 }

@@ -119,7 +119,6 @@ class Reroute(Protocol):
         ``sentences``: the answer's sentences so far, as (index in ``new_tokens``, mixture); the first is at 0 with
         ``request.mixture``.
         """
-        ...
 
 
 def slice_spans(spans: Iterable[tuple[int, Mixture]], start: int, stop: int) -> Spans:

@@ -1,8 +1,8 @@
 """Attend the prompts of a pass in one call: FlashAttention-2 (arXiv 2307.08691) over concatenated sequences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 
@@ -25,8 +25,7 @@ def _is_supported(shape: LayerShape) -> bool:
     return is_half and dim == shape.value_dim and dim % 8 == 0 and dim <= _MAX_HEAD_DIM and not shape.capped
 
 
-@dataclass(frozen=True, eq=False)
-class SequenceBounds:
+class SequenceBounds(NamedTuple):
     """Cumulative lengths of ``queries`` and ``keys`` [sequences + 1], int32, and the longest of each."""
 
     queries: torch.Tensor
@@ -48,10 +47,7 @@ def attention(
         query,
         key,
         value,
-        bounds.queries,
-        bounds.keys,
-        bounds.max_queries,
-        bounds.max_keys,
+        *bounds,
         0.0,
         options.window is None,
         return_debug_mask=False,

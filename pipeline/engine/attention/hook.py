@@ -1,7 +1,5 @@
 """Replace the attention of a transformers model during a pass, and find the shapes of its layers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,24 +86,19 @@ class PackedAttention:
 
     def forward(self, step: Step, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Run packed tokens [1 x tokens], and return the logits [kept x vocab] of those at the indices ``kept``."""
-        with self._active():
-            output = self.model(
-                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, packed=step
-            )
-        logits: torch.Tensor = output.logits[0]
-        return logits
-
-    @contextmanager
-    def _active(self) -> Iterator[None]:
-        """Replace the attention during a pass only, so that others can use the model in between."""
+        # The attention is replaced during a pass only, so that others can use the model in between.
         before = [config._attn_implementation_internal for config in self._configs]
         for config in self._configs:
             config._attn_implementation_internal = _NAME
         try:
-            yield
+            output = self.model(
+                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, packed=step
+            )
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation_internal = name
+        logits: torch.Tensor = output.logits[0]
+        return logits
 
     def _check_layers(self, shapes: dict[int, LayerShape]) -> None:
         config, name = self.model.config.get_text_config(), type(self.model).__name__

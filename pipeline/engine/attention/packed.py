@@ -70,6 +70,6 @@ def _make_parts(
         parts.append(FlashPart(start, together, device))
         start = parts[-1].stop
     for segment in apart:
-        parts.append(ChunkPart(start, segment, device))
+        parts.append(ChunkPart(start, segment))
         start = parts[-1].stop
     return parts

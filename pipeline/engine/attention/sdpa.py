@@ -86,17 +86,17 @@ class DecodePart:
 class ChunkPart:
     """Consecutive tokens, or branches, of one sequence: a causal chunk of its prompt."""
 
-    def __init__(self, start: int, segment: Segment, device: torch.device) -> None:
+    def __init__(self, start: int, segment: Segment) -> None:
         self.start, self.stop = start, start + len(segment.tokens)
-        self._segment, self._end, self._device = segment, segment.end, device
-        self._masks: dict[int | None, torch.Tensor | None] = {}
+        self._segment = segment
+        self._masks: dict[int | None, torch.Tensor] = {}
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """Write and attend: [tokens x query heads x dim] of packed queries, keys and values [heads x tokens x dim]."""
         segment = self._segment
-        keys, values = (buffer[segment.slot.index, :, : self._end] for buffer in segment.slot.lane.buffers[layer])
+        keys, values = (buffer[segment.slot.index, :, : segment.end] for buffer in segment.slot.lane.buffers[layer])
         keys[:, segment.start :] = key[:, self.start : self.stop]
         values[:, segment.start :] = value[:, self.start : self.stop]
         heads, key_heads = query.shape[0], keys.shape[0]
@@ -109,22 +109,18 @@ class ChunkPart:
     def _mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
         """Additive mask [tokens x end]; None if the tokens are a whole prompt, which the causal flag covers."""
         segment = self._segment
-        if segment.start == 0 and segment.branch_mask is None and (window is None or window >= self._end):
+        if segment.start == 0 and segment.branch_mask is None and (window is None or window >= segment.end):
             return None
         if window not in self._masks:
-            self._masks[window] = self._make_mask(window).to(like)
+            own = torch.tensor([*(segment.positions or range(segment.start, segment.end))], device=like.device)
+            positions = torch.cat([torch.arange(segment.start, device=like.device), own])
+            visible = positions <= own.unsqueeze(1)
+            if segment.branch_mask is not None:
+                visible[:, segment.start :] = segment.branch_mask.to(like.device)
+            if window is not None:
+                visible &= positions > own.unsqueeze(1) - window
+            self._masks[window] = like.new_zeros(visible.shape).masked_fill_(~visible, float("-inf"))
         return self._masks[window]
-
-    def _make_mask(self, window: int | None) -> torch.Tensor:
-        segment = self._segment
-        own = torch.tensor([*(segment.positions or range(segment.start, self._end))], device=self._device)
-        positions = torch.cat([torch.arange(segment.start, device=self._device), own])
-        visible = positions <= own.unsqueeze(1)
-        if segment.branch_mask is not None:
-            visible[:, segment.start :] = segment.branch_mask.to(self._device)
-        if window is not None:
-            visible &= positions > own.unsqueeze(1) - window
-        return torch.zeros(visible.shape, device=self._device).masked_fill_(~visible, float("-inf"))
 
 
 def _attention(

@@ -120,11 +120,9 @@ class Evictable(Protocol):
     @property
     def positions(self) -> int:
         """Positions that it holds."""
-        ...
 
     def evict_oldest(self) -> bool:
         """Free a part of it; False if it holds nothing."""
-        ...
 
 
 class SlotCache:
@@ -165,12 +163,8 @@ class SlotCache:
         larger = self.allocate(preferred) or self.allocate(length)
         if larger is not None:
             larger.fill(list(slot.views(slot.length)), slot.length)
-            self.release(slot)
+            slot.lane.release(slot)
         return larger
-
-    def release(self, slot: Slot) -> None:
-        """Free a slot."""
-        slot.lane.release(slot)
 
     def compact(self) -> None:
         """Close the gaps of freed slots, so that attention does not read them."""
@@ -185,12 +179,15 @@ class SlotCache:
         return min(blocks * BLOCK, self.limit)
 
     def _grow_lane(self, lane: Lane) -> bool:
-        """Grow a lane by half, or by the one slot that is needed; False if the budget does not allow it."""
+        """Grow a lane by half, or by one slot, freeing unused memory if needed; False if it exceeds the budget."""
         for added in {max(1, len(lane.slots) // 2): None, 1: None}:
             if self._has_budget(added * lane.capacity):
                 lane.resize(len(lane.slots) + added)
                 return True
-        self._trim()
+        for other in self.lanes.values():
+            if other.free_count:
+                other.compact()
+                other.resize(len(other.slots) - other.free_count)
         while not self._has_budget(lane.capacity):
             if not (self._evictable and self._evictable.evict_oldest()):
                 return False
@@ -199,10 +196,3 @@ class SlotCache:
 
     def _has_budget(self, positions: int) -> bool:
         return self.positions + positions <= self.limit
-
-    def _trim(self) -> None:
-        """Free the memory of unused slots."""
-        for lane in self.lanes.values():
-            if lane.free_count:
-                lane.compact()
-                lane.resize(len(lane.slots) - lane.free_count)

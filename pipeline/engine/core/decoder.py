@@ -44,7 +44,7 @@ class Decoder:
         sampling = self.sampling_of(request)
         problem = sampling_problem(sampling)
         if sampling.choices:
-            problem = "choices are scored, not generated (pipeline.engine.choose)"
+            problem = "choices are scored, not generated (pipeline.engine.scoring.choices.choose)"
         if any(not 0 <= token < self.vocabulary for token in sampling.stop_token_ids):
             problem = f"stop_token_ids: outside the model's vocabulary of {self.vocabulary}"
         if not problem and sampling.constraint:
@@ -92,7 +92,12 @@ class Decoder:
         seq.new_tokens.append(token)
         if seq.token_counts:
             seq.token_counts.add(token)
-        if self._is_stop(seq, token):
+        if (
+            token in self.end_tokens
+            or token in seq.sampling.stop_token_ids
+            or (seq.stop_scanner and seq.stop_scanner.add(token))
+            or (seq.matcher and seq.matcher.is_complete)
+        ):
             seq.finish_reason = "stop"
         elif len(seq.new_tokens) >= seq.sampling.max_new_tokens:
             seq.finish_reason = "length"
@@ -129,11 +134,8 @@ class Decoder:
         short = [row for row, seq in enumerate(seqs) if seq.is_below_min_tokens]
         mask_tokens(logits, short, [self._end_tokens_of(seqs[row]) for row in short])
         counted = [(row, seq.token_counts) for row, seq in enumerate(seqs) if seq.token_counts]
-        if counted:
-            rows = [row for row, _ in counted]
-            penalised = logits[rows]
-            apply_penalties(penalised, [counts for _, counts in counted], [seqs[row].sampling for row in rows])
-            logits[rows] = penalised
+        rows = [row for row, _ in counted]
+        apply_penalties(logits, rows, [counts for _, counts in counted], [seqs[row].sampling for row in rows])
         return choose_tokens(logits, [seq.sampling for seq in seqs], [seq.generator for seq in seqs])
 
     def _add_logprobs(self, seqs: list[Sequence], logits: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -151,13 +153,6 @@ class Decoder:
         for (_, seq, count), logprob, top_ids, top_values in zip(wanted, chosen, ids, values, strict=True):
             seq.logprobs.append((logprob, list(zip(top_ids[:count], top_values[:count], strict=True))))
 
-    def _is_stop(self, seq: Sequence, token: int) -> bool:
-        if token in self.end_tokens or token in seq.sampling.stop_token_ids:
-            return True
-        if seq.stop_scanner and seq.stop_scanner.add(token):
-            return True
-        return seq.matcher is not None and seq.matcher.is_complete
-
     def _end_tokens_of(self, seq: Sequence) -> set[int]:
         return self.end_tokens.union(seq.sampling.stop_token_ids)
 
@@ -168,13 +163,11 @@ class Decoder:
         return self._text(seq.new_tokens[:-1] if is_cut else seq.new_tokens)
 
     def _logprobs(self, seq: Sequence) -> tuple[TokenLogprob, ...]:
-        return tuple(
-            TokenLogprob(token, self._token_text(token), logprob, self._top(top))
-            for token, (logprob, top) in zip(seq.new_tokens, seq.logprobs, strict=True)
-        )
-
-    def _top(self, top: list[tuple[int, float]]) -> tuple[TokenLogprob, ...]:
-        return tuple(TokenLogprob(token, self._token_text(token), logprob) for token, logprob in top)
+        found = []
+        for token, (logprob, top) in zip(seq.new_tokens, seq.logprobs, strict=True):
+            alternatives = tuple(TokenLogprob(other, self._token_text(other), value) for other, value in top)
+            found.append(TokenLogprob(token, self._token_text(token), logprob, alternatives))
+        return tuple(found)
 
     def _text(self, tokens: list[int], special: bool = False) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=not special))

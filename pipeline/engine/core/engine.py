@@ -10,7 +10,8 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine.attention.slots import SlotCache
-from pipeline.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
+from pipeline.engine.graphs.decode import DecodeGraphs
+from pipeline.engine.graphs.record import CudaRecorder, Recorder
 from pipeline.engine.model_runner import ModelRunner
 from pipeline.engine.request import Outcome, Request, Reroute, Sampling
 from pipeline.engine.sampling.constraints import Constraints
@@ -20,7 +21,7 @@ from .decoder import Decoder
 from .limits import PromptLimits, context_length, end_tokens
 from .loop import GenerationLoop
 from .prefixes import PrefixStore
-from .scheduler import Scheduler, SchedulerLimits
+from .scheduler import Scheduler
 
 _ADMIT_FRACTION = 8  # if decode steps are recorded, an eighth of the batch must be free before prompts are admitted
 _MIN_PREFILL_TOKENS = 64  # per pass
@@ -60,8 +61,8 @@ class Engine:
         loop = self.new_loop(sampling, reroute)
         source = iter(requests)
         has_more = True
-        while has_more or loop.is_busy:
-            while has_more and loop.wants_requests:
+        while has_more or loop.scheduler.is_busy:
+            while has_more and loop.scheduler.wants_sequences:
                 request = next(source, None)
                 if request is None:
                     has_more = False
@@ -75,9 +76,8 @@ class Engine:
         runner = DecodeGraphs(self.runner, self.recorder) if self.recorder else self.runner
         is_recorded = isinstance(runner, DecodeGraphs) and runner.can_record
         min_free = max(1, settings.batch_size // _ADMIT_FRACTION) if is_recorded else 1
-        limits = SchedulerLimits(settings.batch_size, settings.prefill_tokens, settings.max_waiting, min_free)
         prefixes = PrefixStore(settings.reuse_prefixes)
-        scheduler = Scheduler(self.new_cache(prefixes), prefixes, limits)
+        scheduler = Scheduler(self.new_cache(prefixes), prefixes, settings, min_free)
         decoder = Decoder(self.tokenizer, self.constraints, self.vocabulary, self.end_tokens, settings.seed, sampling)
         return GenerationLoop(runner, self.limits, decoder, scheduler, reroute)
 

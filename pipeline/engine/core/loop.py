@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.engine.attention.segment import Segment
-from pipeline.engine.graphs import DecodeGraphs
+from pipeline.engine.graphs.decode import DecodeGraphs
 from pipeline.engine.model_runner import ModelRunner
 from pipeline.engine.request import Failure, Outcome, Request, Reroute
 from pipeline.engine.sequence import Sequence
@@ -13,7 +13,7 @@ from pipeline.engine.sequence import Sequence
 from .decoder import Decoder
 from .limits import PromptLimits
 from .parallel_sampling import ParallelSampling
-from .scheduler import Scheduled, Scheduler
+from .scheduler import Scheduler
 
 
 @dataclass(eq=False)
@@ -27,16 +27,6 @@ class GenerationLoop:
     reroute: Reroute | None
     _parallel_sampling: ParallelSampling = field(default_factory=ParallelSampling)
 
-    @property
-    def wants_requests(self) -> bool:
-        """Whether another request should be added before the next step."""
-        return self.scheduler.wants_sequences
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is unanswered."""
-        return self.scheduler.is_busy
-
     def add(self, request: Request) -> Failure | None:
         """Queue a request; return the failure of one that cannot be run."""
         sampling = self.decoder.sampling_of(request)
@@ -49,20 +39,16 @@ class GenerationLoop:
     @torch.inference_mode()
     def step(self) -> list[tuple[Request, Outcome]]:
         """Run one pass, and return the requests that it answers."""
-        if not self.is_busy:
+        if not self.scheduler.is_busy:
             return []
         scheduled = self.scheduler.schedule()
-        seqs, logits = self._run(scheduled)
+        segments = {_segment(seq, num_tokens): seq for seq, num_tokens in scheduled}
+        packed, logits = self.runner.forward([*segments], self.scheduler.expected_tokens())
         self.scheduler.update(scheduled)
+        seqs = [segments[segment] for segment in packed if segment.kept]
         if seqs:
             self.decoder.choose(seqs, logits.float())
         return self._finish(seqs)
-
-    def _run(self, scheduled: list[Scheduled]) -> tuple[list[Sequence], torch.Tensor]:
-        """Run a pass; return the sequences whose next token is to be chosen, and their logits."""
-        segments = {_segment(seq, num_tokens): seq for seq, num_tokens in scheduled}
-        packed, logits = self.runner.forward([*segments], self.scheduler.expected_tokens())
-        return [segments[segment] for segment in packed if segment.kept], logits
 
     def _finish(self, seqs: list[Sequence]) -> list[tuple[Request, Outcome]]:
         """Take finished sequences out of the batch; let the others start a sentence with a mixture of its own."""

@@ -52,7 +52,6 @@ class PrefixStore:
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        self.saved_tokens = 0
         self._enabled = enabled
         self._keys: dict[Sequence, list[Key]] = {}  # of waiting sequences
         self._waiting: Counter[Key] = Counter()
@@ -88,7 +87,6 @@ class PrefixStore:
             assert seq.slot is not None
             seq.slot.fill(prefix.parts, length)
             seq.num_computed = length
-            self.saved_tokens += length
             self._kept.move_to_end(prefix)
         shared = next((blocks for blocks in range(len(keys), 0, -1) if keys[blocks - 1] in self._waiting), 0)
         if shared < _MIN_BLOCKS or shared * BLOCK <= seq.num_computed or not self._make_room(shared * BLOCK, cache):

@@ -2,10 +2,10 @@
 
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pipeline.engine.attention.slots import SlotCache
 from pipeline.engine.sequence import Sequence
+from pipeline.engine.settings import EngineSettings
 
 from .prefixes import PrefixStore
 
@@ -15,34 +15,23 @@ Scheduled = tuple[Sequence, int]
 """A sequence, and how many of its next tokens run."""
 
 
-@dataclass(frozen=True)
-class SchedulerLimits:
-    """``max_running`` sequences; ``prefill_tokens`` of prompts per pass; ``max_waiting`` sequences read ahead.
-
-    ``min_free``: sequences fewer than ``max_running`` that must run before some are admitted. If decode steps are
-    recorded, a pass with prompts is slow: few passes with many prompts are better than many with few.
-    """
-
-    max_running: int
-    prefill_tokens: int
-    max_waiting: int
-    min_free: int = 1
-
-
 class Scheduler:
     """Continuous batching (Orca, OSDI 2022) with chunked prefill beside decoding (Sarathi, arXiv 2308.16369).
 
     Of the waiting sequences, the one with the longest prompt is admitted first, so that similar lengths run together;
     but none is overtaken more than ``max_waiting`` times. If the cache is full, the sequence that was admitted last is
     preempted: its tokens are kept and computed again later.
+
+    ``min_free``: number of sequences that must be missing from a full batch before some are admitted. If decode steps
+    are recorded, a pass with prompts is slow: few passes with many prompts are better than many with few.
     """
 
-    def __init__(self, cache: SlotCache, prefixes: PrefixStore, limits: SchedulerLimits) -> None:
+    def __init__(self, cache: SlotCache, prefixes: PrefixStore, settings: EngineSettings, min_free: int = 1) -> None:
         self.cache = cache
         self.prefixes = prefixes
-        self.limits = limits
+        self.settings = settings
+        self.min_free = min_free
         self.running: list[Sequence] = []  # in the order of admission
-        self.preemptions = 0
         self._waiting: list[Sequence] = []  # in the order of arrival
         self._preempted: list[Sequence] = []  # in the order of admission
         self._admissions = 0
@@ -51,7 +40,7 @@ class Scheduler:
     @property
     def wants_sequences(self) -> bool:
         """Whether another sequence should be added before the next pass."""
-        return len(self._waiting) < self.limits.max_waiting
+        return len(self._waiting) < self.settings.max_waiting
 
     @property
     def num_waiting(self) -> int:
@@ -74,7 +63,7 @@ class Scheduler:
         for seq in [*self.running]:
             if seq.slot is not None:  # not preempted for an earlier sequence
                 self._grow_slot(seq)
-        budget = self.limits.prefill_tokens
+        budget = self.settings.prefill_tokens
         scheduled: list[Scheduled] = []
         for seq in self.running:
             uncomputed = seq.num_tokens - seq.num_computed
@@ -83,8 +72,9 @@ class Scheduler:
             budget -= 0 if is_decode else count
             if count:
                 scheduled.append((seq, count))
-        can_admit = len(self.running) + self.limits.min_free <= self.limits.max_running
-        while can_admit and budget > 0 and len(self.running) < self.limits.max_running and (admitted := self._admit()):
+        max_running = self.settings.batch_size
+        can_admit = len(self.running) + self.min_free <= max_running
+        while can_admit and budget > 0 and len(self.running) < max_running and (admitted := self._admit()):
             count = min(admitted.num_tokens - admitted.num_computed, budget)
             budget -= count
             scheduled.append((admitted, count))
@@ -108,7 +98,7 @@ class Scheduler:
         """Take a sequence out of the batch and free its slot."""
         assert seq.slot is not None
         self.running.remove(seq)
-        self.cache.release(seq.slot)
+        seq.slot.lane.release(seq.slot)
         seq.slot, seq.num_computed = None, 0
         self.prefixes.cancel(seq)
 
@@ -138,7 +128,7 @@ class Scheduler:
         Sequences are skipped while another one computes a prefix of theirs.
         """
         overdue = [
-            seq for seq in self._waiting[:1] if self._admissions - self._arrivals[seq] >= self.limits.max_waiting
+            seq for seq in self._waiting[:1] if self._admissions - self._arrivals[seq] >= self.settings.max_waiting
         ]
         by_length = sorted(self._waiting, key=lambda seq: -seq.num_tokens)
         candidates = self._preempted or [*overdue, *by_length]
@@ -150,13 +140,9 @@ class Scheduler:
         headroom = min(_HEADROOM, seq.max_remaining)
         while (slot := self.cache.grow(seq.slot, seq.num_tokens, seq.num_tokens + headroom)) is None:
             youngest = self.running[-1]
-            self._preempt(youngest)
+            self.finish(youngest)
+            insort(self._preempted, youngest, key=lambda s: s.admission)
+            self.prefixes.add(youngest)
             if youngest is seq:
                 return
         seq.slot = slot
-
-    def _preempt(self, seq: Sequence) -> None:
-        self.finish(seq)
-        self.preemptions += 1
-        insort(self._preempted, seq, key=lambda s: s.admission)
-        self.prefixes.add(seq)

@@ -41,7 +41,6 @@ class DecodeGraphs:
     """
 
     def __init__(self, runner: ModelRunner, recorder: Recorder) -> None:
-        self.replays = 0
         self._runner, self._recorder = runner, recorder
         self._recorded: OrderedDict[_Key, _RecordedStep] = OrderedDict()
         self._runs: Counter[_Key] = Counter()
@@ -98,8 +97,13 @@ class DecodeGraphs:
         self._runs.clear()
         self._evict(forms)
         step.fill(segments)
+
+        def run() -> torch.Tensor:
+            step.start_pass()
+            return self._runner.attention.forward(step, step.ids, step.positions, step.kept)
+
         try:
-            recording = self._recorder(lambda: self._run(step))
+            recording = self._recorder(run)
         except RuntimeError as error:
             self._has_failed = True
             _log.warning("engine: decode steps run without CUDA graphs: %s", str(error).splitlines()[0])
@@ -107,17 +111,12 @@ class DecodeGraphs:
         self._recorded[key] = _RecordedStep(step, shape, forms, recording)
         return self._recorded[key]
 
-    def _run(self, step: StaticStep) -> torch.Tensor:
-        step.start_pass()
-        return self._runner.attention.forward(step, step.ids, step.positions, step.kept)
-
     def _replay(self, recorded: _RecordedStep, segments: Sequence[Segment], forms: list[Union | None]) -> None:
         recorded.step.fill(segments)
         for held, current in zip(recorded.forms, forms, strict=True):
             if held is not None and current is not None and held is not current:
                 held.reweight(current.weights)
         recorded.recording.replay()
-        self.replays += 1
 
     def _evict(self, forms: list[Union | None]) -> None:
         """Drop recordings whose lanes or panels no longer exist, and the oldest above the maximum."""

@@ -1,8 +1,7 @@
 """Record the kernels of a function, and replay them without it."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,21 +47,16 @@ class CudaRecorder:
         # Kernels of other threads (scoring of choices) are not recorded.
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
-        with torch.cuda.stream(self._stream), _no_collection():
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        was_enabled = gc.isenabled()
+        with torch.cuda.stream(self._stream):
+            gc.disable()
             try:
-                output = run()
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    output = run()
+                finally:
+                    graph.capture_end()
             finally:
-                graph.capture_end()
+                if was_enabled:
+                    gc.enable()
         return Recording(graph.replay, output)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,8 +1,7 @@
 """Hold answers to a JSON schema, a regex or a grammar with llguidance (https://github.com/guidance-ai/llguidance)."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ class Constraints:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._end_tokens = sorted(end_tokens)
-        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._compile = lru_cache(_MAX_COMPILED)(self._compile_uncached)
 
     def problem(self, constraint: Constraint) -> str | None:
         """Return why answers cannot be held to this constraint, in one line; None if they can."""
@@ -33,9 +32,7 @@ class Constraints:
             compiled = self._compile(constraint)
         except (ImportError, ValueError) as error:
             return str(error)
-        if not compiled.is_error():
-            return None
-        return f"{constraint.kind}: {' '.join(compiled.get_error().split())[:200]}"
+        return f"{constraint.kind}: {_error(compiled)}" if compiled.is_error() else None
 
     def matcher(self, constraint: Constraint) -> "Matcher":
         """Make the matcher of an answer without tokens. Call only if there is no `problem`."""
@@ -52,21 +49,14 @@ class Constraints:
             )
         return from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_tokens)
 
-    def _compile(self, constraint: Constraint) -> Any:
-        if constraint in self._compiled:
-            self._compiled.move_to_end(constraint)
-            return self._compiled[constraint]
+    def _compile_uncached(self, constraint: Constraint) -> Any:
         try:
             from llguidance import LLMatcher
         except ImportError:
             raise ImportError(
                 "json_schema, regex and grammar need the package llguidance: pip install 'loraloom[guided]'"
             ) from None
-        compiled = LLMatcher(self._library_tokenizer, _grammar(constraint), log_level=0)
-        self._compiled[constraint] = compiled
-        if len(self._compiled) > _MAX_COMPILED:
-            self._compiled.popitem(last=False)
-        return compiled
+        return LLMatcher(self._library_tokenizer, _grammar(constraint), log_level=0)
 
 
 class Matcher:
@@ -94,7 +84,11 @@ class Matcher:
     @property
     def error(self) -> str:
         """The library's error, in one line."""
-        return " ".join(self._compiled.get_error().split())[:200]
+        return _error(self._compiled)
+
+
+def _error(compiled: Any) -> str:
+    return " ".join(compiled.get_error().split())[:200]
 
 
 def _grammar(constraint: Constraint) -> str:

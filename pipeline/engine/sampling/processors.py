@@ -34,24 +34,30 @@ class TokenCounts:
         return self._counts[: len(self._indices)]
 
 
-def apply_penalties(logits: torch.Tensor, token_counts: Sequence[TokenCounts], settings: Sequence[Sampling]) -> None:
-    """Apply the penalties of each row to logits [rows x vocab], in place.
+def apply_penalties(
+    logits: torch.Tensor, rows: Sequence[int], token_counts: Sequence[TokenCounts], settings: Sequence[Sampling]
+) -> None:
+    """Apply penalties to the logits of each of ``rows``, in place.
 
     For tokens of prompt or answer, a positive logit is divided by ``repetition_penalty``, a negative one multiplied by
     it (CTRL, arXiv 1909.05858, as in transformers and vLLM). Then ``frequency_penalty`` times the token's count in the
     answer is subtracted, and ``presence_penalty`` if that count is not 0 (OpenAI API reference, vLLM).
     """
+    if not rows:
+        return
     device = logits.device
-    rows = torch.repeat_interleave(torch.tensor([len(row.ids) for row in token_counts])).to(device)
+    repeats = torch.tensor([len(row.ids) for row in token_counts])
+    indices = torch.tensor(rows).repeat_interleave(repeats).to(device)
     ids = torch.cat([row.ids for row in token_counts]).to(device)
     counts = torch.cat([row.counts for row in token_counts]).to(device)
 
     def setting(name: str) -> torch.Tensor:
-        return torch.tensor([getattr(own, name) for own in settings], dtype=logits.dtype, device=device)[rows]
+        values = torch.tensor([getattr(own, name) for own in settings], dtype=logits.dtype)
+        return values.repeat_interleave(repeats).to(device)
 
-    values, repetition = logits[rows, ids], setting("repetition_penalty")
+    values, repetition = logits[indices, ids], setting("repetition_penalty")
     values = torch.where(values > 0, values / repetition, values * repetition)
-    logits[rows, ids] = values - setting("frequency_penalty") * counts - setting("presence_penalty") * (counts > 0)
+    logits[indices, ids] = values - setting("frequency_penalty") * counts - setting("presence_penalty") * (counts > 0)
 
 
 def mask_tokens(logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[Collection[int]]) -> None:

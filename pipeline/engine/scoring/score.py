@@ -15,9 +15,6 @@ from pipeline.engine.request import Failure, Request
 # choices may have an eighth of the token budget.
 _LOGIT_FRACTION = 8
 
-Branch = tuple[int, int, Sequence[int]]
-"""One choice: the index of its prompt in the group, its index among the prompt's choices, and its token ids."""
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -27,7 +24,7 @@ class Choices:
     choices: Sequence[Sequence[int]]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Prompt:
     """A prompt of ``length`` tokens in its slot, and the sums of its choices."""
 
@@ -35,6 +32,10 @@ class _Prompt:
     slot: Slot
     length: int
     sums: list[float] = field(init=False)
+
+
+_Branch = tuple[_Prompt, int, Sequence[int]]
+"""One choice: its prompt, its index among the prompt's choices, and its token ids."""
 
 
 @torch.inference_mode()
@@ -63,12 +64,12 @@ def score_choices(
         group = _allocate_group(cache, valid[start:], token_budget)
         _prefill(engine, group)
         for batch in _batches(group, token_budget // _LOGIT_FRACTION):
-            _add_branches(engine, group, batch)
+            _add_branches(engine, batch)
         for prompt in group:
             is_finite = torch.tensor(prompt.sums).isfinite().all()
             failure = Failure("NonFiniteLogits", "the model gave NaN or infinite logits")
             yield prompt.item, prompt.sums if is_finite else failure
-            cache.release(prompt.slot)
+            prompt.slot.lane.release(prompt.slot)
         start += len(group)
 
 
@@ -102,44 +103,39 @@ def _prefill(engine: Engine, group: list[_Prompt]) -> None:
         prompt.sums = [float(logprobs[tokens[0]]) for tokens in prompt.item.choices]
 
 
-def _batches(group: Sequence[_Prompt], max_tokens: int) -> Iterator[list[Branch]]:
+def _batches(group: Sequence[_Prompt], max_tokens: int) -> Iterator[list[_Branch]]:
     """Batch choices of two tokens or more: at most ``max_tokens`` tokens each, within the free room of their slots."""
-    batch: list[Branch] = []
-    free: dict[int, int] = {}
-    branches = (
-        (index, choice, tokens) for index, p in enumerate(group) for choice, tokens in enumerate(p.item.choices)
-    )
-    for branch in branches:
-        index, _, tokens = branch
-        length = len(tokens) - 1
-        if not length:
-            continue
-        capacity = group[index].slot.lane.capacity - group[index].length
-        num_tokens = sum(len(other) - 1 for _, _, other in batch)
-        if batch and (num_tokens + length > max_tokens or free.get(index, capacity) < length):
-            yield batch
-            batch, free = [], {}
-        free[index] = free.get(index, capacity) - length
-        batch.append(branch)
+    batch: list[_Branch] = []
+    num_tokens = 0
+    for prompt in group:
+        free = capacity = prompt.slot.lane.capacity - prompt.length
+        for choice, tokens in enumerate(prompt.item.choices):
+            length = len(tokens) - 1
+            if batch and length and (num_tokens + length > max_tokens or length > free):
+                yield batch
+                batch, num_tokens, free = [], 0, capacity
+            if length:
+                batch.append((prompt, choice, tokens))
+                num_tokens, free = num_tokens + length, free - length
     if batch:
         yield batch
 
 
-def _add_branches(engine: Engine, group: Sequence[_Prompt], batch: Sequence[Branch]) -> None:
+def _add_branches(engine: Engine, batch: Sequence[_Branch]) -> None:
     """Add the log probabilities of all tokens but the first, with a pass over all tokens but the last."""
-    by_prompt: dict[int, list[tuple[int, Sequence[int]]]] = {}
-    for index, choice, tokens in batch:
-        by_prompt.setdefault(index, []).append((choice, tokens))
-    segments = {_branch_segment(group[index], [t[:-1] for _, t in own]): index for index, own in by_prompt.items()}
+    by_prompt: dict[_Prompt, list[tuple[int, Sequence[int]]]] = {}
+    for prompt, choice, tokens in batch:
+        by_prompt.setdefault(prompt, []).append((choice, tokens))
+    segments = {_branch_segment(prompt, [t[:-1] for _, t in own]): prompt for prompt, own in by_prompt.items()}
     packed, logits = engine.runner.forward([*segments])
     start = 0
     for segment in packed:
-        index = segments[segment]
-        for choice, tokens in by_prompt[index]:
+        prompt = segments[segment]
+        for choice, tokens in by_prompt[prompt]:
             targets = torch.tensor(tokens[1:], device=logits.device).unsqueeze(1)
             # Choice by choice: an fp32 copy of all logits would double the memory of the largest tensor here.
             logprobs = logits[start : start + len(targets)].float().log_softmax(1)
-            group[index].sums[choice] += float(logprobs.gather(1, targets).sum())
+            prompt.sums[choice] += float(logprobs.gather(1, targets).sum())
             start += len(targets)
 
 

@@ -9,17 +9,14 @@ import torch
 from pipeline.engine.core.engine import Engine
 from pipeline.engine.request import Failure, Outcome, Request
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-
 Run = Callable[[Sequence[Request]], Iterable[tuple[Request, Outcome]]]
 """Answers requests with the engine; may raise."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of the device or of the machine ran out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
-    )
+    is_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_on_cpu
 
 
 @dataclass(frozen=True)

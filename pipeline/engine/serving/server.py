@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from pipeline.engine.backend import EngineLoad
@@ -13,13 +13,8 @@ from pipeline.engine.request import Outcome, Request, Reroute, Sampling
 
 from .recovery import Recovery
 
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A request, as an object of its own, and the future of its outcome."""
-
-    request: Request
-    outcome: "Future[Outcome]"
+_Job = tuple[Request, Future[Outcome]]
+"""A request, as an object of its own, and the future of its outcome."""
 
 
 class EngineServer:
@@ -46,17 +41,17 @@ class EngineServer:
 
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
         """Answer the requests, in order; blocks until all are answered. Raises `RuntimeError` if closed."""
-        jobs = [_Job(replace(request), Future()) for request in requests]
+        jobs = [(replace(request), Future[Outcome]()) for request in requests]
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the engine server is closed")
             self._waiting.extend(jobs)
             self._changed.notify_all()
-        return [job.outcome.result() for job in jobs]
+        return [outcome.result() for _, outcome in jobs]
 
     def load(self) -> EngineLoad:
         """Return the current load; called from other threads, so its numbers may be of different moments."""
-        scheduler, counts = self._loop.scheduler, self.engine.lora.residency.counts
+        scheduler, residency = self._loop.scheduler, self.engine.lora.residency
         running = [*scheduler.running]
         return EngineLoad(
             len(running),
@@ -65,8 +60,8 @@ class EngineServer:
             len({seq.mixture for seq in running}),
             scheduler.cache.positions,
             scheduler.cache.limit,
-            counts.loads,
-            counts.evictions,
+            residency.loads,
+            residency.evictions,
         )
 
     def close(self) -> None:
@@ -77,21 +72,20 @@ class EngineServer:
         self._thread.join()
 
     def _serve(self) -> None:
+        """Answer requests until the server is closed and none remains."""
         try:
-            while self._wait():
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                    if not self._waiting:
+                        return
                 self._run()
         except BaseException as error:  # callers would wait for ever
             with self._changed:
                 self._is_closed = True
-                for job in [*self._in_flight.values(), *self._waiting]:
-                    job.outcome.set_exception(error)
+                for _, outcome in [*self._in_flight.values(), *self._waiting]:
+                    outcome.set_exception(error)
             raise
-
-    def _wait(self) -> bool:
-        """Wait for a request; false once the server is closed and none remains."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            return bool(self._waiting)
 
     def _run(self) -> None:
         """Step until no request is left. After an error, answer those in flight apart from the others."""
@@ -101,21 +95,22 @@ class EngineServer:
                     self._step()
         except Exception as error:
             self._loop = self._new_loop()
-            requests = [job.request for job in self._in_flight.values()]
+            requests = [request for request, _ in self._in_flight.values()]
             for request, outcome in self._recovery.recover(error, requests, self._generate):
                 self._finish(request, outcome)
             self._loop = self._new_loop()
 
     def _step(self) -> None:
         """Add jobs that the loop wants, run one pass, and finish the jobs that it answers."""
-        while self._waiting and self._loop.wants_requests:
-            job = self._waiting.popleft()
-            self._in_flight[id(job.request)] = job  # before `add`, which may raise
-            problem = self._loop.add(job.request)
+        while self._waiting and self._loop.scheduler.wants_sequences:
+            request, future = self._waiting.popleft()
+            self._in_flight[id(request)] = request, future  # before `add`, which may raise
+            problem = self._loop.add(request)
             if problem:
-                self._finish(job.request, problem)
+                self._finish(request, problem)
         for request, outcome in self._loop.step():
             self._finish(request, outcome)
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
-        self._in_flight.pop(id(request)).outcome.set_result(outcome)
+        _, future = self._in_flight.pop(id(request))
+        future.set_result(outcome)

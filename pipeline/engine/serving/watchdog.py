@@ -18,7 +18,9 @@ class Watchdog:
 
     def __init__(self, seconds: float, on_hang: Callable[[], None]) -> None:
         self._pass_starts: dict[int, float] = {}  # by thread
-        watch_passes(seconds, self._oldest, on_hang, "no pass ended")
+        watch_passes(
+            seconds, lambda: min([*self._pass_starts.values()], default=time.monotonic()), on_hang, "no pass ended"
+        )
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -35,9 +37,6 @@ class Watchdog:
         thread = threading.get_ident()
         if thread in self._pass_starts:
             self._pass_starts[thread] = time.monotonic()
-
-    def _oldest(self) -> float:
-        return min(list(self._pass_starts.values()), default=time.monotonic())
 
 
 def watch_passes(

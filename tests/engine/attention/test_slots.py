@@ -67,7 +67,7 @@ def test_contents_stay_and_the_budget_holds(actions: list[tuple[str, int]], limi
             mark = [*rows][size % len(rows)]
             slot, length = rows.pop(mark)
             if action == "release":
-                cache.release(slot)
+                slot.lane.release(slot)
             else:
                 larger = cache.grow(slot, length + size, length + 2 * size)
                 if larger is not None:
@@ -90,6 +90,6 @@ def test_less_than_half_of_a_slot_is_unused() -> None:
         assert slot is not None
         assert length <= slot.lane.capacity < max(2 * length, BLOCK + 1)
         sizes.add(slot.lane.capacity)
-        cache.release(slot)
+        slot.lane.release(slot)
     assert sorted(sizes)[:6] == [64, 128, 192, 256, 384, 512]
     assert len(sizes) < 16

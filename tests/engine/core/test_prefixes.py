@@ -102,7 +102,7 @@ def test_the_store_keeps_to_its_share_and_drops_what_was_used_least_recently(sto
             assert admit(store, seq) == expected
             run(store, seq)
             assert seq.slot is not None
-            store.cache.release(seq.slot)
+            seq.slot.lane.release(seq.slot)
         assert store.positions <= 500
     assert admit(store, waiting(store, range(19000, 19064), 15)) == 64
     assert admit(store, waiting(store, range(64), 15)) == 0

@@ -1,7 +1,6 @@
 """Any admission order, chunk size, budget and preemption gives the same answers; shared prefixes run once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -110,8 +109,8 @@ def run(loop: GenerationLoop, requests: Sequence[Request]) -> tuple[dict[str, Co
     waiting = [*requests]
     found: dict[str, Completion | Failure] = {}
     positions = []
-    while waiting or loop.is_busy:
-        while waiting and loop.wants_requests:
+    while waiting or loop.scheduler.is_busy:
+        while waiting and loop.scheduler.wants_sequences:
             assert loop.add(waiting.pop(0)) is None
         found |= {request.id: answer for request, answer in loop.step()}
         positions.append(loop.scheduler.cache.positions)
@@ -119,14 +118,19 @@ def run(loop: GenerationLoop, requests: Sequence[Request]) -> tuple[dict[str, Co
 
 
 @pytest.mark.parametrize("budget", [200, 420])
-def test_rows_that_lose_their_slot_go_on_where_they_were(make_engine: MakeEngine, budget: int) -> None:
+def test_rows_that_lose_their_slot_go_on_where_they_were(
+    make_engine: MakeEngine, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampling = Sampling(max_new_tokens=120, min_new_tokens=100, temperature=0.9)
     requests = [request for request in make_requests() if len(request.tokens) < 60][:7]
     alone = answers(make_engine(batch_size=1), requests, sampling, sentences)
     loop = make_engine(kv_tokens=budget).new_loop(sampling, sentences)
+    freed, finish = [], loop.scheduler.finish
+    monkeypatch.setattr(loop.scheduler, "finish", lambda seq: freed.append(seq) or finish(seq))
     found, positions = run(loop, requests)
     assert found == alone
-    assert loop.scheduler.preemptions > 3
+    preemptions = len(freed) - len(requests)
+    assert preemptions > 3
     assert max(positions) <= budget
 
 
@@ -148,8 +152,8 @@ def test_no_request_is_overtaken_more_often_than_the_look_ahead(
     waiting = [Request(str(n), tokens_of(n, length), Mixture()) for n, length in enumerate(lengths)]
     admitted: list[int] = []
     came: dict[int, int] = {}
-    while waiting or loop.is_busy:
-        while waiting and loop.wants_requests:
+    while waiting or loop.scheduler.is_busy:
+        while waiting and loop.scheduler.wants_sequences:
             request = waiting.pop(0)
             came[int(request.id)] = len(admitted)
             loop.add(request)
@@ -196,7 +200,7 @@ def test_a_pass_holds_no_more_prompt_tokens_than_set_and_never_makes_decoding_wa
         lambda module, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
     )
     step = 0
-    while loop.is_busy:
+    while loop.scheduler.is_busy:
         before = {row: len(row.new_tokens) for row in loop.scheduler.running if row.new_tokens}
         loop.step()
         assert sizes[-1] <= 16 + len(before)
@@ -209,13 +213,13 @@ def test_a_pass_holds_no_more_prompt_tokens_than_set_and_never_makes_decoding_wa
     assert sum(sizes) == sum(20 + n for n in range(12)) + 12 * 7
 
 
-def prompt_tokens(engine: Engine, requests: Sequence[Request], **more: Any) -> int:
+def prompt_tokens(engine: Engine, requests: Sequence[Request], loop: GenerationLoop | None = None) -> int:
     """Prompt tokens that run for these requests."""
     sizes: list[int] = []
     watch = engine.model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
     )
-    found, _ = run(engine.new_loop(FIXED, **more), requests)
+    found, _ = run(loop or engine.new_loop(FIXED), requests)
     watch.remove()
     assert all(isinstance(answer, Completion) for answer in found.values())
     return sum(sizes) - 7 * len(requests)
@@ -248,11 +252,10 @@ def test_a_prefix_with_sentences_is_shared_only_as_far_as_its_mixtures_are_the_s
 
 
 def test_a_prefix_is_kept_for_requests_that_come_later(make_engine: MakeEngine) -> None:
-    loop = make_engine(batch_size=4).new_loop(FIXED)
+    engine = make_engine(batch_size=4)
+    loop = engine.new_loop(FIXED)
     run(loop, with_template(A, 3))
-    saved = loop.scheduler.prefixes.saved_tokens
-    run(loop, with_template(A, 6, 3))
-    assert loop.scheduler.prefixes.saved_tokens == saved + 3 * 64
+    assert prompt_tokens(engine, with_template(A, 6, 3), loop) == 3 * 10
 
 
 @pytest.mark.parametrize(("rows", "share", "budget", "prefill"), [(8, 4, 900, 200), (6, 6, 300, 40)])
@@ -269,7 +272,7 @@ def test_rows_are_admitted_together(
     engine = make_engine(batch_size=rows, kv_tokens=budget, prefill_tokens=prefill)
     loop = engine.new_loop(SAMPLED, sentences)
     scheduler = loop.scheduler
-    scheduler.limits = replace(scheduler.limits, min_free=share)
+    scheduler.min_free = share
     schedule, scheduled = scheduler.schedule, []
 
     def noted() -> list[tuple[GeneratedSequence, int]]:
@@ -279,11 +282,11 @@ def test_rows_are_admitted_together(
 
     monkeypatch.setattr(scheduler, "schedule", noted)
     waiting, found = [*make_requests()], {}
-    while waiting or loop.is_busy:
-        while waiting and loop.wants_requests:
+    while waiting or loop.scheduler.is_busy:
+        while waiting and loop.scheduler.wants_sequences:
             assert loop.add(waiting.pop(0)) is None
         free, before = rows - len(scheduler.running), {*scheduler.running}
         found |= {request.id: answer for request, answer in loop.step()}
         assert scheduled
-        assert {*scheduled} <= before or free >= scheduler.limits.min_free
+        assert {*scheduled} <= before or free >= scheduler.min_free
     assert found == alone

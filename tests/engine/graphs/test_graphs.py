@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Engine, LoraSettings, Request, Sampling
 from pipeline.engine.core.loop import GenerationLoop
-from pipeline.engine.graphs import DecodeGraphs
+from pipeline.engine.graphs.decode import DecodeGraphs
 from pipeline.engine.graphs.record import Recording
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
@@ -77,17 +77,32 @@ class Engines:
 
     def compare(self, requests: Sequence[Request]) -> int:
         """The number of replayed steps, after both have given the same answers."""
+        replays = 0
+
+        def record_and_count(run: Callable[[], torch.Tensor]) -> Recording:
+            assert recorder is not None
+            recording = recorder(run)
+
+            def replay() -> None:
+                nonlocal replays
+                replays += 1
+                recording.replay()
+
+            return Recording(replay, recording.output)
+
+        recorder, self.recording.recorder = self.recording.recorder, record_and_count
         loop = self.recording.new_loop(Sampling())
+        self.recording.recorder = recorder
         answers = drain(loop, requests)
         assert answers == drain(self.plain.new_loop(Sampling()), requests)
         assert isinstance(loop.runner, DecodeGraphs)
-        return loop.runner.replays
+        return replays
 
 
 def drain(loop: GenerationLoop, requests: Sequence[Request]) -> dict[str, tuple[str, int]]:
     waiting, answers = list(requests), {}
-    while waiting or loop.is_busy:
-        while waiting and loop.wants_requests:
+    while waiting or loop.scheduler.is_busy:
+        while waiting and loop.scheduler.wants_sequences:
             assert loop.add(waiting.pop(0)) is None
         for request, answer in loop.step():
             assert isinstance(answer, Completion), answer
@@ -164,4 +179,4 @@ def test_rows_are_admitted_together_where_steps_are_recorded(tiny_model: Path, t
         engines = Engines(tiny_model, tiny_bank, mode)
         for engine, expected in ((engines.recording, recorded), (engines.plain, 1)):
             engine.settings = replace(engine.settings, batch_size=24)
-            assert engine.new_loop(Sampling()).scheduler.limits.min_free == expected
+            assert engine.new_loop(Sampling()).scheduler.min_free == expected

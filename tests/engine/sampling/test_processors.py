@@ -93,7 +93,7 @@ def test_penalties_equal_a_loop_over_the_definitions(
         Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
         for _, _, repetition, presence, frequency in rows
     ]
-    apply_penalties(logits, [counted(prompt, answer) for prompt, answer, *_ in rows], own)
+    apply_penalties(logits, range(len(rows)), [counted(prompt, answer) for prompt, answer, *_ in rows], own)
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
@@ -102,5 +102,5 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> N
     logits = random_logits(1, 3)
     prompt, answer = [1, 5, 5, 9], [9, 2, 2]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + answer]), logits.clone())
-    apply_penalties(logits, [counted(prompt, answer)], [Sampling(repetition_penalty=penalty)])
+    apply_penalties(logits, [0], [counted(prompt, answer)], [Sampling(repetition_penalty=penalty)])
     assert torch.allclose(logits, expected)
