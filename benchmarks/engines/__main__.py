@@ -28,8 +28,8 @@ from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine.core.limits import context_length
 from pipeline.engine.native.backend import NativeBackend
+from pipeline.engine.vllm.check import joined_rank, lora_rank
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
-from pipeline.engine.vllm.ranks import joined_rank, lora_rank
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
 from pipeline.models import load_config, pick_dtype

@@ -16,14 +16,11 @@ if TYPE_CHECKING:
     from .core.engine import Engine
     from .lora.layers import base_shapes, load_bank
     from .lora.operator import FusedLora
-    from .scoring.choices import choose
-    from .serving.server import EngineServer
 
 __all__ = [
     "Attached",
     "Constraint",
     "Engine",
-    "EngineServer",
     "EngineSettings",
     "Failure",
     "FusedLora",
@@ -34,7 +31,6 @@ __all__ = [
     "Sampling",
     "attach",
     "base_shapes",
-    "choose",
     "load_bank",
     "mixtures",
     "override_sampling",
@@ -45,11 +41,9 @@ __all__ = [
 _LAZY = {
     "Attached": "attached",
     "Engine": "core.engine",
-    "EngineServer": "serving.server",
     "FusedLora": "lora.operator",
     "attach": "attached",
     "base_shapes": "lora.layers",
-    "choose": "scoring.choices",
     "load_bank": "lora.layers",
     "mixtures": "attached",
 }

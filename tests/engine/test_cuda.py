@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, EngineServer, Failure, LoraSettings, Request, Sampling
+from pipeline.engine import Engine, Failure, LoraSettings, Request, Sampling
 from pipeline.engine.attention import flash
 from pipeline.engine.attention.segment import Options
 from pipeline.engine.scoring.score import Choices, score_choices
+from pipeline.engine.serving.server import EngineServer
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
@@ -73,7 +74,7 @@ def test_evicted_adapters_come_back_from_pinned_memory(on_cpu: Engine, tiny_mode
     prompts = make_requests(48, engine.tokenizer)
     requests = [Request(r.id, r.tokens, Mixture.of({tiny.ADAPTERS[i % 8]: 1.0})) for i, r in enumerate(prompts)]
     assert outputs(engine, requests, GREEDY) == outputs(on_cpu, requests, GREEDY)
-    assert engine.lora.residency.counts.evictions > 20
+    assert engine.lora.residency.evictions > 20
 
 
 def test_recorded_steps_give_the_same_answers(

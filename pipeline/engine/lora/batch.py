@@ -9,8 +9,6 @@ import torch
 
 from pipeline.records import Mixture
 
-from .layout import Group
-
 
 @dataclass(frozen=True)
 class Assignment:
@@ -35,12 +33,8 @@ class Assignment:
         """Number of rows or tokens."""
         return len(self.indices)
 
-    def combinations(self, group: Group) -> list[tuple[str, ...]]:
-        """Return, for each mixture, its adapters that change the group."""
-        return [tuple(name for name in mixture.adapters if name in group.ranks) for mixture in self.mixtures]
-
     def counts(self, combinations: Sequence[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
-        """Count the units of each combination of adapters that is not empty."""
+        """Count the units of each combination of adapters that is not empty; a combination for each mixture."""
         counts: Counter[tuple[str, ...]] = Counter()
         for combination, count in zip(combinations, self._counts_by_mixture, strict=True):
             if combination and count:

@@ -49,10 +49,7 @@ class Workload:
 
 
 def union_cost(work: Workload, group: Group, costs: Costs, itemsize: int, joined: int = 0) -> float:
-    """Return the cost of two GEMMs per module over all tokens and ranks.
-
-    The ``joined`` modules replace the second GEMM by copies.
-    """
+    """Return the cost of two GEMMs per module; ``joined`` modules replace the second one by copies."""
     saved = max(0.0, costs.call - 3 * costs.copy)
     return _product(group, costs, itemsize, 1, work.total, work.ranks) - joined * saved
 
@@ -67,27 +64,23 @@ def gather_cost(work: Workload, group: Group, costs: Costs, itemsize: int, singl
     if small:
         cost += _product(group, costs, itemsize, len(work.counts), max(small), work.max_ranks)
     if not work.in_order:
-        cost += costs.copy * (len(group.sets) + len(group.outs))
+        cost += costs.copy * (len(group.sets) + len(group.sites))
     return cost
 
 
 def _product(group: Group, costs: Costs, itemsize: int, slots: int, tokens: int, ranks: int) -> float:
-    calls = len(group.sets) + len(group.outs)
+    calls = len(group.sets) + len(group.sites)
     width = sum(inputs.kind[0] * inputs.kind[1] for inputs in group.sets)
-    width += sum(kind.out for kind, _ in group.outs.values())
+    width += sum(site.kind.out for site in group.sites)
     work = max(slots * tokens * ranks * width / costs.macs, slots * ranks * width * itemsize / costs.bytes)
     batched = costs.matrix * slots * calls if slots > 1 else 0.0
     return calls * costs.call + batched + work
 
 
 def merge_cost(group: Group, ranks: int, costs: Costs) -> float:
-    """Return the cost of merging one mixture and restoring the weights later.
-
-    That is a dense product per module, and five passes over its weight in fp32.
-    """
+    """Return the cost of merging one mixture and of restoring it: per module, a product and five fp32 passes."""
     cost = 0.0
-    for inputs in group.sets:
-        for name in inputs.names:
-            size = inputs.kind[0] * group.outs[name][0].out
-            cost += costs.call + size * ranks / costs.macs + 5 * 4 * size / costs.stream
+    for site in group.sites:
+        size = site.kind.width * site.kind.out
+        cost += costs.call + size * ranks / costs.macs + 5 * 4 * size / costs.stream
     return cost

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from .batch import Assignment
 from .extras import Extras
-from .layout import Group, InputSet, Site
+from .layout import InputSet, Site
 from .panel import Panel
 
 _TRANSPOSED_UNITS = (32, 48, 64)  # in half precision on a CPU: see `Union`
@@ -16,13 +16,12 @@ _TRANSPOSED_UNITS = (32, 48, 64)  # in half precision on a CPU: see `Union`
 class Form:
     """The computation of the modules of one group for a batch.
 
-    ``weights`` [units x ranks]: mixture weight times the adapter's scale, in fp32 or as `narrowed` returns them.
+    ``weights`` [units x ranks]: from `rank_weights`.
     """
 
-    def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
-        self.group, self.panel, self.weights, self.extras = group, panel, weights, extras
-        self.units = len(weights)
-        self._dtype = next(iter(panel.A.values())).dtype
+    def __init__(self, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
+        self.panel, self.weights, self.extras = panel, weights, extras
+        self.units, self._dtype = len(weights), panel.dtype
         self._last: tuple[torch.Tensor, InputSet] | None = None
         self._inner: Sequence[torch.Tensor] = ()
 
@@ -47,8 +46,7 @@ class Form:
         Inputs are compared by identity: in some models, siblings are called with different tensors.
         """
         if self._last is None or self._last[0] is not x or self._last[1] is not site.inputs:
-            as_ids = self.group.embedding or x.dtype is self._dtype
-            self._inner = self._inners(site.inputs, x if as_ids else x.to(self._dtype))
+            self._inner = self._inners(site.inputs, x if self.panel.group.embedding else x.to(self._dtype))
             self._last = (x, site.inputs)
         return self._inner
 
@@ -82,11 +80,11 @@ class Union(Form):
     (measured; oneDNN, AVX-512, tokens a multiple of 16).
     """
 
-    def __init__(self, group: Group, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
-        super().__init__(group, panel, weights, extras)
+    def __init__(self, panel: Panel, weights: torch.Tensor, extras: Extras | None) -> None:
+        super().__init__(panel, weights, extras)
         self._shaped, self._flat = weights.view(len(weights), 1, 1, -1), weights.unsqueeze(1)
         transposed = weights.device.type == "cpu" and self._dtype.itemsize == 2 and self.units in _TRANSPOSED_UNITS
-        self._transposed = weights.T.contiguous() if transposed and not group.embedding else None
+        self._transposed = weights.T.contiguous() if transposed and not panel.group.embedding else None
         # Cached views: in a decode step of a small model, Python takes as long as the products.
         self._a: dict[tuple[tuple[int, int], int], torch.Tensor] = {}
         self._b: dict[str, torch.Tensor] = {}
@@ -109,19 +107,16 @@ class Union(Form):
             joined = self._joined[site.name] = self.panel.joined[site.kind][site.index], site.bias
         inner = self._inner_of(site, x)
         if inner is not self._concatenated_inner:
-            self._concatenated, self._concatenated_inner = (
-                self._concatenate(x.reshape(-1, site.kind.width), inner),
-                inner,
-            )
-        output = self._product(self._concatenated[site.position], *joined)
+            self._concatenated = self._concatenate(x.reshape(-1, site.kind.width), inner)
+            self._concatenated_inner = inner
+        (weight, bias), row = joined, self._concatenated[site.position]
+        if self._transposed is None or len(row) != self.units:
+            output = linear(row, weight, bias)
+        elif bias is None:
+            output = torch.mm(weight, row.T).T.contiguous()
+        else:
+            output = torch.addmm(bias.unsqueeze(1), weight, row.T).T.contiguous()
         return output.unsqueeze(0) if x.ndim == 3 and len(x) == 1 else output.view(*x.shape[:-1], -1)
-
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return ``linear`` of x [tokens x in], computed in the faster order."""
-        if self._transposed is None or len(x) != self.units:
-            return linear(x, weight, bias)
-        output = torch.mm(weight, x.T) if bias is None else torch.addmm(bias.unsqueeze(1), weight, x.T)
-        return output.T.contiguous()
 
     def _concatenate(self, x: torch.Tensor, inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return, per module, the input [tokens x in] with the module's ranks: before it on side 0, after it on side 1.
@@ -144,7 +139,7 @@ class Union(Form):
         if self._transposed is not None and x.numel() == units * width:
             columns = torch.mm(a, x.reshape(units, width).T).view(modules, ranks, units)
             return [part.T for part in self._weighted(columns, self._transposed).unbind()]
-        inner = a.index_select(1, x.flatten()).T if self.group.embedding else linear(x.reshape(-1, width), a)
+        inner = a.index_select(1, x.flatten()).T if self.panel.group.embedding else linear(x.reshape(-1, width), a)
         if len(inner) == units:
             return self._weighted(inner.view(units, modules, ranks), self._flat).unbind(1)
         weighted = self._weighted(inner.reshape(units, -1, modules, ranks), self._shaped)
@@ -159,7 +154,7 @@ class Union(Form):
     def select(self, units: torch.Tensor) -> Form:
         """Return the form of some of the units."""
         weights = self.weights[units.to(self.weights.device)]
-        return Union(self.group, self.panel, weights, self.extras and self.extras.select(units))
+        return Union(self.panel, weights, self.extras and self.extras.select(units))
 
 
 def narrowed(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -172,11 +167,14 @@ def narrowed(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return narrow if torch.equal(narrow.float(), weights) else weights
 
 
-def rank_weights(group: Group, batch: Assignment, ranks: int, starts: Sequence[Mapping[str, int]]) -> torch.Tensor:
-    """Return weights [units x ranks] on the host. ``starts``: for each mixture, the first rank of each adapter."""
-    matrix = torch.zeros(len(batch.mixtures), ranks)
+def rank_weights(panel: Panel, batch: Assignment, starts: Sequence[Mapping[str, int]]) -> torch.Tensor:
+    """Return weights [units x ranks]: mixture weight times the adapter's scale, in fp32 or `narrowed`.
+
+    ``starts``: for each mixture, the first rank of each adapter.
+    """
+    group, matrix = panel.group, torch.zeros(len(batch.mixtures), panel.ranks)
     for row, (mixture, start) in enumerate(zip(batch.mixtures, starts, strict=True)):
         for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
             if name in start:
                 matrix[row, start[name] : start[name] + group.ranks[name]] = weight * group.scales[name]
-    return matrix[batch.indices]
+    return narrowed(matrix[batch.indices], panel.dtype).to(panel.device)

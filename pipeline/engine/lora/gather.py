@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from .extras import Extras
 from .forms import Form
-from .layout import Group, InputSet, Site
+from .layout import InputSet, Site
 from .panel import Panel
 
 SINGLE = 64  # a combination with this many tokens is multiplied alone: padding others to it would cost more
@@ -21,19 +21,12 @@ class Gather(Form):
     """
 
     def __init__(
-        self,
-        group: Group,
-        panel: Panel,
-        weights: torch.Tensor,
-        extras: Extras | None,
-        slots: torch.Tensor,
-        single: int,
+        self, panel: Panel, weights: torch.Tensor, extras: Extras | None, slots: torch.Tensor, single: int
     ) -> None:
-        super().__init__(group, panel, weights, extras)
+        super().__init__(panel, weights, extras)
         self._slots, self._single = slots, single
-        device = weights.device
         members = [(slots == slot).nonzero().flatten() for slot in range(panel.slots)]
-        self._alone = [(slot, _contiguous(m, device)) for slot, m in enumerate(members) if len(m) >= single]
+        self._alone = [(slot, _contiguous(m, weights.device)) for slot, m in enumerate(members) if len(m) >= single]
         small = [m if len(m) < single else m[:0] for m in members]
         length = max(map(len, small))
         order = torch.zeros(panel.slots, length, dtype=torch.long)
@@ -42,10 +35,10 @@ class Gather(Form):
             order[slot, : len(units)], valid[slot, : len(units)] = units, True
         self._length = length
         self._in_order = bool(valid.all()) and torch.equal(order.flatten(), torch.arange(len(slots)))
-        self._order = order.flatten().to(device)
-        self._valid = None if valid.all() else valid.flatten().nonzero().flatten().to(device)
+        self._order = order.flatten().to(weights.device)
+        self._valid = None if valid.all() else valid.flatten().nonzero().flatten().to(weights.device)
         self._to = self._order if self._valid is None else self._order[self._valid]
-        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(device)).view(
+        self._small_weights = (weights[self._order] * valid.view(-1, 1).to(weights.device)).view(
             panel.slots, length, 1, 1, weights.shape[1]
         )
 
@@ -88,7 +81,7 @@ class Gather(Form):
         """Return the form of some of the units."""
         extras = self.extras and self.extras.select(units)
         weights = self.weights[units.to(self.weights.device)]
-        return Gather(self.group, self.panel, weights, extras, self._slots[units.cpu()], self._single)
+        return Gather(self.panel, weights, extras, self._slots[units.cpu()], self._single)
 
 
 def _contiguous(units: torch.Tensor, device: torch.device) -> slice | torch.Tensor:

@@ -73,10 +73,10 @@ def _same(saved: torch.Tensor, weight: torch.Tensor | None) -> bool:
 
 def plain_weight(module: nn.Module) -> torch.Tensor | None:
     """Return the weight of a layer as a floating-point tensor, in the layer's own layout; None if it is quantized."""
-    weight: Any = module.weight
-    plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor
-    data: torch.Tensor | None = weight.data if plain and weight.is_floating_point() else None
-    return data
+    weight = module.weight
+    if type(weight) is nn.Parameter and type(weight.data) is torch.Tensor and weight.is_floating_point():
+        return weight.data
+    return None
 
 
 def matrix(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
@@ -94,9 +94,7 @@ def output_scale(module: nn.Module) -> float:
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the activations: of the first floating-point weight that is not quantized."""
-    dtypes: Any = (p.dtype for p in model.parameters() if p.is_floating_point() and type(p.data) is torch.Tensor)
-    dtype: torch.dtype = next(dtypes)
-    return dtype
+    return next(p.dtype for p in model.parameters() if p.is_floating_point() and type(p.data) is torch.Tensor)
 
 
 def one_device(model: nn.Module) -> torch.device:

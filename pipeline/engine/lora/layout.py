@@ -1,7 +1,6 @@
 """Group modules that are computed alike: groups share their rank weights, and modules of one input share a GEMM."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -63,22 +62,17 @@ class Site:
 class Group:
     """Modules that the same adapters change with the same ranks and scales.
 
-    ``ranks``, ``scales``: by adapter. ``sets``: its modules by input. ``outs``: by module, the kind of its buffer of B
-    and the index there. ``biased``, ``dora``: adapters with a `lora_bias`, and DoRA adapters.
+    ``ranks``, ``scales``: by adapter. ``sets``: modules by input. ``biased``: adapters with a `lora_bias`. ``dora``:
+    DoRA adapters.
     """
 
     ranks: dict[str, int]
     scales: dict[str, float]
     sets: tuple[InputSet, ...]
-    outs: dict[str, tuple[OutKind, int]]
+    sites: tuple[Site, ...]
     biased: frozenset[str]
     dora: frozenset[str]
     embedding: bool
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the modules."""
-        return list(self.outs)
 
 
 def group_modules(model: nn.Module, bank: AdapterBank) -> list[Group]:
@@ -93,46 +87,37 @@ def group_modules(model: nn.Module, bank: AdapterBank) -> list[Group]:
             if (w := bank.adapters[adapter].modules.get(name)) is not None
         )
         alike[isinstance(module, nn.Embedding), output_scale(module), members].append(name)
-    return [_group(names, modules[names[0]], bank) for names in alike.values()]
+    return [_group(names, modules, bank) for names in alike.values()]
 
 
-def _group(names: list[str], module: nn.Module, bank: AdapterBank) -> Group:
+def _group(names: list[str], modules: dict[str, nn.Module], bank: AdapterBank) -> Group:
+    module = modules[names[0]]
     first = {a: w for a in bank.names if (w := bank.adapters[a].modules.get(names[0])) is not None}
-    shapes = {n: next(a.modules[n] for a in bank.adapters.values() if n in a.modules) for n in names}
+    shapes = bank.adapters[next(iter(first))].modules
     sizes: dict[tuple[int, ...], int] = defaultdict(int)
-    sets, outs = [], {}
-    for siblings in _by_input(names):
-        kind = (shapes[siblings[0]].A.shape[1], len(siblings))
-        sets.append(InputSet(siblings, kind, sizes[kind]))
+    sets, sites = [], []
+    for _, siblings in groupby(sorted(names, key=_input_of), _input_of):
+        together = tuple(siblings)
+        kind = (shapes[together[0]].A.shape[1], len(together))
+        inputs = InputSet(together, kind, sizes[kind])
+        sets.append(inputs)
         sizes[kind] += 1
-        for position, name in enumerate(siblings):
+        for position, name in enumerate(together):
             out = OutKind(shapes[name].B.shape[0], kind[0], position % 2)
-            outs[name] = (out, sizes[out])
+            sites.append(Site(name, modules[name], inputs, position, out, sizes[out]))
             sizes[out] += 1
     return Group(
         ranks={a: w.rank for a, w in first.items()},
         scales={a: w.scale * output_scale(module) for a, w in first.items()},
         sets=tuple(sets),
-        outs=outs,
+        sites=tuple(sites),
         biased=frozenset(a for a, w in first.items() if w.bias is not None),
         dora=frozenset(a for a, w in first.items() if w.magnitude is not None),
         embedding=isinstance(module, nn.Embedding),
     )
 
 
-def _by_input(names: list[str]) -> Iterator[tuple[str, ...]]:
-    def key(name: str) -> tuple[str, int | str]:
-        parent, _, last = name.rpartition(".")
-        return parent, next((str(i) for i, s in enumerate(_SIBLINGS) if last in s), last)
-
-    for _, siblings in groupby(sorted(names, key=key), key):
-        yield tuple(siblings)
-
-
-def sites(group: Group, modules: dict[str, nn.Module]) -> list[Site]:
-    """Return the modules of a group, for their wrappers."""
-    return [
-        Site(name, modules[name], inputs, position, *group.outs[name])
-        for inputs in group.sets
-        for position, name in enumerate(inputs.names)
-    ]
+def _input_of(name: str) -> tuple[str, str]:
+    """Return a key that modules of one input share."""
+    parent, _, last = name.rpartition(".")
+    return parent, next((str(i) for i, s in enumerate(_SIBLINGS) if last in s), last)

@@ -1,5 +1,6 @@
 """Merge one mixture into the base weights, and restore them bit for bit from copies."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,6 @@ from pipeline.adapters import AdapterBank, ModuleWeights
 from pipeline.errors import UserError
 from pipeline.records import Mixture
 
-from .extras import dora_gain
 from .layers import matrix, plain_weight
 
 
@@ -29,8 +29,9 @@ class GoldenWeights:
         self._golden: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._gains: dict[tuple[str, str], torch.Tensor] = {}
         self.mixture: Mixture | None = None
-        shared = _shared(model.modules())
-        self._reasons = {name: reason for name in bank.modules if (reason := self._reason(name, shared))}
+        # Addresses of weights, each counted once for every layer that has it: tied heads share theirs.
+        owners = Counter(p.data_ptr() for layer in model.modules() for p in layer.parameters(recurse=False))
+        self._reasons = {name: reason for name in bank.modules if (reason := self._reason(name, owners))}
 
     def can_merge(self, mixture: Mixture) -> bool:
         """Return whether every module that the mixture changes has its own weights, which can be overwritten."""
@@ -42,10 +43,20 @@ class GoldenWeights:
             raise UserError(f"config: engine.lora.mode=merged cannot merge {name}, which {reason}; use auto")
 
     def gain(self, adapter: str, module: str) -> torch.Tensor:
-        """Return DoRA's gain [out] of the base weight, computed once."""
+        """Return DoRA's gain m / ||W + s B A||, with norms over the rows of [out x in]; fp32 [out] on the host.
+
+        W is the base weight. Computed once. Source: arXiv 2402.09353, eq. 5.
+        """
         if (adapter, module) not in self._gains:
-            weights = self._bank.adapters[adapter].modules[module]
-            self._gains[adapter, module] = dora_gain(self._modules[module], self._weight(module), weights)
+            layer, part = self._modules[module], self._bank.adapters[adapter].modules[module]
+            weight = plain_weight(layer)
+            if self.mixture is not None and module in self._golden:
+                weight = self._golden[module][0]
+            assert weight is not None, "check_layers refuses quantized layers"
+            assert part.magnitude is not None
+            a, b = part.A.to(weight.device).float(), part.B.to(weight.device).float()
+            norms = torch.linalg.norm(matrix(layer, weight).float() + part.scale * (b @ a), dim=1)
+            self._gains[adapter, module] = part.magnitude.float() / norms.cpu()
         return self._gains[adapter, module]
 
     def merge(self, mixture: Mixture) -> None:
@@ -67,13 +78,6 @@ class GoldenWeights:
 
     def _changed(self, mixture: Mixture) -> list[str]:
         return [name for adapter in mixture.adapters for name in self._bank.adapters[adapter].modules]
-
-    def _weight(self, name: str) -> torch.Tensor:
-        if self.mixture is not None and name in self._golden:
-            return self._golden[name][0]
-        weight = plain_weight(self._modules[name])
-        assert weight is not None, "check_layers refuses quantized layers"
-        return weight
 
     def _merge_module(self, name: str, mixture: Mixture) -> None:
         module = self._modules[name]
@@ -106,14 +110,14 @@ class GoldenWeights:
             if bias is not None:
                 self._modules[name].bias.data.copy_(bias)
 
-    def _reason(self, name: str, shared: set[int]) -> str | None:
+    def _reason(self, name: str, owners: Counter[int]) -> str | None:
         module = self._modules[name]
         if isinstance(module, nn.Embedding):
             return "is an embedding"
         weight = plain_weight(module)
         if weight is None:
             return "is quantised"
-        if weight.data_ptr() in shared:
+        if owners[weight.data_ptr()] > 1:
             return "shares its weight with another layer"
         biased = any(name in a.modules and a.modules[name].bias is not None for a in self._bank.adapters.values())
         return "has no bias to merge lora_bias into" if biased and module.bias is None else None
@@ -123,14 +127,3 @@ def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor to host memory, pinned if the tensor is on a GPU."""
     copied = tensor.detach().to("cpu", copy=True)
     return copied.pin_memory() if tensor.is_cuda else copied
-
-
-def _shared(modules: Iterable[nn.Module]) -> set[int]:
-    """Return the addresses of weights that several layers share, such as tied heads."""
-    seen: set[int] = set()
-    twice: set[int] = set()
-    for module in modules:
-        for parameter in module.parameters(recurse=False):
-            address = parameter.data_ptr()
-            (twice if address in seen else seen).add(address)
-    return twice

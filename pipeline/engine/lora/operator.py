@@ -1,6 +1,6 @@
 """The fused operator on a model: it wraps modules and chooses for each batch the form that they compute."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -13,12 +13,12 @@ from pipeline.records import Mixture
 from . import cost
 from .batch import Assignment
 from .extras import extras_of
-from .forms import Form, Union, narrowed, rank_weights
+from .forms import Form, Union, rank_weights
 from .gather import SINGLE, Gather
 from .layers import base_shapes, check_layers, compute_dtype, one_device
-from .layout import Group, Site, group_modules, sites
+from .layout import Site, group_modules
 from .merged import GoldenWeights
-from .panel import GatherPanel, Panel, UnionPanel, joinable
+from .panel import GatherPanel, UnionPanel
 from .residency import Packed, Residency
 
 
@@ -38,22 +38,18 @@ class FusedLora:
         check_layers(model, bank)
         self.bank = bank
         self.settings = settings or LoraSettings()
-        self._device, self._dtype = one_device(model), compute_dtype(model)
-        modules = {name: module for name, module in model.named_modules() if name in bank.modules}
+        device, self._dtype = one_device(model), compute_dtype(model)
         self.golden = GoldenWeights(model, bank)
         if self.settings.mode == "merged":
             self.golden.check()
         self._groups = group_modules(model, bank)
         self.residency = Residency(
-            bank, self._groups, self._dtype, self._device, self.settings.adapter_slots, self.golden.gain
+            bank, self._groups, self._dtype, device, self.settings.adapter_slots, self.golden.gain
         )
-        self._sites = [sites(group, modules) for group in self._groups]
-        self._unions = [
-            UnionPanel(group, self._dtype, self._device, joinable(members, self._dtype, self._device))
-            for group, members in zip(self._groups, self._sites, strict=True)
-        ]
-        self._gathers = [GatherPanel(group, self._dtype, self._device) for group in self._groups]
-        self._costs = _costs(self._device, self._dtype)
+        self._unions = [UnionPanel(group, self._dtype, device) for group in self._groups]
+        self._gathers = [GatherPanel(group, self._dtype, device) for group in self._groups]
+        on_cpu = cost.CPU_FULL if self._dtype is torch.float32 else cost.CPU_HALF
+        self._costs = cost.CUDA if device.type == "cuda" else on_cpu
         self._forms: list[Form | None] = [None] * len(self._groups)
         self._selected: dict[int, list[Form | None]] = {}
         self._batch = Assignment([], torch.zeros(0, dtype=torch.long))
@@ -114,7 +110,7 @@ class FusedLora:
     def _set(self, batch: Assignment, expected_tokens: int = 0, union: bool = False) -> None:
         self.check_names(batch.adapters)
         self._batch, self._selected = batch, {}
-        if self._can_merge(batch) and self._pays_to_merge(batch, expected_tokens):
+        if self._should_merge(batch, expected_tokens):
             self._wrap_modules(False)
             self._forms = [None] * len(self._groups)
             self.golden.merge(batch.mixtures[0])
@@ -127,12 +123,11 @@ class FusedLora:
         ]
         self._wrap_modules(any(form is not None for form in self._forms))
 
-    def _can_merge(self, batch: Assignment) -> bool:
+    def _should_merge(self, batch: Assignment, expected_tokens: int) -> bool:
         if self.settings.mode not in ("auto", "merged") or not batch.adapters:
             return False
-        return len(set(batch.mixtures)) == 1 and self.golden.can_merge(batch.mixtures[0])
-
-    def _pays_to_merge(self, batch: Assignment, expected_tokens: int) -> bool:
+        if len(set(batch.mixtures)) > 1 or not self.golden.can_merge(batch.mixtures[0]):
+            return False
         if self.settings.mode == "merged" or self.golden.mixture == batch.mixtures[0]:
             return True
         if not expected_tokens:
@@ -153,7 +148,7 @@ class FusedLora:
         if not packed:
             return None
         extras = extras_of(group, batch, packed)
-        combinations = batch.combinations(group)
+        combinations = [tuple(name for name in mixture.adapters if name in group.ranks) for mixture in batch.mixtures]
         counts = batch.counts(combinations)
         single = SINGLE if batch.by_token else batch.units + 1  # a row's tokens stay together
         if counts and not (group.embedding or union) and self._pays_to_gather(index, batch, counts, single):
@@ -161,15 +156,10 @@ class FusedLora:
             panel = gathered.update(list(counts), packed)
             starts = [gathered.starts(names) if names in gathered.slots else {} for names in combinations]
             slots = torch.tensor([gathered.slots.get(names, -1) for names in combinations])[batch.indices]
-            return Gather(group, panel, self._rank_weights(group, batch, panel, starts), extras, slots, single)
-        panel = self._unions[index].update(packed)
-        starts = [{name: self._unions[index].slices[name].start for name in packed}] * len(batch.mixtures)
-        return Union(group, panel, self._rank_weights(group, batch, panel, starts), extras)
-
-    def _rank_weights(
-        self, group: Group, batch: Assignment, panel: Panel, starts: Sequence[Mapping[str, int]]
-    ) -> torch.Tensor:
-        return narrowed(rank_weights(group, batch, panel.ranks, starts), self._dtype).to(self._device)
+            return Gather(panel, rank_weights(panel, batch, starts), extras, slots, single)
+        union_panel = self._unions[index]
+        panel = union_panel.update(packed)
+        return Union(panel, rank_weights(panel, batch, [union_panel.starts] * len(batch.mixtures)), extras)
 
     def _pays_to_gather(self, index: int, batch: Assignment, counts: dict[tuple[str, ...], int], single: int) -> bool:
         if self.settings.mode in ("union", "gather"):
@@ -186,8 +176,8 @@ class FusedLora:
     def _wrap_modules(self, wanted: bool) -> None:
         """Wrap or unwrap all modules. Idle wrappers cost a microsecond each, so base and merged weights run without."""
         if wanted and not self._wrapped:
-            for index, sites in enumerate(self._sites):
-                for site in sites:
+            for index, group in enumerate(self._groups):
+                for site in group.sites:
                     self._wrapped.append((site.module, site.module.__dict__.get("forward")))
                     site.module.__dict__["forward"] = self._wrapper(index, site)
         if not wanted:
@@ -221,9 +211,3 @@ class FusedLora:
         form = self._selected[tokens][index]
         assert form is not None
         return form
-
-
-def _costs(device: torch.device, dtype: torch.dtype) -> cost.Costs:
-    if device.type == "cuda":
-        return cost.CUDA
-    return cost.CPU_FULL if dtype is torch.float32 else cost.CPU_HALF

@@ -25,11 +25,6 @@ class Packed:
     shift: dict[str, torch.Tensor]
     gain: dict[str, torch.Tensor]
 
-    @property
-    def finite(self) -> bool:
-        """Whether no value overflowed in the dtype of the activations."""
-        return all(bool(t.isfinite().all()) for t in (*self.A.values(), *self.B.values()))
-
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packed":
         """Return a copy with ``change`` applied to all tensors."""
         return Packed(
@@ -40,20 +35,12 @@ class Packed:
         )
 
 
-@dataclass
-class ResidencyCounts:
-    """Numbers of adapters that were loaded to the device, and evicted from it."""
-
-    loads: int = 0
-    evictions: int = 0
-
-
 class Residency:
     """An LRU cache of packed adapters on the device, which never evicts an adapter of the current batch.
 
     ``slots``: maximum number of adapters, 0 for no limit. ``gains`` returns DoRA's gain [out] of (adapter, module). On
     CUDA, evicted adapters stay packed in pinned host memory; elsewhere they are packed again from the bank's
-    memory-mapped files.
+    memory-mapped files. ``loads``, ``evictions``: adapters loaded to the device so far, and evicted from it.
     """
 
     def __init__(
@@ -65,14 +52,11 @@ class Residency:
         slots: int,
         gains: Callable[[str, str], torch.Tensor],
     ) -> None:
-        self.counts = ResidencyCounts()
+        self.loads = self.evictions = 0
         self._bank, self._groups, self._gains = bank, groups, gains
         self._dtype, self._device, self._slots = dtype, device, slots
         self._resident: OrderedDict[str, list[Packed | None]] = OrderedDict()
         self._pinned: dict[str, list[Packed | None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._resident)
 
     def use(self, names: Iterable[str]) -> dict[str, list[Packed | None]]:
         """Return the adapters of a batch on the device, packed per group; None for groups that they do not change."""
@@ -81,7 +65,7 @@ class Residency:
             if name in self._resident:
                 self._resident.move_to_end(name)
             else:
-                self.counts.loads += 1
+                self.loads += 1
                 self._evict(used, adding=1)
                 self._resident[name] = self._load(name)
             used[name] = self._resident[name]
@@ -95,7 +79,7 @@ class Residency:
             if len(self._resident) + adding <= self._slots:
                 return
             if name not in used:
-                self.counts.evictions += 1
+                self.evictions += 1
                 del self._resident[name]
 
     def _load(self, name: str) -> list[Packed | None]:
@@ -107,7 +91,8 @@ class Residency:
 
     def _pack(self, name: str) -> list[Packed | None]:
         packed = [self._pack_group(name, group) if name in group.ranks else None for group in self._groups]
-        if self._dtype is torch.float16 and not all(one.finite for one in packed if one is not None):
+        tensors = (t for one in packed if one is not None for t in (*one.A.values(), *one.B.values()))
+        if self._dtype is torch.float16 and not all(bool(t.isfinite().all()) for t in tensors):
             raise UserError(f"engine: adapter {name!r} has weights beyond fp16; use model.dtype=bf16 or fp32")
         return packed
 
@@ -118,15 +103,15 @@ class Residency:
             a.setdefault(inputs.kind, []).append(torch.stack([modules[n].A.to(self._dtype) for n in inputs.names]))
         b: dict[OutKind, list[torch.Tensor]] = {}
         shift, gain = {}, {}
-        for module, (kind, _) in group.outs.items():
-            weights = modules[module]
+        for site in group.sites:
+            weights = modules[site.name]
             columns = weights.B.T
             if name in group.dora:
-                dora_gain = self._gains(name, module)
-                gain[module], columns = dora_gain - 1, columns.float() * dora_gain
+                dora_gain = self._gains(name, site.name)
+                gain[site.name], columns = dora_gain - 1, columns.float() * dora_gain
             if weights.bias is not None:
-                shift[module] = weights.bias.float()
-            b.setdefault(kind, []).append(columns.to(self._dtype))
+                shift[site.name] = weights.bias.float()
+            b.setdefault(site.kind, []).append(columns.to(self._dtype))
         return Packed(
             {kind: torch.stack(parts) for kind, parts in a.items()},
             {kind: torch.stack(parts) for kind, parts in b.items()},

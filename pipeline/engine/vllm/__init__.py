@@ -3,14 +3,10 @@
 vLLM is imported only when `backend.VllmBackend` starts.
 """
 
-from typing import TYPE_CHECKING
-
 from pipeline.engine.backend import Backend, BackendSpec, Capabilities, EngineContext
 
+from .check import check_bank
 from .settings import VllmSettings
-
-if TYPE_CHECKING:
-    from pipeline.adapters import AdapterBank
 
 MAX_TEMPERATURE = 2.0
 """The highest temperature that vLLM accepts."""
@@ -30,16 +26,10 @@ def capabilities(settings: VllmSettings) -> Capabilities:
     )
 
 
-def _check(settings: VllmSettings, bank: "AdapterBank", max_adapters: int) -> None:
-    from .check import check_bank
-
-    check_bank(settings, bank, max_adapters)
-
-
 def _start(settings: VllmSettings, context: EngineContext) -> Backend:
     from .backend import start_vllm
 
     return start_vllm(settings, context)
 
 
-SPEC = BackendSpec(VllmSettings, capabilities, _start, _check, "vllm")
+SPEC = BackendSpec(VllmSettings, capabilities, _start, check_bank, "vllm")

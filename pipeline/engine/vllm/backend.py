@@ -24,12 +24,11 @@ from pipeline.models import load_config, load_generation_config, pick_dtype
 from pipeline.records import Mixture
 
 from . import capabilities
-from .check import check_bank
+from .check import check_bank, joined_rank, lora_rank
 from .engine import VllmModel, engine_arguments, prepare_environment, start
 from .files import MixtureFile, MixtureFiles
 from .guard import Guard
 from .params import choice_score, completion, sampling_params, scoring_params
-from .ranks import joined_rank, lora_rank
 from .settings import VllmSettings
 from .watch import PassWatch
 
@@ -192,13 +191,10 @@ class VllmBackend:
         if problem:
             return problem
         parts = [replace(request, answer_index=index) for index in range(sampling.n)]
-        answers = list(await asyncio.gather(*(self._one(part, sampling, lora) for part in parts)))
-        return join_outcomes(answers)
-
-    async def _one(self, part: Request, sampling: Sampling, lora: Any) -> Outcome:
-        params = sampling_params(part, sampling, self.settings.seed, self._ends)
-        output = await self._output(part.tokens, params, lora)
-        return completion(self._decoder, part, output.outputs[0])
+        params = [sampling_params(part, sampling, self.settings.seed, self._ends) for part in parts]
+        outputs = await asyncio.gather(*(self._output(request.tokens, own, lora) for own in params))
+        answers = zip(parts, outputs, strict=True)
+        return join_outcomes([completion(self._decoder, part, output.outputs[0]) for part, output in answers])
 
     async def _choose(self, request: Request, sampling: Sampling, lora: Any) -> Outcome:
         """Score each choice as a continuation of the prompt and choose by the sums of log probabilities."""

@@ -1,15 +1,20 @@
-"""Refuse adapters that vLLM does not compute as the native engine does, before any work."""
+"""Refuse adapters that vLLM does not compute as the native engine does, and ranks above its maximum."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pipeline.adapters import AdapterBank, ModuleWeights
 from pipeline.errors import UserError
 
-from .ranks import RANKS, joined_rank, lora_rank
 from .settings import VllmSettings
 
+if TYPE_CHECKING:  # loads torch
+    from pipeline.adapters import AdapterBank, ModuleWeights
 
-def check_bank(settings: VllmSettings, bank: AdapterBank, max_adapters: int) -> None:
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for `max_lora_rank` (its `MaxLoRARanks`)."""
+
+
+def check_bank(settings: VllmSettings, bank: "AdapterBank", max_adapters: int) -> None:
     """Raise `UserError` if vLLM cannot compute mixtures of up to ``max_adapters`` adapters of a bank.
 
     That is, for the first adapter that has more than A and B of linear layers, and for joined ranks above vLLM's
@@ -33,7 +38,7 @@ def check_bank(settings: VllmSettings, bank: AdapterBank, max_adapters: int) -> 
         )
 
 
-def _problems(module: str, weights: ModuleWeights) -> Iterator[str]:
+def _problems(module: str, weights: "ModuleWeights") -> Iterator[str]:
     if weights.magnitude is not None:
         yield f"is a DoRA adapter ({module} has a magnitude vector)"
     if weights.bias is not None:
@@ -42,3 +47,20 @@ def _problems(module: str, weights: ModuleWeights) -> Iterator[str]:
         yield f"changes the embedding {module}"
     if weights.base or module.rsplit(".", 1)[-1] == "lm_head":
         yield f"changes {module}, the model's head,"
+
+
+def joined_rank(bank: "AdapterBank", max_adapters: int) -> int:
+    """Return the largest rank that a mixture of up to ``max_adapters`` adapters of a bank can have at a module.
+
+    vLLM is started with a rank before the mixtures of a shard are known, so it needs the bound for all mixtures.
+    """
+    ranks: dict[str, list[int]] = {}
+    for adapter in bank.adapters.values():
+        for module, weights in adapter.modules.items():
+            ranks.setdefault(module, []).append(weights.rank)
+    return max((sum(sorted(found)[-max_adapters:]) for found in ranks.values() if max_adapters), default=0)
+
+
+def lora_rank(rank: int) -> int | None:
+    """Return the smallest rank that vLLM accepts for adapters of ``rank``; None if it is above the maximum."""
+    return next((allowed for allowed in RANKS if allowed >= rank), None)

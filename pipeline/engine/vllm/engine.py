@@ -40,8 +40,11 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of `AsyncEngineArgs`.
 
-    ``rank``: of `ranks.lora_rank`, 0 to run without adapters. ``modules``: names of the modules that adapters change.
+    ``rank``: of `check.lora_rank`, 0 to run without adapters. ``modules``: names of the modules that adapters change.
     """
+    kv_bytes = int(settings.kv_gb * _GB)
+    if not kv_bytes and device == "cpu":  # vLLM would take nine tenths of the machine's memory
+        kv_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     lora = {
         "max_loras": settings.max_loras,
         "max_cpu_loras": 2 * settings.max_loras,  # an actor runs two shards at a time
@@ -65,7 +68,7 @@ def engine_arguments(
         "generation_config": "vllm",  # sampling settings come from this program alone
         "structured_outputs_config": {"backend": "guidance"},
         **(lora if rank else {}),
-        **_memory(settings, device),
+        **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
     }
 
 
@@ -86,11 +89,3 @@ def start(arguments: dict[str, Any], on_pass: Callable[[Any], None]) -> Any:
             pass
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[PassLogger])
-
-
-def _memory(settings: VllmSettings, device: str) -> dict[str, Any]:
-    if settings.kv_gb:
-        return {"kv_cache_memory_bytes": int(settings.kv_gb * _GB)}
-    if device == "cpu":  # vLLM would take nine tenths of the machine's memory
-        return {"kv_cache_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4}
-    return {}

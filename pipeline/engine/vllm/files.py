@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pipeline.records import Mixture
 
 from .fold import fold, probes, zero_adapter
 
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = "/dev/shm"
 _PREFIX = "loraloom-mixtures-"
 _LOCK = ".lock"
 
@@ -36,12 +37,6 @@ class MixtureFile:
     path: str
 
 
-@dataclass
-class _Held:
-    file: MixtureFile
-    holders: int = 0
-
-
 class MixtureFiles:
     """The mixtures of one bank that are in use, each in its own PEFT folder. Thread-safe.
 
@@ -52,7 +47,8 @@ class MixtureFiles:
 
     def __init__(self, bank: AdapterBank, folder: str | None = None) -> None:
         self._bank = bank
-        parent = _parent(folder)
+        default = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else tempfile.gettempdir()
+        parent = Path(default if folder is None else folder).absolute()
         try:
             _sweep(parent)
             self._own = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True)
@@ -62,7 +58,8 @@ class MixtureFiles:
         except OSError as error:
             raise UserError(f"config: engine.folder: cannot write to {parent}: {error.strerror or error}") from None
         self._lock = threading.Lock()
-        self._held: dict[Mixture, _Held] = {}
+        self._files: dict[Mixture, MixtureFile] = {}
+        self._holders: Counter[Mixture] = Counter()
         self._numbers = count(1)
         self.written = self.removed = 0
         self.zero_adapter = self._write("zero", zero_adapter(bank)) if bank.adapters else None
@@ -78,10 +75,13 @@ class MixtureFiles:
         try:
             with self._lock:
                 for mixture in sorted(wanted, key=lambda mixture: mixture.key):
-                    held = self._held.get(mixture) or self._add(mixture)
-                    held.holders += 1
+                    if mixture not in self._files:
+                        # Equal names must mean equal weights: vLLM's prefix cache identifies adapters by name.
+                        name = hashlib.sha256(f"{self._bank.fingerprint}\0{mixture.key}".encode()).hexdigest()[:32]
+                        self._files[mixture] = self._write(name, fold(self._bank, mixture))
+                    self._holders[mixture] += 1
                     taken.append(mixture)
-                files = {mixture: self._held[mixture].file for mixture in taken}
+                files = {mixture: self._files[mixture] for mixture in taken}
             yield files
         finally:
             with self._lock:
@@ -103,59 +103,42 @@ class MixtureFiles:
         self._alive.release()
         self._own.cleanup()
 
-    def _add(self, mixture: Mixture) -> _Held:
-        # Equal names must mean equal weights: vLLM's prefix cache identifies adapters by name.
-        digest = hashlib.sha256(f"{self._bank.fingerprint}\0{mixture.key}".encode()).hexdigest()[:32]
-        self._held[mixture] = held = _Held(self._write(digest, fold(self._bank, mixture)))
-        return held
-
     def _release(self, mixture: Mixture) -> None:
-        held = self._held[mixture]
-        held.holders -= 1
-        if not held.holders:
-            del self._held[mixture]
-            shutil.rmtree(held.file.path, ignore_errors=True)
+        self._holders[mixture] -= 1
+        if not self._holders[mixture]:
+            del self._holders[mixture]
+            shutil.rmtree(self._files.pop(mixture).path, ignore_errors=True)
             self.removed += 1
 
     def _write(self, name: str, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> MixtureFile:
+        """Write A and B of each module as a PEFT folder; the scale of each module is 1."""
+        tensors = {}
+        for module, (a, b) in modules.items():
+            tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
+            tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
+        ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
+        rank = max(ranks.values())
+        others = {module: own for module, own in ranks.items() if own != rank}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
+            "bias": "none",
+        }
         path = self.folder / name
-        write_adapter(path, modules)
+        path.mkdir()
+        try:
+            save_file(tensors, path / WEIGHTS_FILE)
+            (path / CONFIG_FILE).write_text(json.dumps(config))
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         self.written += 1
         return MixtureFile(name, next(self._numbers), str(path))
-
-
-def write_adapter(path: Path, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write A and B of each module as a PEFT folder; the scale of each module is 1."""
-    tensors = {}
-    for module, (a, b) in modules.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
-    ranks = {module: a.shape[0] for module, (a, _) in modules.items()}
-    rank = max(ranks.values())
-    others = {module: own for module, own in ranks.items() if own != rank}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
-        "bias": "none",
-    }
-    path.mkdir()
-    try:
-        save_file(tensors, path / WEIGHTS_FILE)
-        (path / CONFIG_FILE).write_text(json.dumps(config))
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
-def _parent(folder: str | None) -> Path:
-    if folder is not None:
-        return Path(folder).absolute()
-    return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _sweep(parent: Path) -> None:

@@ -1,14 +1,13 @@
 """Translate sampling settings to vLLM, and vLLM's outputs to the answers that the native engine would give."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.engine.core.decoder import Decoder
 from pipeline.engine.request import Constraint, Failure, Request, Sampling
 from pipeline.engine.sampling.constraints import JSON_STYLE
 from pipeline.engine.sampling.sampler import request_generator
-from pipeline.engine.sequence import StepLogprobs
 from pipeline.records import Completion
 
 _STYLE_KEY = "x-guidance"  # llguidance reads the style of JSON from this key of a schema
@@ -19,8 +18,7 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
 
     vLLM decodes text only to find stop strings; otherwise answers come as token ids.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     drawn = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p} if sampling.is_random else {}
     return SamplingParams(
@@ -44,8 +42,7 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
 
 def scoring_params(last: int) -> Any:
     """Return vLLM's `SamplingParams` for the log probabilities of a prompt's tokens and of token ``last`` after it."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
         max_tokens=1,
@@ -80,7 +77,9 @@ def completion(decoder: Decoder, request: Request, output: Any) -> Completion | 
     steps = output.logprobs or [None] * len(output.token_ids)
     for token, logprobs in zip(output.token_ids, steps, strict=True):
         if logprobs is not None:
-            seq.logprobs.append(_step(token, logprobs, seq.sampling.logprobs or 0))
+            found = [(other, value.logprob) for other, value in logprobs.items()]
+            found.sort(key=lambda pair: (-pair[1], pair[0]))
+            seq.logprobs.append((logprobs[token].logprob, found[: seq.sampling.logprobs or 0]))
         decoder.append(seq, token)
         if seq.finish_reason:
             break
@@ -97,8 +96,3 @@ def choice_score(output: Any, tokens: Sequence[int]) -> float:
     count = len(tokens) - 1
     steps = [*(output.prompt_logprobs[-count:] if count else []), output.outputs[0].logprobs[0]]
     return float(sum(logprobs[token].logprob for logprobs, token in zip(steps, tokens, strict=True)))
-
-
-def _step(token: int, logprobs: Mapping[int, Any], count: int) -> StepLogprobs:
-    top = sorted(((other, value.logprob) for other, value in logprobs.items()), key=lambda pair: (-pair[1], pair[0]))
-    return logprobs[token].logprob, top[:count]

@@ -21,7 +21,12 @@ class PassWatch:
         self._lock = threading.Lock()
         self._last_pass = time.monotonic()
         self.last_stats: Any = None
-        watch_passes(seconds, self._since, on_hang, "vLLM ended no pass")
+        watch_passes(
+            seconds,
+            lambda: self._last_pass if self._waiting else time.monotonic(),
+            on_hang,
+            "vLLM finished no forward pass",
+        )
 
     def record_pass(self, stats: Any) -> None:
         """Record that a pass has finished."""
@@ -40,6 +45,3 @@ class PassWatch:
         finally:
             with self._lock:
                 self._waiting -= 1
-
-    def _since(self) -> float:
-        return self._last_pass if self._waiting else time.monotonic()

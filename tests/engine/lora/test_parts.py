@@ -14,19 +14,20 @@ from pipeline.engine import FusedLora, LoraSettings
 from pipeline.engine.lora import cost, forms
 from pipeline.engine.lora import panel as panels
 from pipeline.engine.lora.forms import narrowed
-from pipeline.engine.lora.layout import Group, InputSet, OutKind, group_modules
-from pipeline.engine.lora.panel import GatherPanel, Panel, RankSlice, UnionPanel
+from pipeline.engine.lora.layout import Group, InputSet, OutKind, Site, group_modules
+from pipeline.engine.lora.panel import GatherPanel, Panel, UnionPanel
 from pipeline.engine.lora.residency import Packed, Residency
 from pipeline.models import load_model
 from pipeline.records import Mixture
 from tests import tiny
 
 CPU = torch.device("cpu")
+INPUTS = InputSet(("q",), (576, 1), 0)
 ONE = Group(
     {},
     {},
-    (InputSet(("q",), (576, 1), 0),),
-    {"q": (OutKind(576, 576, 0), 0)},
+    (INPUTS,),
+    (Site("q", torch.nn.Identity(), INPUTS, 0, OutKind(576, 576, 0), 0),),
     frozenset(),
     frozenset(),
     embedding=False,
@@ -65,9 +66,9 @@ def test_the_least_recently_used_adapters_leave_and_none_that_is_used(
             expected[name] = None
             expected.move_to_end(name)
         room(expected, slots, set(batch), slots)
-        assert len(held) == len(expected) <= max(slots, len(batch)) or not slots
-        assert held.counts.loads == loads
-    assert held.counts.evictions == loads - len(expected)
+        assert len(held._resident) == len(expected) <= max(slots, len(batch)) or not slots
+        assert held.loads == loads
+    assert held.evictions == loads - len(expected)
 
 
 def room(held: OrderedDict[str, None], size: int, used: set[str], slots: int) -> None:
@@ -92,12 +93,12 @@ def test_a_union_holds_each_adapter_of_the_batch_once_whatever_came_before(
             if not own:
                 continue
             panel = union.update(own)
-            rows = [r for p in union.slices.values() for r in range(p.start, p.start + p.rank)]
+            rows = [r for name, start in union.starts.items() for r in range(start, start + group.ranks[name])]
             assert len(rows) == len(set(rows)) == sum(group.ranks[name] for name in own)
-            assert set(union.slices) == set(own)
+            assert set(union.starts) == set(own)
             assert panel.ranks <= 2 * len(rows) + 16
-            for name, place in union.slices.items():
-                assert_holds(panel, group, bank, name, place)
+            for name, start in union.starts.items():
+                assert_holds(panel, group, bank, name, 0, start)
 
 
 def test_a_gathered_slot_holds_its_combination_and_zeros(parts: tuple[Any, AdapterBank]) -> None:
@@ -118,27 +119,30 @@ def test_a_gathered_slot_holds_its_combination_and_zeros(parts: tuple[Any, Adapt
     for combination, slot_of in gather.slots.items():
         start = 0
         for name in combination:
-            assert_holds(panel, group, bank, name, RankSlice(slot_of, start, group.ranks[name]))
+            assert_holds(panel, group, bank, name, slot_of, start)
             start += group.ranks[name]
         assert not any(x[:, slot_of, :, start:].any() for x in panel.A.values())
         assert not any(x[:, slot_of, start:].any() for x in panel.B.values())
 
 
-def assert_holds(panel: Panel, group: Group, bank: AdapterBank, name: str, at: RankSlice) -> None:
-    ranks = slice(at.start, at.start + at.rank)
-    for inputs in group.sets:
-        for number, module in enumerate(inputs.names):
-            weights, (out, index) = bank.adapters[name].modules[module], group.outs[module]
-            assert torch.equal(panel.A[inputs.kind][inputs.index, at.slot, number, ranks], weights.A)
-            assert torch.equal(panel.B[out][index, at.slot, ranks], weights.B.T)
+def assert_holds(panel: Panel, group: Group, bank: AdapterBank, name: str, slot: int, start: int) -> None:
+    ranks = slice(start, start + group.ranks[name])
+    for site in group.sites:
+        weights, inputs = bank.adapters[name].modules[site.name], site.inputs
+        assert torch.equal(panel.A[inputs.kind][inputs.index, slot, site.position, ranks], weights.A)
+        assert torch.equal(panel.B[site.kind][site.index, slot, ranks], weights.B.T)
+
+
+def names_of(group: Group) -> list[str]:
+    return [site.name for site in group.sites]
 
 
 def test_groups_have_one_set_of_ranks_and_scales_and_siblings_share_an_input(parts: tuple[Any, AdapterBank]) -> None:
     model, bank = parts
     groups = group_modules(model, bank)
-    assert sorted(name for group in groups for name in group.names) == bank.modules
+    assert sorted(name for group in groups for name in names_of(group)) == bank.modules
     for group in groups:
-        for module in group.names:
+        for module in names_of(group):
             members = {n: a.modules[module] for n, a in bank.adapters.items() if module in a.modules}
             assert {n: w.rank for n, w in members.items()} == group.ranks
             assert {n: w.scale for n, w in members.items()} == group.scales
@@ -269,7 +273,7 @@ def test_more_adapters_than_slots_are_brought_in_for_their_batch(parts: tuple[An
     model, bank = parts
     fused = FusedLora(model, bank, LoraSettings(adapter_slots=2))
     fused.set_mixtures([Mixture.of({name: 1.0}) for name in tiny.ADAPTERS[:5]])
-    assert len(fused.residency) == 5
+    assert len(fused.residency._resident) == 5
     fused.set_mixtures([Mixture.of({"red": 1.0})])
-    assert len(fused.residency) == 2
+    assert len(fused.residency._resident) == 2
     fused.detach()

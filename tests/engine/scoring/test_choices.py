@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, Failure, Request, Sampling, choose
+from pipeline.engine import Engine, Failure, Request, Sampling
 from pipeline.engine.native.backend import NativeBackend
+from pipeline.engine.scoring.choices import choose
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import PromptFormat, load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans

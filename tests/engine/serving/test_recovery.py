@@ -10,9 +10,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, EngineServer, Failure, Outcome, Request, Sampling
+from pipeline.engine import Engine, Failure, Outcome, Request, Sampling
 from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.serving.recovery import Recovery, is_out_of_memory
+from pipeline.engine.serving.server import EngineServer
 from pipeline.engine.serving.watchdog import Watchdog
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer

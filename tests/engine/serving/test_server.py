@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import Engine, EngineServer, Failure, Request, Sampling
+from pipeline.engine import Engine, Failure, Request, Sampling
 from pipeline.engine.backend import EngineLoad
 from pipeline.engine.serving.recovery import Recovery
+from pipeline.engine.serving.server import EngineServer
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture

@@ -15,9 +15,9 @@ from peft import PeftModel
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine.lora.operator import FusedLora
+from pipeline.engine.vllm.check import RANKS, joined_rank, lora_rank
 from pipeline.engine.vllm.files import MixtureFiles
 from pipeline.engine.vllm.fold import fold
-from pipeline.engine.vllm.ranks import RANKS, joined_rank, lora_rank
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
