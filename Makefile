@@ -22,15 +22,15 @@ WHOLE := slow or ray or smollm or s3 or chaos or cluster or browser
 .PHONY: demo demo-compare check test test-all test-vllm docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
-	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo \
+	$(BIN)/loraloom generate --input demo/records.jsonl --output out/demo \
 	  --new-run generation.max_new_tokens=32 output.keep_prompt=true
-	$(BIN)/python -m jobs.evaluate --run out/demo
+	$(BIN)/loraloom evaluate --run out/demo
 
 # The same records with the base model alone, and both accuracies side by side.
 demo-compare: demo
-	$(BIN)/python -m jobs.generate --input demo/records.jsonl --output out/demo-base \
+	$(BIN)/loraloom generate --input demo/records.jsonl --output out/demo-base \
 	  --new-run generation.max_new_tokens=32 routing.max_adapters=0
-	$(BIN)/python -m jobs.evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
+	$(BIN)/loraloom evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
 
 # The developer's loop: linters, types, layers, and the tests that need neither Ray nor a real model.
 check: $(STAMPS)/test lint
