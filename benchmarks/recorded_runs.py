@@ -17,11 +17,11 @@ from tests.docs.blocks import ISOLATED, PAGES, ROOT, Block, blocks, environment_
 
 RESULTS = ROOT / "benchmarks" / "results" / "demo-run.json"
 RECORDED_BLOCK = re.compile(r"^<!-- recorded: (.+?) -->\n```text\n(.*?)^```", re.M | re.S)
-_GENERATE = "python -m jobs.generate --input"
+_GENERATE = "loraloom generate --input"
 COMMANDS = {
     "demo": f"{_GENERATE} demo/records.jsonl --output out/demo --new-run"
     " generation.max_new_tokens=32 output.keep_prompt=true",
-    "demo: evaluation": "python -m jobs.evaluate --run out/demo",
+    "demo: evaluation": "loraloom evaluate --run out/demo",
     "composite": f"{_GENERATE} demo/data/composite2-test.parquet --limit 96 --output out/composite --new-run"
     " generation.max_new_tokens=32 output.keep_prompt=true cost.device_hour=0.10 shuffle.shard_records=16",
 }

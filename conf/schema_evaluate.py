@@ -23,7 +23,7 @@ class EvaluationEngine(Strict):
 
 
 class BootstrapConfig(Strict):
-    """See `pipeline.evaluation.BootstrapSettings`."""
+    """Resampling for confidence intervals; see `pipeline.evaluation.bootstrap.BootstrapSettings`."""
 
     resamples: Annotated[int, Field(ge=100, le=100_000)]
     seed: NonNegativeInt

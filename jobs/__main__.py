@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from jobs._cli import run_job
 
-# In the order in which a user meets them.
+# In the order in which a user needs them.
 COMMANDS = (
     *("train-adapters", "adapters", "train-router", "router", "add-adapter", "route"),
     *("generate", "retry-dead", "evaluate", "report", "export", "submit"),
@@ -66,7 +66,7 @@ class Commands(click.Group):
 def loraloom() -> None:
     """Answer the records of a data set, each with its own mixture of LoRA adapters.
 
-    A command's options come in any order, mixed with words of its config: group=option or key=value.
+    Options and config values (group=option, key=value) may come in any order.
     """
 
 

@@ -29,7 +29,7 @@ _ON_CLUSTER = {"generate": "cluster=ray", "retry-dead": "cluster.address=auto"}
 @click.option("--address", required=True, metavar="URL", help="The cluster's dashboard, as http://HEAD:8265.")
 @click.option("--working-dir", metavar="DIR", help="Folder that is sent along, to run the command in.")
 @click.option("--env", multiple=True, metavar="NAME", help="Variable of this shell to pass on; may be repeated.")
-@click.option("--status", is_flag=True, help="Print the states of the command's jobs, and submit none.")
+@click.option("--status", is_flag=True, help="Print the status of the command's jobs; submit none.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the job.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND [WORDS]...")
 def main(
@@ -42,7 +42,7 @@ def main(
 
     The command runs on the cluster's head node, in the installed package or in --working-dir. The same command has the
     same submission id: while it runs it is followed, not submitted again; after it has ended it is submitted again,
-    and finishes what is missing. The exit code is that of the command. Ctrl-C asks whether the job shall stop too.
+    and finishes what is missing. The exit code is that of the command. Ctrl-C asks whether to stop the job as well.
     """
     _check_paths(words, bool(working_dir))
     command = _on_cluster(words)

@@ -19,7 +19,7 @@ ISOLATED = (
     *("sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
 )
 _FENCED = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
-_COMMAND = re.compile(r"^(?:    )?(?:\$ )?(python -m (?:jobs|benchmarks|tests)\.[\w.]+.*)$")
+_COMMAND = re.compile(r"^(?:    |\$ )((?:loraloom [a-z]|python -m (?:benchmarks|tests)\.).*)$")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The documentation's commands: all are taken by the programs as they are, and pages with ``sh`` blocks run."""
 
-import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from jobs.__main__ import command_named
 from pipeline.errors import UserError
 from tests.docs.blocks import ISOLATED, PAGES, ROOT, Block, blocks, commands, environment_of, run
 
 _PLACEHOLDER = re.compile(r"\b(URL|group=option|key=value|DIR|FILE|NAME|TYPE)\b")
+
+
+_NOTHING_THERE = ("run: there is no run.json at", "bank: no folder", "router: cannot load")
 
 
 class _CheckedError(Exception):
@@ -30,11 +34,11 @@ def found() -> list[tuple[str, str]]:
 
 def _of_block(script: str) -> list[str]:
     joined = script.replace("\\\n", " ")
-    return [line.strip() for line in joined.splitlines() if line.startswith("python -m ")]
+    return [line.strip() for line in joined.splitlines() if line.startswith(("loraloom ", "python -m "))]
 
 
 def words_of(command: str) -> list[str]:
-    """What stands behind the module; optional parts in brackets are taken, a comment and ``...`` are not."""
+    """The words of a command; optional parts in brackets are taken, a comment and ``...`` are not."""
     text = re.sub(r"\[(--[^\]]*|[a-z][^\]]*=[^\]]* \.\.\.)\]", r"\1", command.partition("  #")[0])
     text = text.replace("$PWD", str(ROOT))
     return ["5" if word == "N" else word for word in shlex.split(text) if word != "..."]
@@ -42,19 +46,20 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize(("page", "command"), found())
 def test_a_command_is_taken(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, name, *words = words_of(command)
-    if not name.startswith("jobs."):
-        assert importlib.util.find_spec(name) is not None
+    program, name, *words = words_of(command)
+    if program == "python":
+        assert importlib.util.find_spec(words[0]) is not None
         return
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(name)
-    for holder in (module, importlib.import_module("conf.generate")):
+    main: Any = command_named(name)
+    assert main is not None
+    for holder in (importlib.import_module(main.callback.__module__), importlib.import_module("conf.generate")):
         if hasattr(holder, "load_settings"):
             monkeypatch.setattr(holder, "load_settings", _stopping(holder.load_settings))
     with pytest.raises((_CheckedError, UserError)) as stopped:
-        module.main(words)
+        main(words)
     if stopped.type is UserError:  # where there is no config to check: what the command works on is not there
-        assert str(stopped.value).startswith("run: there is no run.json at")
+        assert str(stopped.value).startswith(_NOTHING_THERE)
 
 
 def _stopping(load: Any) -> Any:
@@ -73,7 +78,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("wrong", ["generate --no-such-option", "generate generation.no_such_key=1", "route --input"])
 def test_a_wrong_command_would_be_found(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, SystemExit)):
-        test_a_command_is_taken("x", f"python -m jobs.{wrong}", tmp_path, monkeypatch)
+        test_a_command_is_taken("x", f"loraloom {wrong}", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
