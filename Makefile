@@ -9,7 +9,7 @@ STAMPS := $(VENV)/.stamps
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Compiled modules are kept where they are first imported. Where the environment forbids it, each of the many processes
-# of a job compiles torch and transformers anew: 13 s of CPU instead of 4.
+# of a job compiles torch and transformers again: 13 s of CPU instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Seeded runs of `make chaos`: on this machine's disk, and on an S3 server.

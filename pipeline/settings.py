@@ -31,7 +31,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class JobSettings:
-    """One generation job. The guard of `job.preflight` names the settings that decide the output, not just its speed.
+    """One generation job. `job.guard` names the settings that decide the output, not just its speed.
 
     ``adapters``: names of the bank's adapters to use, None for all. ``sentences``: None to route record by record.
     """
@@ -59,7 +59,7 @@ class JobSettings:
     file_bytes: int  # of the files that a finished window's shards are merged into
     hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
-    run: str = ""  # id of the run in metrics and logs, set by `GenerateJob`
+    run: str = ""  # id of the run in metrics and logs, set by `job.session.open_session`
 
     @property
     def shard_mixtures(self) -> int:
