@@ -34,10 +34,10 @@ demo-compare: demo
 
 # The developer's loop: linters, types, layers, and the tests that need neither Ray nor a real model.
 check: $(STAMPS)/test lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ($(WHOLE))"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(WHOLE))"
 
 test: $(STAMPS)/test lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint

@@ -9,26 +9,11 @@ import torch
 
 from tests import tiny
 
-# Markers of tests that start processes of their own: these run one after another, beside all others.
-_OWN_PROCESSES = ("chaos", "cluster", "s3", "smollm", "browser")
 
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for `pytest -n 2`: those that share one local Ray, those with processes of their own, and files.
-
-    Long groups come first, so that no process is left with one at the end.
-    """
-    order = {"local_ray": 0, "processes": 1}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: order.get(_group(item), 2))
-
-
-def _group(item: pytest.Item) -> str:
-    if any(item.get_closest_marker(name) for name in _OWN_PROCESSES):
-        return "processes"
-    return "local_ray" if item.get_closest_marker("ray") else item.path.name
+    """Put files with Ray first: `make test` runs two files at a time, and should not end with a long one."""
+    starts_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in starts_ray)
 
 
 @pytest.fixture(scope="session")
