@@ -72,6 +72,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["data"] == len(ids)
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_refused_and_sigterm_ends_the_first_in_order(
     tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:

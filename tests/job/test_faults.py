@@ -180,6 +180,7 @@ def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSet
         run(settings)
 
 
+@pytest.mark.slow
 def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(settings: JobSettings) -> None:
     path = Path(settings.input) / "a.jsonl"
     right, time = path.read_text(), path.stat().st_mtime
@@ -195,6 +196,7 @@ def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(setting
     assert outputs(settings) == outputs_without_ray(settings)
 
 
+@pytest.mark.slow
 def test_a_driver_whose_output_was_taken_over_writes_nothing_more(settings: JobSettings) -> None:
     def finish_late(*args: Any) -> Any:
         """Meanwhile another command has discarded the run and begun its own."""
@@ -240,6 +242,7 @@ def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -
     assert retry(settings) == (0, 0, 1)
 
 
+@pytest.mark.slow
 def test_windows_after_the_first_are_routed_while_one_generates(
     settings: JobSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

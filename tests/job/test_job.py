@@ -248,6 +248,7 @@ def test_formats_renamed_columns_and_passed_through_ones(job_settings: JobSettin
     assert table["prompt"].to_pylist() == [r["text"] for r in rows]
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_reported(
     job_settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from tests.security.test_records import IDS, LINES
 SECRET, SIGNATURE, AGAIN = "0123456789-secret-value", "signed-first-by-me", "signed-again-by-me"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_hostile_records_from_a_signed_address(command: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
     good = [json.dumps({"id": identity, "prompt": f"red{n} red2"}).encode() for n, identity in enumerate(IDS)]

@@ -96,6 +96,7 @@ def test_choices_are_scored_where_sentences_are_routed(job_settings: JobSettings
     assert (row["finish_reason"], len(row["choice_log_likelihoods"])) == ("choice", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_over_all_formats_with_choices_overrides_and_a_schema(job_settings: JobSettings, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_wrong_settings_are_refused(settings: JobSettings, tmp_path: Path, wrong
         route_job.main([*words_of(settings, tmp_path / "routes"), wrong])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_by_sentence(settings: JobSettings) -> None:
