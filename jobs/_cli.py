@@ -75,11 +75,8 @@ def _usage_error(error: click.UsageError, prog: str) -> UserError:
 
 def _report(error: BaseException) -> int:
     """Print an error on stderr and return its exit code. What must end at once does not return."""
-    from pipeline.job.stop import (
-        SIGTERM,
-        StopKind,
-        StoppedError,
-    )  # pyarrow is in it: half a second that --help does not need
+    # Loads pyarrow: half a second that --help does not need.
+    from pipeline.job.stop import SIGTERM, StopKind, StoppedError
 
     if isinstance(error, UserError):
         print(_masked(str(error)), file=sys.stderr)
