@@ -50,6 +50,14 @@ def test_a_released_lease_is_taken_at_once(url: str) -> None:
         assert len(list_names(last.fs, last.folder)) == 1
 
 
+def test_a_driver_that_lost_its_lease_leaves_none_behind(url: str) -> None:
+    with lease(url) as first:
+        (name,) = list_names(first.fs, first.folder)
+        put(first.fs, f"{first.folder}/000001.json", first.fs.cat_file(f"{first.folder}/{name}"))
+        first.fs.rm_file(f"{first.folder}/{name}")  # as the next holder does
+    assert list_names(first.fs, first.folder) == ["000001.json"]
+
+
 def test_one_of_many_racing_drivers_gets_it(url: str) -> None:
     held, most = 0, 0
     lock = threading.Lock()
