@@ -34,10 +34,12 @@ demo-compare: demo
 
 # The developer's loop: linters, types, layers, and the tests that need neither Ray nor a real model.
 check: $(STAMPS)/test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(WHOLE))"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
+# Tests that start Ray run one by one: a job's processes take both cores of a small machine.
 test: $(STAMPS)/test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray"
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint

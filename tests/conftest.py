@@ -10,12 +10,6 @@ import torch
 from tests import tiny
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with Ray first: `make test` runs two files at a time, and should not end with a long one."""
-    starts_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in starts_ray)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Llama and its tokenizer."""
