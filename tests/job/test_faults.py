@@ -82,6 +82,7 @@ def retry(
     return result.retried, result.answered, result.dead
 
 
+@pytest.mark.slow  # `tests/jobs/test_retry_dead.py` retries dead letters too
 def test_dead_records_are_tried_again_until_they_are_answered(settings: JobSettings) -> None:
     run(settings, faulty.RefusesSome)
     refused = [("OutOfMemoryError", row) for row in range(0, 20, 3)]

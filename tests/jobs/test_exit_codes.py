@@ -10,9 +10,11 @@ ROOT = Path(__file__).parents[2]
 
 STOPPED = """
 import os, signal, time
-from jobs._cli import run_job
+import click
+from jobs._cli import Job, run_job
 from pipeline.cluster.connect import connect
-def main(words):
+@click.command("stopped", cls=Job)
+def main():
     connect(None, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
