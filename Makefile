@@ -17,9 +17,9 @@ RUNS ?= 100
 S3_RUNS ?= 10
 
 # Markers of tests that `make check` leaves out.
-WHOLE := slow or ray or smollm or s3 or chaos or cluster or browser
+WHOLE := long or slow or ray or smollm or s3 or chaos or cluster or browser
 
-.PHONY: demo demo-compare check test test-all test-vllm docs chaos fuzz lint clean
+.PHONY: demo demo-compare check test test-ray test-rest test-all test-vllm docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/loraloom generate --input demo/records.jsonl --output out/demo \
@@ -32,14 +32,19 @@ demo-compare: demo
 	  --new-run generation.max_new_tokens=32 routing.max_adapters=0
 	$(BIN)/loraloom evaluate --run out/demo --against out/demo-base --json benchmarks/results/demo-accuracy.json
 
-# The developer's loop: linters, types, layers, and the tests that need neither Ray nor a real model.
+# The developer's loop: linters, types, layers, and the short tests that need neither Ray nor a real model.
 check: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
-# Tests that start Ray run one by one: a job's processes take both cores of a small machine.
+# Two at a time: the tests that start Ray, one by one, beside all the others.
 test: $(STAMPS)/test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray"
+	$(MAKE) --jobs 2 --output-sync=target --no-print-directory test-ray test-rest
+
+test-ray: $(STAMPS)/test
 	$(BIN)/python -m pytest -m "ray and not slow"
+
+test-rest: $(STAMPS)/test
+	$(BIN)/python -m pytest -m "not slow and not ray"
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint

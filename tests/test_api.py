@@ -53,6 +53,7 @@ def test_importing_the_package_loads_nothing() -> None:
         pipeline.nothing  # noqa: B018
 
 
+@pytest.mark.long
 def test_a_list_is_answered_in_its_order(config: list[str]) -> None:
     rows = records(9)
     rows[4] = {"id": "bad", "prompt": ""}
@@ -93,6 +94,7 @@ def test_batches_of_any_form_are_the_same(config: list[str]) -> None:
     assert answered["error"].null_count == 3
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_told(config: list[str]) -> None:
     with pytest.raises(UserError, match=r"did you mean generation\.max_new_tokens"):
         generate([{"prompt": "a"}], [*config, "generation.max_tokens=3"])
@@ -114,6 +116,7 @@ def test_a_swap_takes_less_than_ten_lines() -> None:
     assert {"build_processor", "vLLMEngineProcessorConfig"} <= set(dir(llm))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_datasets_become_ray_datasets(config: list[str], tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def lines(*overrides: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -67,6 +68,7 @@ def test_a_wrong_key_is_answered_with_the_nearest(override: str, said: str) -> N
     assert lines(override) == [f"config: {said}"]
 
 
+@pytest.mark.long
 def test_each_engine_has_its_own_keys() -> None:
     assert lines("engine=vllm", "engine.max_lora=4") == [
         "config: unknown key engine.max_lora; did you mean engine.max_loras?"
@@ -77,6 +79,7 @@ def test_each_engine_has_its_own_keys() -> None:
     assert (config.engine.backend, config.engine.model_dump()["max_loras"]) == ("vllm", 4)
 
 
+@pytest.mark.long
 def test_all_errors_come_at_once_and_once() -> None:
     said = lines("bank=custom", "errors.bugdet=1", "bank.path=x", "router=custom", "errors.budget=7", "seed=x", "top=1")
     assert len(said) == 5

@@ -79,6 +79,7 @@ def all_fields() -> list[str]:
     return [field for file in files for field in fields_with_defaults(file.read_text())]
 
 
+@pytest.mark.long
 def test_no_default_is_written_twice() -> None:
     found = repeated(list(written_in_yaml()), all_fields())
     assert [line for line in found if line not in OTHER_THINGS] == []

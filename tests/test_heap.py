@@ -82,6 +82,7 @@ glibc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @glibc
 def test_blocks_that_are_freed_are_not_given_back_to_the_system() -> None:
     def run(word: str) -> tuple[int, str]:

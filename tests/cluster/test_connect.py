@@ -48,6 +48,7 @@ def sized(*words: str, autoscaling: bool = False) -> tuple[int, int, int]:
     return pools.generate.min_actors, pools.generate.max_actors, pools.threads
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "actors", "threads"),
     [([], 1, 8), (["engine.actors=3"], 3, 2), (["engine.threads=5"], 1, 5), (["engine.actors=8"], 8, 1)],
@@ -87,6 +88,7 @@ def test_by_default_actors_leave_cpus_to_routing_and_the_shuffle(there: Callable
         sized("cluster.stages.generate.cpus=4")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sizes", "words", "actors", "threads", "cpus"),
     [
@@ -110,6 +112,7 @@ def test_nodes_of_different_sizes(
     assert size_pools(asked(*words)).generate.cpus == cpus
 
 
+@pytest.mark.long
 def test_gpus_are_counted_on_nodes_that_fit(there: Callable[..., None]) -> None:
     there(HEAD, node(4), node(64, 4, **A100), node(32, 4, **T4))
     assert sized() == (8, 8, 8)

@@ -28,6 +28,7 @@ def assigned(count: int, **scale: Any) -> Counter[str]:
     return Counter(AssignsMixtures(settings(**scale), 0, None)(table)["mixture"].to_pylist())
 
 
+@pytest.mark.long
 def test_mixtures_are_as_many_and_as_skewed_as_asked() -> None:
     assert len(assigned(1000, mixtures=1)) == 1
     for count in (26, 100, 1000):

@@ -42,6 +42,7 @@ def job_of(out: str) -> str:
     return out.splitlines()[0].split()[1]
 
 
+@pytest.mark.slow
 def test_logs_and_the_exit_code_of_the_command_come_back_and_a_wrong_token_is_refused(head: Head) -> None:
     command = ("generate", "--input", "/nowhere.jsonl", "--output", "/tmp/never")
     first = start(head, *command)

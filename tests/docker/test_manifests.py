@@ -44,6 +44,7 @@ def only(text: str) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_manifests_kept_are_what_kubectl_renders(folder: str) -> None:
     kubectl = shutil.which("kubectl")

@@ -75,6 +75,7 @@ def test_there_are_commands_to_check() -> None:
     assert {page for page, _ in found()} >= {"README.md", "docs/label.md", "first-hour.md"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", ["generate --no-such-option", "generate generation.no_such_key=1", "route --input"])
 def test_a_wrong_command_would_be_found(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, SystemExit)):

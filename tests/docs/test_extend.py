@@ -50,6 +50,7 @@ def test_the_files_of_the_table_exist() -> None:
         assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("implementation", "registry"),
     [

@@ -74,6 +74,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
     "olmo2": lambda: Olmo2Config(**SIZES),
 }
+ALIKE = ("qwen2", "qwen3", "mistral with a window", "phi3", "olmo2")  # to others of these, in what the engine does
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "bloom": (lambda: BloomConfig(vocab_size=640, hidden_size=48, n_layer=2, n_head=4), "AttentionInterface"),
     "mamba": (lambda: MambaConfig(vocab_size=640, hidden_size=48, num_hidden_layers=2), "AttentionInterface"),
@@ -96,7 +97,10 @@ def make_engine(config: PretrainedConfig, tiny_model: Path, folder: Path, **sett
     return Engine(model, load_tokenizer(str(tiny_model)), bank, EngineSettings(**settings)), model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES]
+)
 def test_greedy_tokens_equal_those_of_transformers_with_small_chunks_and_a_small_cache(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:

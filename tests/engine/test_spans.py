@@ -82,6 +82,7 @@ def draw_request(data: st.DataObject, number: int) -> Request:
     return Request(f"r{number}", tokens, mixtures[-1], spans)
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_logits_and_cache_equal_those_of_weights_merged_for_each_token(
@@ -178,6 +179,7 @@ def test_an_answer_is_that_of_weights_merged_for_each_token(
         assert logits[len(request.tokens) - 1 : -1].argmax(1).tolist() == new
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_sentences_do_not_make_an_answer_depend_on_its_batch(
     engines: Callable[..., Engine], sampling: Sampling

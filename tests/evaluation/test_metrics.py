@@ -46,6 +46,7 @@ def test_metrics_of_likelihoods_are_left_out_if_no_choice_was_scored() -> None:
     assert [m.name for m in with_scores] == ["accuracy", "choice_accuracy", "choice_accuracy_per_token"]
 
 
+@pytest.mark.long
 def test_one_file_names_a_metric() -> None:
     words = {word for m in METRICS.values() for word in (m.name, m.title)} - {"accuracy", "exact match"}
     naming = {

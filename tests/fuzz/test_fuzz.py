@@ -19,6 +19,7 @@ def test_unchanged_files_are_taken(kinds: dict[str, Target]) -> None:
             target.run(content)
 
 
+@pytest.mark.long
 def test_mutated_files_are_taken_or_refused_with_one_line(kinds: dict[str, Target]) -> None:
     for name, target in kinds.items():
         result = run_portion(target, Portion(name, 0, 0, INPUTS.get(name, 200)))

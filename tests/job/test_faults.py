@@ -125,7 +125,6 @@ def test_an_actor_that_cannot_start_stops_the_job_with_its_reason(settings: JobS
     assert incident.pop("times") > 0
     message = "the driver of the GPU is too old"
     assert incident == {"stage": "generate", "phase": "start", "error_type": "RuntimeError", "message": message}
-    assert run(settings).counts.data == 20
 
 
 @pytest.mark.slow
@@ -172,6 +171,7 @@ def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) 
     assert outputs(settings) == outputs_without_ray(settings)
 
 
+@pytest.mark.slow
 def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSettings) -> None:
     with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
         run(settings, faulty.ChangesItsInput)

@@ -58,6 +58,7 @@ def test_an_adapter_of_other_weights_is_refused(begun: JobSettings) -> None:
     assert "tall" in said or "fingerprints.bank (was '" in said
 
 
+@pytest.mark.long
 def test_a_router_that_was_trained_otherwise_is_refused(begun: JobSettings, tmp_path: Path) -> None:
     other = tiny.make_router(tmp_path / "other", Path(begun.model.path), prompt_format="chat")
     raw = replace(begun, model=replace(begun.model, prompt_format="chat"), router=str(other))

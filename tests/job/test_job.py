@@ -61,12 +61,11 @@ def run(settings: JobSettings, pools: Pools | None = None) -> JobResult:
     return GenerateJob(settings, log=lambda line: None).run(lambda: pools or tiny_pools())
 
 
-def outputs_without_ray(settings: JobSettings, rows: list[dict[str, Any]]) -> list[str]:
+def answers_without_ray(settings: JobSettings, rows: list[dict[str, Any]]) -> pa.Table:
     """What the stages' own classes make of some rows, called directly."""
     records = [Record(i, row["id"], row["prompt"]) for i, row in enumerate(rows)]
     routed = RouteRecords(settings, tiny.CONTEXT)(staged_table(records, pa.schema([])))
-    outputs: list[str] = GenerateRecords(settings, "cpu", 1)(routed)["output"].to_pylist()
-    return outputs
+    return GenerateRecords(settings, "cpu", 1)(routed)
 
 
 def by_id(output: str, column: str = "output") -> dict[str, Any]:
@@ -113,39 +112,40 @@ def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_sett
 def test_output_does_not_depend_on_batches_actors_windows_or_input_order(
     job_settings: JobSettings, tmp_path: Path, temperature: float
 ) -> None:
-    lines = [json.dumps(row).encode() for row in good_rows(40)]
-    write_lines(Path(job_settings.input) / "a.jsonl", lines)
+    rows = good_rows(40)
+    lines = [json.dumps(row).encode() for row in rows]
     write_lines(tmp_path / "other" / "b.jsonl", lines[:-17:-1])
     write_lines(tmp_path / "other" / "a.jsonl", lines[:24])
-    base = replace(job_settings, sampling=Sampling(max_new_tokens=8, temperature=temperature))
-    run(replace(base, engine=EngineSettings(batch_size=16)))
-    expected = by_id(base.output)
-    assert len(expected) == 40
-    other = replace(
-        base,
+    settings = replace(
+        job_settings,
+        sampling=Sampling(max_new_tokens=8, temperature=temperature),
         input=str(tmp_path / "other"),
-        output=str(tmp_path / "out2"),
         engine=EngineSettings(batch_size=3),
         shard_records=7,
         window_records=23,
     )
     run(
-        other,
+        settings,
         tiny_pools(route=StageResources(0.25, max_actors=2), generate=StageResources(0.25, min_actors=2, max_actors=2)),
     )
-    assert by_id(other.output) == expected
-    assert by_id(other.output, "mixture") == by_id(base.output, "mixture")
-
-
-def test_a_finished_run_does_no_generation_and_a_changed_one_is_refused(job_settings: JobSettings) -> None:
-    path = Path(job_settings.input) / "a.jsonl"
-    write_lines(path, [json.dumps(row).encode() for row in good_rows(6)])
-    first = run(job_settings)
-    again = GenerateJob(job_settings, log=lambda line: None).run(lambda: pytest.fail("Ray was started"))
-    assert (again.counts, again.generated_tokens) == (first.counts, 0)
-    changed = replace(job_settings, sampling=Sampling(max_new_tokens=9))
+    expected = answers_without_ray(replace(settings, engine=EngineSettings(batch_size=16)), rows)
+    for column in ("output", "mixture"):
+        assert by_id(settings.output, column) == dict(
+            zip((row["id"] for row in rows), expected[column].to_pylist(), strict=True)
+        )
+    # A finished run does no generation, and a changed one is refused.
+    again = GenerateJob(settings, log=lambda line: None).run(lambda: pytest.fail("Ray was started"))
+    assert (again.counts.data, again.generated_tokens) == (40, 0)
+    changed = replace(settings, sampling=Sampling(max_new_tokens=9))
     with pytest.raises(UserError, match=r"generation.max_new_tokens \(was 8, is 9\)"):
         GenerateJob(changed).prepare()
+
+
+@pytest.mark.slow
+def test_a_new_run_replaces_an_earlier_one_once_ray_has_started(job_settings: JobSettings) -> None:
+    path = Path(job_settings.input) / "a.jsonl"
+    write_lines(path, [json.dumps(row).encode() for row in good_rows(6)])
+    run(job_settings)
     path.write_text(path.read_text() + '{"prompt": "red1"}\n')
     with pytest.raises(UserError, match=r"input \(changed, added or removed: .*a.jsonl\)"):
         GenerateJob(job_settings).prepare()
@@ -178,6 +178,7 @@ def test_a_run_that_another_driver_began_meanwhile_is_compared_too(job_settings:
     assert not MarkerStore(job_settings.output).has_markers()
 
 
+@pytest.mark.slow
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
     write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(40)])
     # The first window is shuffled into two partitions, the second fits one.
@@ -214,6 +215,7 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
     assert 0 < result.generated_tokens < result.counts.completion_tokens
 
 
+@pytest.mark.slow
 def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: JobSettings) -> None:
     bad = [b"{not json" for _ in range(4)]
     lines = [json.dumps(row).encode() for row in good_rows(24)]
@@ -253,7 +255,7 @@ def test_a_run_is_evaluated_and_reported(
     job_settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = good_rows(8)
-    outputs = outputs_without_ray(job_settings, rows)
+    outputs = answers_without_ray(job_settings, rows)["output"].to_pylist()
     # Answers that are right for the records of one task and wrong for those of the other.
     labelled = [row | {"task": "ab"[i % 2], "answer": outputs[i] + "x" * (i % 2)} for i, row in enumerate(rows)]
     write_lines(tmp_path / "labelled" / "a.jsonl", [json.dumps(row).encode() for row in [*labelled, {"id": "none"}]])

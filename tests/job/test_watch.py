@@ -106,6 +106,7 @@ def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(told) == {7, 8}
 
 
+@pytest.mark.long
 def test_what_a_window_waits_for_is_looked_for_when_nothing_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "SECONDS", 0.02)
     monkeypatch.setattr(watch_module, "STALL_SECONDS", 0.3)
@@ -151,6 +152,7 @@ def test_a_store_that_fails_as_the_next_window_begins_does_not_end_the_watch(mon
     assert len(begun) == 2
 
 
+@pytest.mark.long
 def test_the_next_window_is_routed_once_the_engines_of_this_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, its routing would take CPUs that engines need to start and to be fed."""
     log, routed = MarkerStore(memory_url()), list[int]()

@@ -85,6 +85,7 @@ def test_words_of_the_config_mix_with_options_and_addresses_stay_as_they_are() -
     assert params["overrides"] == ("seed=1", "bank=custom", "bank.path='a b'", "~x", "+y=1")
 
 
+@pytest.mark.long
 def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
     done = program("generat")
     assert (done.returncode, done.stdout) == (2, "")

@@ -87,6 +87,7 @@ def test_one_model_over_several_gpus_is_for_vllm_alone() -> None:
         pools_of(config("engine=vllm", TWO_GPUS[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [TWO_GPUS, TWO_GPUS[:1]])
 def test_what_the_native_engine_may_have_to_answer_has_one_gpu_too(words: tuple[str, ...]) -> None:
     with pytest.raises(
@@ -157,6 +158,7 @@ def echo_config(values: dict[str, Any], *words: str) -> GenerateConfig:
     return saved_settings(config().model_dump() | {"engine": values}, list(words), GenerateConfig)
 
 
+@pytest.mark.long
 def test_a_new_engine_needs_nothing_but_its_spec_and_its_values(
     echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
@@ -193,6 +195,7 @@ def test_what_a_new_engine_cannot_do_is_refused(
         check_models(replace(settings, **changes))
 
 
+@pytest.mark.long
 def test_a_new_engine_checks_its_config_its_gpus_and_its_bank(
     echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_router: Path
 ) -> None:

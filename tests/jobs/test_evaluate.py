@@ -101,6 +101,7 @@ def test_a_suite_is_compared_and_each_record_and_mixture_generated_once(
     assert len(metrics) == len(NAMES) * 8 * 2
 
 
+@pytest.mark.long
 def test_an_interrupted_suite_goes_on_where_it_stopped(
     suite: str, words: list[str], tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+@pytest.mark.long
 def test_tasks_and_limit_choose_and_share_the_answers(
     suite: str, words: list[str], tmp_path: Path, asked: list[Any]
 ) -> None:
@@ -302,6 +304,7 @@ def test_a_run_is_held_against_a_table_of_answers_by_id(
     assert {path.name for path in output.iterdir()} == FILES
 
 
+@pytest.mark.long
 def test_references_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", OUTPUTS)
     path = tmp_path / "answers.jsonl"

@@ -57,11 +57,13 @@ def refusal(command: dict[str, str], *more: str) -> str:
     return message
 
 
+@pytest.mark.long
 def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[str, str]) -> None:
     settings = read_settings(parsed(command))
     assert GenerateJob(settings).prepare().plan.rows == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -104,6 +106,7 @@ def test_user_errors_are_one_line_and_write_nothing(
     assert message in refusal(command | changes)
 
 
+@pytest.mark.long
 def test_files_of_schemas_and_grammars_are_read(command: dict[str, str], tmp_path: Path) -> None:
     def settings_of(**generation: str) -> Sampling:
         changed = command | {f"generation.{key}": value for key, value in generation.items()}
@@ -132,6 +135,7 @@ def test_empty_input_is_refused(command: dict[str, str], tmp_path: Path, name: s
     assert "input: no record in" in refusal(command | {"--input": str(tmp_path / name)})
 
 
+@pytest.mark.long
 def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_path: Path) -> None:
     def said(output: Path) -> str:
         with pytest.raises(UserError) as caught:
@@ -209,12 +213,14 @@ def run_command(command: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_command_exits_2_without_a_traceback(command: dict[str, str]) -> None:
     done = run_command(command | {"--input": "/nowhere.jsonl"})
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == ["input: cannot read /nowhere.jsonl: no such file"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
     command: dict[str, str], tmp_path: Path
@@ -236,6 +242,7 @@ def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
     assert "1 dead letters, over errors.budget=0.1 of 5 records: 1 InvalidJson; " in over.stderr
 
 
+@pytest.mark.long
 def test_the_command_line_and_the_config_need_no_large_library() -> None:
     code = "import sys; from jobs import generate; generate.main(['--show-config'])"
     code += "; print({'torch', 'ray'} & sys.modules.keys())"

@@ -47,6 +47,7 @@ def test_input_and_output_are_asked_for() -> None:
         generate.main([])
 
 
+@pytest.mark.long
 def test_the_first_records_alone_are_another_run(many: dict[str, str]) -> None:
     def planned(*more: str) -> int:
         job = GenerateJob(read_settings(parsed(many, *more)))
@@ -82,6 +83,7 @@ def test_a_basis_must_be_a_run(many: dict[str, str], tmp_path: Path) -> None:
         generate.main([*words(many), "--dry-run", "--basis", str(tmp_path)])
 
 
+@pytest.mark.long
 def test_route_says_why(command: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     models = [word for word in words(command) if "=" in word]
     assert route.main(["--prompt", "red1 red2 red3", "--prompt", "zzz qqq", *models, "routing.acceptance=0.9"]) == 0

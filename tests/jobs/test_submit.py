@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 GENERATE = ["generate", "--input", "s3://lake/in/", "--output", "s3://lake/out/"]
 
 
+@pytest.mark.long
 def test_the_same_work_has_the_same_id_wherever_it_runs() -> None:
     expected = submit.submission_id(GENERATE)
     assert submit.submission_id([*GENERATE, "cluster=ray"]) == expected
@@ -21,6 +22,7 @@ def test_the_same_work_has_the_same_id_wherever_it_runs() -> None:
     assert submit.submission_id(["retry-dead", "--run", "s3://lake/out/"]) != expected
 
 
+@pytest.mark.long
 def test_the_id_is_the_same_from_another_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     here = submit.submission_id(GENERATE), submit.submission_id([*GENERATE, "bank=custom", "bank.path=/my/bank"])
     monkeypatch.setattr(compose, "PROJECT_DIR", Path("/somewhere/else"))
@@ -28,6 +30,7 @@ def test_the_id_is_the_same_from_another_checkout(monkeypatch: pytest.MonkeyPatc
     assert submit.submission_id([*GENERATE, "bank=custom", "bank.path=/my/bank"]) == here[1]
 
 
+@pytest.mark.long
 def test_a_wrong_config_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(UserError, match="no_such_key"):
         submit.submission_id([*GENERATE, "no_such_key=1"])

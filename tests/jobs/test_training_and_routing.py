@@ -35,6 +35,7 @@ def model_words(model: Path) -> list[str]:
     return ["model=custom", f"model.path={model}", "model.dtype=fp32"]
 
 
+@pytest.mark.long
 def test_adapters_are_trained_resumed_and_load_in_peft(
     labelled: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_adapters_are_trained_resumed_and_load_in_peft(
     assert (again / "red" / "adapter_model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.long
 def test_a_router_is_trained_and_routes(
     labelled: Path, tiny_model: Path, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_router_is_trained_and_routes(
     }
 
 
+@pytest.mark.long
 def test_an_adapter_is_added_without_retraining(
     tiny_model: Path, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +112,7 @@ def test_an_adapter_is_added_without_retraining(
         add_adapter.main(command)
 
 
+@pytest.mark.long
 def test_an_adapter_that_cannot_be_added_leaves_bank_and_router_as_they_were(
     tiny_model: Path, tiny_bank: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def page(url: str) -> str:
     return render(url)
 
 
+@pytest.mark.long
 def test_counts_are_those_of_the_rows(url: str, page: str) -> None:
     rows = read_run(url).to_table()
     dead = Counter(read_dead(url).to_table()["error_type"].to_pylist())
@@ -63,6 +64,7 @@ def test_the_course_adds_up_to_what_was_done(url: str) -> None:
     assert (np.diff(times) * tokens).sum() == pytest.approx(run.counts["completion_tokens"], rel=0.01)
 
 
+@pytest.mark.long
 def test_the_cost_is_that_of_the_devices(url: str, page: str) -> None:
     tokens = RunSummary.read(url).counts["completion_tokens"]
     assert "<b>1.67 EUR</b>" in page  # four devices, ten minutes, 2.5 an hour
@@ -104,6 +106,7 @@ def test_long_texts_are_cut(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert all(row["output"].endswith(" ...") and len(row["output"]) == 14 for row in rows)
 
 
+@pytest.mark.long
 def test_two_runs_are_compared(url: str) -> None:
     other = memory_url()
     make_run(other, 1200, seed=0, config={"generation": {"max_new_tokens": 16, "temperature": 0.5}})
@@ -117,6 +120,7 @@ def test_two_runs_are_compared(url: str) -> None:
     assert "Settings that differ</h3>\nNone." in moved.replace("<p>", "").replace("</p>", "")
 
 
+@pytest.mark.long
 def test_the_command_writes_it_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(str(tmp_path / "a"), 30)
     assert report.main(["--run", str(tmp_path / "a"), "--to", str(tmp_path / "b.html"), "--device-hour", "3"]) == 0

@@ -28,6 +28,7 @@ def strangers(count: int, seed: int) -> list[list[int]]:
     ]
 
 
+@pytest.mark.long
 def test_an_added_class_is_found_and_the_others_stay(router: MlpRouter) -> None:
     new, found = add_class(router, "news", strangers(12, 1), false_claim=0.005)
     policy = RoutingPolicy()

@@ -49,6 +49,7 @@ def test_top_p_keeps_a_smallest_set_that_reaches_p(row: list[Fraction], top_p: F
     assert sum(row[c] for c in kept) >= top_p
 
 
+@pytest.mark.long
 @given(probabilities(), top_ps, st.integers(1, 8))
 def test_at_most_max_adapters_are_kept_and_they_are_the_likeliest(
     row: list[Fraction], top_p: Fraction, most: int

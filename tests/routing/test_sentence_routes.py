@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from pipeline.records import Mixture
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.router import Route
@@ -57,6 +59,7 @@ def test_a_sentence_below_the_gate_goes_on_with_the_mixture_before_it() -> None:
     assert (some.mixture, some.context, [start for start, _ in some.spans]) == (adapter("t6"), 2, [0, 1, 2, 3])
 
 
+@pytest.mark.long
 def test_sentences_of_different_tasks_get_different_adapters() -> None:
     router = make_router()
     art, legal = [[10 * label + 10 + i % 10 for i in range(12)] for label in (0, 1)]

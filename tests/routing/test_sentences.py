@@ -59,6 +59,7 @@ some_settings = st.builds(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(any_text, some_settings, st.integers(0, 2), st.integers(0, 2))
 def test_sentences_cover_every_token_once_in_order(
@@ -68,6 +69,7 @@ def test_sentences_cover_every_token_once_in_order(
     assert_covers_once(split_sentences(text, ends, settings), len(ends), settings.min_sentence_tokens)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(any_text, some_settings, st.data())
 def test_sentences_of_a_cut_prompt_cover_what_is_left(

@@ -84,18 +84,19 @@ def commit(store: MarkerStore, window: int, attempt: str, task: int, rows: list[
 @pytest.mark.usefixtures("_no_pauses")
 def test_each_call_does_its_work_once_although_requests_fail(failing: Proxy, direct: fsspec.AbstractFileSystem) -> None:
     fs, folder = MarkerStore(f"s3://{BUCKET}/calls").fs, f"{BUCKET}/calls"
-    for number in range(8):
+    for number in range(4):
         put(fs, f"{folder}/{number}", b"first")
         assert create(fs, f"{folder}/new-{number}", b"mine"), "what a lost answer hid is one's own"
         assert not create(fs, f"{folder}/new-{number}", b"other")
         assert read(fs, f"{folder}/{number}") == b"first"
         remove(fs, f"{folder}/{number}")
         assert read(fs, f"{folder}/{number}") is None
-    assert list_names(fs, folder, "new-") == sorted(f"new-{number}" for number in range(8))
+    assert list_names(fs, folder, "new-") == sorted(f"new-{number}" for number in range(4))
     assert direct.cat_file(f"{folder}/new-0") == b"mine"
     assert all(failing.met[fault] for fault in ("slow_down", "server_error", "reset_before", "reset_after"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_pauses")
 def test_writers_that_race_through_faults_commit_every_row_once(
     failing: Proxy, direct: fsspec.AbstractFileSystem

@@ -40,6 +40,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [["--inputs=https://h/x?sig=SECRET"], ["-xhttps://h/x?sig=SECRET"], *WRONG])
 @pytest.mark.parametrize("program", ["jobs.generate", "loraloom"])
 def test_a_wrong_command_line_is_told_without_its_credentials(

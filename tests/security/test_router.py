@@ -141,6 +141,7 @@ def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
         load_router(folder)
 
 
+@pytest.mark.long
 def test_a_router_of_a_smaller_vocabulary_is_refused(folder: Path) -> None:
     vocabulary = {str(n): n for n in range(VOCABULARY + 1)}
     router = load_router(folder)

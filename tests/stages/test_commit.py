@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pytest
 
 from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, DeadLetter, Record
 from pipeline.stages.output_schema import OutputSchema, dead_letters
@@ -11,6 +12,7 @@ from pipeline.stages.tables import with_columns, with_dead_letters
 from pipeline.storage.input.read import staged_table
 
 
+@pytest.mark.long
 def test_read_shuffle_and_write_tasks_load_no_torch() -> None:
     code = (
         "import sys, pipeline.stages.read, pipeline.stages.shuffle, pipeline.stages.commit;"

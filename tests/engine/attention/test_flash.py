@@ -84,6 +84,7 @@ def answers_of(engine: Engine, requests: list[Request]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(1, 150), st.integers(0, 60), st.sampled_from(MIXTURES)), min_size=1, max_size=10),

@@ -70,6 +70,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     own=st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=10),

@@ -60,6 +60,7 @@ def outputs(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> 
     return {name: a.output for name, a in answers.items() if isinstance(a, Completion)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_output_does_not_depend_on_batch_size_or_order(make_engine: Any, sampling: Sampling) -> None:
     engine = make_engine(1)
@@ -90,6 +91,7 @@ def test_greedy_output_equals_that_of_transformers(make_engine: Any, model: Any)
         assert ours[request.id] == engine.tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.mark.long
 def test_one_adapter_gives_the_same_output_through_peft(tiny_model: Path, tiny_bank: Path, make_engine: Any) -> None:
     for name in ("red", "cold", "slow"):  # all modules; rank-stabilised; rank and alpha patterns
         engine = make_engine(8)
@@ -178,6 +180,7 @@ def test_a_row_of_nan_logits_fails_alone(make_engine: Any) -> None:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(10)), batch_size=st.integers(1, 10), prefill=st.integers(1, 200))
 def test_any_admission_order_gives_the_same_output(

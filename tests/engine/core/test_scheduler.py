@@ -79,6 +79,7 @@ def alone(make_engine: MakeEngine) -> dict[str, Completion]:
     return answers(make_engine(batch_size=1, reuse_prefixes=False), make_requests(), SAMPLED, sentences)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None)
 @given(
     order=st.permutations(range(18)),
@@ -117,6 +118,7 @@ def run(loop: GenerationLoop, requests: Sequence[Request]) -> tuple[dict[str, Co
     return found, positions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [200, 420])
 def test_rows_that_lose_their_slot_go_on_where_they_were(
     make_engine: MakeEngine, budget: int, monkeypatch: pytest.MonkeyPatch
@@ -231,6 +233,7 @@ def with_template(mixture: Mixture, count: int, first: int = 0, spans: Spans = (
     return [Request(f"{mixture.key}{n}", template + tokens_of(50 + n, 10), mixture, spans) for n in range(first, count)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_a_shared_prefix_runs_once_a_mixture(make_engine: MakeEngine, batch_size: int) -> None:
     engine = make_engine(batch_size=batch_size)
@@ -258,6 +261,7 @@ def test_a_prefix_is_kept_for_requests_that_come_later(make_engine: MakeEngine) 
     assert prompt_tokens(engine, with_template(A, 6, 3), loop) == 3 * 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rows", "share", "budget", "prefill"), [(8, 4, 900, 200), (6, 6, 300, 40)])
 def test_rows_are_admitted_together(
     rows: int,

@@ -125,11 +125,13 @@ def requests_of(shapes: Sequence[tuple[int, int, Mixture]]) -> list[Request]:
     return found
 
 
+@pytest.mark.long
 def test_most_steps_of_long_answers_are_replayed(engines: Engines) -> None:
     requests = requests_of([(9 + n, 40, MIXTURES[n % 5]) for n in range(10)])
     assert engines.compare(requests) > 40
 
 
+@pytest.mark.long
 def test_mixtures_change_between_replays(engines: Engines) -> None:
     """Rows of other mixtures take the places of those that ended; lanes and panels stay."""
     requests = requests_of([(9, 8 + n % 4, MIXTURES[1:][n % 4]) for n in range(40)])
@@ -161,6 +163,7 @@ def test_a_recorder_that_fails_is_not_asked_again(
     assert "without CUDA graphs" in caplog.text
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(

@@ -38,6 +38,7 @@ def mixtures_strategy() -> st.SearchStrategy[Mixture]:
     )
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_logits_equal_those_of_merged_weights_for_one_to_five_of_eight_adapters(
@@ -84,6 +85,7 @@ def test_a_bank_of_another_model_is_refused(parts: tuple[Any, AdapterBank], tmp_
         FusedLora(other, parts[1])
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_batches_in_turn_on_one_operator_are_exact_in_every_mode(

@@ -48,6 +48,7 @@ def by_transformers(logits: torch.Tensor, own: Sampling) -> torch.Tensor:
     return scores.softmax(1)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(st.lists(truncations(), min_size=1, max_size=5), st.integers(0, 10**6))
 def test_truncation_equals_that_of_transformers_row_by_row(own: list[Sampling], seed: int) -> None:
@@ -74,6 +75,7 @@ def counted(prompt: list[int], answer: list[int]) -> TokenCounts:
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=30)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(TOKENS, TOKENS, st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=4),

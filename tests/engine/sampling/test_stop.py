@@ -44,6 +44,7 @@ TOKEN = st.integers(1, 120) | st.integers(1, 286)
 PIECE = st.sampled_from(["re", "red1", "d", " ", "1 t", "tall", "é", "ab", "a", "\n", " cold2 l"])
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(TOKEN, max_size=25), st.lists(PIECE, min_size=1, max_size=3, unique=True), st.just(0) | st.integers(0, 6)

@@ -58,6 +58,7 @@ def expected(engine: Engine, tiny_model: Path, asked: Request, choice: str) -> f
     return float(logits.log_softmax(1).gather(1, torch.tensor(tokens).unsqueeze(1)).sum())
 
 
+@pytest.mark.long
 def test_the_choice_of_highest_likelihood_is_the_answer(engine: Engine, tiny_model: Path) -> None:
     requests = [
         request(engine, f"r{i}", " ".join(tiny.prompts_of("red", 6)[: i + 1]), [RED, COLD][i % 2]) for i in range(6)

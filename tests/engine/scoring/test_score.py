@@ -55,6 +55,7 @@ def asked(draw: st.DrawFn) -> list[Choices]:
     return items
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(items=asked(), budget=st.sampled_from([1, 40, 8192]))
 def test_sums_equal_a_plain_forward_with_merged_weights(

@@ -45,6 +45,7 @@ def limit_tokens(engine: Engine, most: int, error: Callable[[], Exception]) -> l
     return tried
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error",
     [
@@ -92,6 +93,7 @@ def delay(engine: Engine, seconds: float, until: threading.Event) -> RemovableHa
     return engine.model.register_forward_pre_hook(wait)
 
 
+@pytest.mark.long
 def test_a_pass_that_hangs_is_noticed_and_slow_work_is_not(engine: Engine) -> None:
     hung, go_on = threading.Event(), threading.Event()
     engine.settings = EngineSettings(batch_size=1)

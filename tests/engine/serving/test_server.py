@@ -52,6 +52,7 @@ def answer_in_threads(server: EngineServer, batches: Sequence[Sequence[Request]]
         return list(pool.map(ask, batches))
 
 
+@pytest.mark.long
 def test_batches_of_several_threads_get_their_own_answers_in_order(engine: Engine, alone: dict[str, Any]) -> None:
     server = EngineServer(engine, SAMPLED)
     requests = requests_of(engine)
@@ -77,6 +78,7 @@ def test_rows_of_several_batches_run_in_one_pass(engine: Engine) -> None:
     assert max(rows) > 1
 
 
+@pytest.mark.long
 def test_requests_that_cannot_run_fail_alone(engine: Engine, alone: dict[str, Any]) -> None:
     server = EngineServer(engine, SAMPLED)
     good = requests_of(engine)[:3]
@@ -86,6 +88,7 @@ def test_requests_that_cannot_run_fail_alone(engine: Engine, alone: dict[str, An
     assert [found[0], *found[2:]] == [alone[request.id] for request in good]
 
 
+@pytest.mark.long
 def test_requests_that_break_the_engine_are_found_and_the_others_answered(
     engine: Engine, alone: dict[str, Any]
 ) -> None:
@@ -119,6 +122,7 @@ def test_callers_do_not_wait_for_a_thread_that_has_died(engine: Engine) -> None:
         server.answer(requests_of(engine)[:1])
 
 
+@pytest.mark.long
 def test_the_load_is_what_the_engine_holds_while_it_works_and_nothing_after(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

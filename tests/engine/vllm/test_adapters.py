@@ -59,6 +59,7 @@ def test_a_folded_mixture_is_the_weighted_sum_of_the_updates(tiny_bank: Path, mi
         assert a.shape[0] == sum(part.rank for _, part in parts)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None)
 @given(mixture=mixtures_strategy())
 def test_the_file_as_an_adapter_of_its_own_is_the_mixture(
@@ -146,6 +147,7 @@ with files.holding([Mixture.of({"red": 1.0})]):
 """
 
 
+@pytest.mark.long
 def test_what_a_killed_process_left_is_removed_and_nothing_of_one_that_lives(
     tiny_bank: Path, bank: AdapterBank, files: MixtureFiles, tmp_path: Path
 ) -> None:

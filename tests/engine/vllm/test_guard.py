@@ -71,6 +71,7 @@ def started(word: str, folder: Path) -> tuple[subprocess.Popen[str], psutil.Proc
     return parent, psutil.Process(int(parent.stdout.readline()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["keep", "stubborn", "stopped", "starting"])
 def test_a_killed_process_takes_what_it_guards_along(moment: str, folder: Path) -> None:
     parent, child = started(moment, folder)
@@ -84,6 +85,7 @@ def test_a_killed_process_takes_what_it_guards_along(moment: str, folder: Path) 
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_a_closed_guard_lets_them_live(folder: Path) -> None:
     parent, child = started("close", folder)
     parent.kill()

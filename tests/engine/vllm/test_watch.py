@@ -65,6 +65,7 @@ def test_stats_are_those_of_the_last_pass_that_had_some(clock: Clock) -> None:
     assert watch.last_stats == "second"
 
 
+@pytest.mark.long
 def test_requests_without_a_pass_are_told_once() -> None:
     told: list[int] = []
     hung = threading.Event()

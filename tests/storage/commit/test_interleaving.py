@@ -97,5 +97,5 @@ Interleaved.TestCase.settings = settings(max_examples=12, stateful_step_count=30
 ManyInterleaved.TestCase.settings = settings(max_examples=600, stateful_step_count=30, deadline=None)
 
 
-TestInterleaved = Interleaved.TestCase
+TestInterleaved = pytest.mark.long(Interleaved.TestCase)
 TestManyInterleaved = pytest.mark.slow(ManyInterleaved.TestCase)

@@ -135,5 +135,5 @@ class ManyRetried(Retried):
 Retried.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
 ManyRetried.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 
-TestRetried = Retried.TestCase
+TestRetried = pytest.mark.long(Retried.TestCase)
 TestManyRetried = pytest.mark.slow(ManyRetried.TestCase)

@@ -93,6 +93,7 @@ def test_shards_of_another_window_are_apart(store: MarkerStore) -> None:
     assert len(store.committed_files("data")) == 2
 
 
+@pytest.mark.long
 @given(st.lists(st.integers(0, 40), unique=True, min_size=1), st.lists(st.none() | st.integers(0, 3), max_size=5))
 def test_after_any_crashes_a_retry_leaves_each_row_once(rows: list[int], crashes: list[int | None]) -> None:
     store = MarkerStore(memory_url())

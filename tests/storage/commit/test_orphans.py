@@ -31,6 +31,7 @@ os.link = os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("call", "name"),
     [

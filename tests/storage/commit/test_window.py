@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -104,4 +105,4 @@ class WindowMachine(RuleBasedStateMachine):
 WindowMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=15)
 
 
-TestWindow = WindowMachine.TestCase
+TestWindow = pytest.mark.long(WindowMachine.TestCase)

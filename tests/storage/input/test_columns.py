@@ -57,6 +57,7 @@ def test_the_content_hash_ignores_the_order_of_columns(values: dict[str, Any], r
     assert content_hash(dict(items)) == content_hash(values)
 
 
+@pytest.mark.long
 @given(objects, objects)
 def test_the_content_hash_differs_for_different_rows(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert (content_hash(a) == content_hash(b)) == (row_text(a) == row_text(b))

@@ -23,6 +23,7 @@ def expected(ids: list[str]) -> list[tuple[int, int, int]]:
     return result
 
 
+@pytest.mark.long
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 12).map(str), max_size=40), st.integers(1, 50))
 def test_repeats_are_found_with_their_first_row_and_rank_however_often_it_spills(ids: list[str], entries: int) -> None:

@@ -67,6 +67,7 @@ def expected_outcomes(ids: list[int | None]) -> list[tuple[str, bool]]:
     return outcomes
 
 
+@pytest.mark.long
 @given(files, st.integers(1, 50), st.integers(1, 6))
 def test_windows_hold_every_row_once_in_order_whatever_the_splits(
     inputs: list[tuple[str, list[int | None]]], window_rows: int, rows_per_split: int
@@ -83,6 +84,7 @@ def test_windows_hold_every_row_once_in_order_whatever_the_splits(
     assert [(r.id, r.dead is not None) for r in records] == expected_outcomes(ids)
 
 
+@pytest.mark.long
 @given(files, st.integers(1, 50), st.integers(1, 10), st.integers(1, 6))
 def test_a_limit_gives_the_first_rows_as_they_would_be_without_it(
     inputs: list[tuple[str, list[int | None]]], limit: int, window_rows: int, rows_per_split: int
@@ -94,6 +96,7 @@ def test_a_limit_gives_the_first_rows_as_they_would_be_without_it(
     assert [(r.id, r.dead) for r in part] == [(r.id, r.dead) for r in whole[:limit]]
 
 
+@pytest.mark.long
 @given(files, st.integers(1, 20), st.integers(1, 6), st.integers(1, 6))
 def test_the_place_of_splits_does_not_change_the_records(
     inputs: list[tuple[str, list[int | None]]], window_rows: int, one: int, other: int
@@ -191,6 +194,7 @@ def test_a_file_of_an_unknown_kind_is_refused() -> None:
         plan_input(url, 10, COLUMNS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz", ".parquet"])
 def test_a_damaged_file_is_refused_by_name_in_one_line(suffix: str) -> None:
     content = encoded([row_of(n) for n in range(200)], suffix)

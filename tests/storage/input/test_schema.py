@@ -141,6 +141,7 @@ def same(stored: Any, given: Any) -> bool:
     return type(stored) is type(given) and bool(stored == given)
 
 
+@pytest.mark.long
 @given(chunk_lists)
 def test_any_json_values_are_stored_in_parquet_and_come_back(chunks: list[Rows]) -> None:
     schema = schema_of(*chunks)
@@ -155,6 +156,7 @@ def test_any_json_values_are_stored_in_parquet_and_come_back(chunks: list[Rows])
         assert all(map(same, stored, given_values)), (stored, given_values)
 
 
+@pytest.mark.long
 @given(chunk_lists, st.randoms(use_true_random=False))
 def test_the_order_of_chunks_does_not_decide_what_is_json(chunks: list[Rows], random: Any) -> None:
     shuffled = random.sample(chunks, len(chunks))
