@@ -48,7 +48,7 @@ test-rest: $(STAMPS)/test
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint
-	$(BIN)/python -m pytest -m ""
+	TEST_EXAMPLES=all $(BIN)/python -m pytest -m ""
 
 # The real vLLM on this machine's CPU, in an environment of its own: it wants other versions than everything else.
 test-vllm: $(VLLM)/.stamps/vllm

@@ -21,7 +21,7 @@ from pipeline.engine.attention.slots import SlotCache
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
-from tests import tiny
+from tests import examples, tiny
 from tests.engine.lora.test_lora import mixtures_strategy
 
 A, B, C = (Mixture.of({name: 1.0}) for name in ("red", "cold", "slow"))
@@ -83,7 +83,7 @@ def draw_request(data: st.DataObject, number: int) -> Request:
 
 
 @pytest.mark.long
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 def test_logits_and_cache_equal_those_of_weights_merged_for_each_token(
     parts: tuple[Any, AdapterBank], tiny_model: Path, data: st.DataObject

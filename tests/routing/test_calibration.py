@@ -12,9 +12,10 @@ from pipeline.routing.calibration import (
     gate_score,
     gate_thresholds,
 )
+from tests import examples
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(st.integers(0, 50), st.sampled_from([0.3, 1.0, 2.5, 6.0]))
 def test_the_temperature_of_overconfident_logits_is_found(seed: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing import SentenceSettings
 from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences, split_sentences
+from tests import examples
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -60,7 +61,7 @@ some_settings = st.builds(
 
 
 @pytest.mark.long
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(any_text, some_settings, st.integers(0, 2), st.integers(0, 2))
 def test_sentences_cover_every_token_once_in_order(
     text: str, settings: SentenceSettings, added_before: int, added_after: int
@@ -70,7 +71,7 @@ def test_sentences_cover_every_token_once_in_order(
 
 
 @pytest.mark.long
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(any_text, some_settings, st.data())
 def test_sentences_of_a_cut_prompt_cover_what_is_left(
     text: str, settings: SentenceSettings, data: st.DataObject

@@ -18,7 +18,7 @@ from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
-from tests import tiny
+from tests import examples, tiny
 from tests.engine.graphs.test_graphs import MIXTURES
 
 WINDOW = 24
@@ -85,7 +85,7 @@ def answers_of(engine: Engine, requests: list[Request]) -> dict[str, Any]:
 
 
 @pytest.mark.long
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(1, 150), st.integers(0, 60), st.sampled_from(MIXTURES)), min_size=1, max_size=10),
     st.integers(0, 5),

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.attention.slots import BLOCK, LayerShape, Slot, SlotCache
+from tests import examples
 
 SHAPES = [LayerShape(2, 3, 5, torch.float32), LayerShape(1, 4, 4, torch.float32)]
 
@@ -47,7 +48,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(actions=ACTIONS, limit=st.integers(64, 1500), others=st.integers(0, 300))
 def test_contents_stay_and_the_budget_holds(actions: list[tuple[str, int]], limit: int, others: int) -> None:
     evictable = Evictable(min(others, limit))

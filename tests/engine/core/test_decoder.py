@@ -17,6 +17,7 @@ from pipeline.engine.sequence import Sequence as GeneratedSequence
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
+from tests import examples
 from tests.engine.lora.test_lora import merged
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -71,7 +72,7 @@ SETTINGS = [
 
 
 @pytest.mark.long
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     own=st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=10),
     batch_size=st.integers(1, 10),

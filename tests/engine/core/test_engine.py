@@ -16,7 +16,7 @@ from pipeline.engine import Engine, Failure, Request, Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
-from tests import tiny
+from tests import examples, tiny
 
 GREEDY = Sampling(max_new_tokens=12)
 SAMPLED = Sampling(max_new_tokens=12, temperature=0.9, top_p=0.95, top_k=50)
@@ -181,7 +181,7 @@ def test_a_row_of_nan_logits_fails_alone(make_engine: Any) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(order=st.permutations(range(10)), batch_size=st.integers(1, 10), prefill=st.integers(1, 200))
 def test_any_admission_order_gives_the_same_output(
     order: list[int], batch_size: int, prefill: int, model: Any, tiny_model: Path, tiny_bank: Path

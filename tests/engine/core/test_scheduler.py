@@ -18,6 +18,7 @@ from pipeline.engine.sequence import Sequence as GeneratedSequence
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture, Spans
+from tests import examples
 
 A, B, AB = Mixture.of({"red": 1.0}), Mixture.of({"cold": 1.0}), Mixture.of({"red": 0.5, "slow": 0.5})
 MIXTURES = (Mixture(), A, B, AB)
@@ -80,7 +81,7 @@ def alone(make_engine: MakeEngine) -> dict[str, Completion]:
 
 
 @pytest.mark.long
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(
     order=st.permutations(range(18)),
     batch_size=st.integers(1, 18),
@@ -145,7 +146,7 @@ def test_a_request_that_the_cache_cannot_hold_fails_alone(make_engine: MakeEngin
     assert found["large"].error_type == "KvBudget"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), look_ahead=st.integers(1, 8))
 def test_no_request_is_overtaken_more_often_than_the_look_ahead(
     lengths: list[int], look_ahead: int, make_engine: MakeEngine

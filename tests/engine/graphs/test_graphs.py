@@ -20,6 +20,7 @@ from pipeline.engine.graphs.record import Recording
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
+from tests import examples
 
 MIXTURES = (
     Mixture(),
@@ -164,7 +165,7 @@ def test_a_recorder_that_fails_is_not_asked_again(
 
 
 @pytest.mark.long
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     st.lists(
         st.tuples(st.integers(1, 90), st.integers(1, 45), st.sampled_from(MIXTURES)),

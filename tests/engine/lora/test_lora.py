@@ -15,7 +15,7 @@ from pipeline.engine.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
-from tests import tiny
+from tests import examples, tiny
 from tests.engine.reference import assert_close, logits_of, merged
 
 MODES: list[LoraMode] = ["auto", "union", "gather", "merged"]
@@ -39,7 +39,7 @@ def mixtures_strategy() -> st.SearchStrategy[Mixture]:
 
 
 @pytest.mark.long
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(data=st.data())
 def test_logits_equal_those_of_merged_weights_for_one_to_five_of_eight_adapters(
     parts: tuple[Any, AdapterBank], data: st.DataObject
@@ -86,7 +86,7 @@ def test_a_bank_of_another_model_is_refused(parts: tuple[Any, AdapterBank], tmp_
 
 
 @pytest.mark.long
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_batches_in_turn_on_one_operator_are_exact_in_every_mode(
     parts: tuple[Any, AdapterBank], data: st.DataObject

@@ -19,7 +19,7 @@ from pipeline.engine.lora.panel import GatherPanel, Panel, UnionPanel
 from pipeline.engine.lora.residency import Packed, Residency
 from pipeline.models import load_model
 from pipeline.records import Mixture
-from tests import tiny
+from tests import examples, tiny
 
 CPU = torch.device("cpu")
 INPUTS = InputSet(("q",), (576, 1), 0)
@@ -48,7 +48,7 @@ def residency(bank: AdapterBank, groups: list[Group], slots: int) -> Residency:
 names = st.lists(st.sampled_from(tiny.ADAPTERS), min_size=1, max_size=5, unique=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(batches=st.lists(names, max_size=8), slots=st.integers(0, 6))
 def test_the_least_recently_used_adapters_leave_and_none_that_is_used(
     parts: tuple[Any, AdapterBank], batches: list[list[str]], slots: int
@@ -77,7 +77,7 @@ def room(held: OrderedDict[str, None], size: int, used: set[str], slots: int) ->
             del held[name]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(batches=st.lists(names, min_size=1, max_size=8))
 def test_a_union_holds_each_adapter_of_the_batch_once_whatever_came_before(
     parts: tuple[Any, AdapterBank], batches: list[list[str]]

@@ -17,6 +17,7 @@ from pipeline.engine.sampling import constraints as module
 from pipeline.engine.sampling.constraints import Constraints
 from pipeline.models import load_tokenizer, resolve_model
 from pipeline.records import Completion, Mixture
+from tests import examples
 
 SCHEMAS: list[dict[str, Any]] = [
     {"enum": ["positive", "negative", "neutral"]},
@@ -59,7 +60,7 @@ def answer(parts: tuple[Any, Constraints, int, int], sampling: Sampling, seed: i
     return completion
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(st.sampled_from(SCHEMAS), st.integers(0, 10**6), st.sampled_from([0.0, 1.0]))
 def test_every_answer_parses_and_fits_its_schema(
     parts: tuple[Any, Constraints, int, int], schema: dict[str, Any], seed: int, temperature: float
@@ -74,7 +75,7 @@ def test_every_answer_parses_and_fits_its_schema(
         assert list(value) == list(schema["properties"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(st.integers(0, 10**6))
 def test_every_answer_matches_its_regex_or_grammar(parts: tuple[Any, Constraints, int, int], seed: int) -> None:
     regex = "(ja|nein)( [a-f0-9]{4}){1,5}\\."

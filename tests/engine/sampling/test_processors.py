@@ -17,6 +17,7 @@ from transformers import (
 from pipeline.engine.request import Sampling
 from pipeline.engine.sampling.processors import TokenCounts, apply_penalties
 from pipeline.engine.sampling.sampler import truncated_probabilities
+from tests import examples
 
 VOCABULARY = 40
 
@@ -49,7 +50,7 @@ def by_transformers(logits: torch.Tensor, own: Sampling) -> torch.Tensor:
 
 
 @pytest.mark.long
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.lists(truncations(), min_size=1, max_size=5), st.integers(0, 10**6))
 def test_truncation_equals_that_of_transformers_row_by_row(own: list[Sampling], seed: int) -> None:
     logits = random_logits(len(own), seed)
@@ -76,7 +77,7 @@ TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=30)
 
 
 @pytest.mark.long
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(
     st.lists(st.tuples(TOKENS, TOKENS, st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=4),
     st.integers(0, 10**6),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine.sampling.stop import StopScanner
 from pipeline.models import load_tokenizer
+from tests import examples
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -45,7 +46,7 @@ PIECE = st.sampled_from(["re", "red1", "d", " ", "1 t", "tall", "é", "ab", "a",
 
 
 @pytest.mark.long
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(
     st.lists(TOKEN, max_size=25), st.lists(PIECE, min_size=1, max_size=3, unique=True), st.just(0) | st.integers(0, 6)
 )

@@ -14,7 +14,7 @@ from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Mixture
-from tests import tiny
+from tests import examples, tiny
 from tests.engine.lora.test_lora import merged, mixtures_strategy
 
 TOKEN = st.integers(1, 599)
@@ -56,7 +56,7 @@ def asked(draw: st.DrawFn) -> list[Choices]:
 
 
 @pytest.mark.long
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(items=asked(), budget=st.sampled_from([1, 40, 8192]))
 def test_sums_equal_a_plain_forward_with_merged_weights(
     parts: tuple[Engine, Any], items: list[Choices], budget: int

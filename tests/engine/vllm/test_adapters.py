@@ -21,7 +21,7 @@ from pipeline.engine.vllm.fold import fold
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
-from tests import tiny
+from tests import examples, tiny
 from tests.engine.lora.test_lora import mixtures_strategy
 from tests.engine.reference import assert_close, logits_of, merged
 
@@ -41,7 +41,7 @@ def files(bank: AdapterBank, tmp_path: Path) -> Iterator[MixtureFiles]:
     made.close()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(mixture=mixtures_strategy())
 def test_a_folded_mixture_is_the_weighted_sum_of_the_updates(tiny_bank: Path, mixture: Mixture) -> None:
     bank = AdapterBank.load(tiny_bank)
@@ -60,7 +60,7 @@ def test_a_folded_mixture_is_the_weighted_sum_of_the_updates(tiny_bank: Path, mi
 
 
 @pytest.mark.long
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(mixture=mixtures_strategy())
 def test_the_file_as_an_adapter_of_its_own_is_the_mixture(
     tiny_model: Path, tiny_bank: Path, tmp_path_factory: pytest.TempPathFactory, mixture: Mixture

@@ -14,6 +14,7 @@ from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import list_names
+from tests import examples
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, tally_of, visible_rows, write_shard
 from tests.storage.commit.stepping import Actor, Interleaving
@@ -93,8 +94,8 @@ class ManyInterleaved(Interleaved):
     """Enough to find a window marker that is written over another one."""
 
 
-Interleaved.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
-ManyInterleaved.TestCase.settings = settings(max_examples=600, stateful_step_count=30, deadline=None)
+Interleaved.TestCase.settings = settings(max_examples=examples(12), stateful_step_count=30, deadline=None)
+ManyInterleaved.TestCase.settings = settings(max_examples=examples(600), stateful_step_count=30, deadline=None)
 
 
 TestInterleaved = pytest.mark.long(Interleaved.TestCase)

@@ -19,6 +19,7 @@ from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windo
 from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters, rows_to_retry
 from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.store.objects import StoreError, list_names
+from tests import examples
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, data_table
 from tests.storage.commit.stepping import Actor, Interleaving
@@ -132,8 +133,8 @@ class ManyRetried(Retried):
     """Enough to find each of the steps missing."""
 
 
-Retried.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
-ManyRetried.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+Retried.TestCase.settings = settings(max_examples=examples(12), stateful_step_count=30, deadline=None)
+ManyRetried.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=30, deadline=None)
 
 TestRetried = pytest.mark.long(Retried.TestCase)
 TestManyRetried = pytest.mark.slow(ManyRetried.TestCase)

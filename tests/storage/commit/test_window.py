@@ -7,6 +7,7 @@ from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import list_names
+from tests import examples
 from tests.storage import memory_url
 from tests.storage.commit.committing import WINDOW, KilledError, crash_at, tally_of, visible_rows, write_shard
 
@@ -102,7 +103,7 @@ class WindowMachine(RuleBasedStateMachine):
             return
 
 
-WindowMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=15)
+WindowMachine.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=15)
 
 
 TestWindow = pytest.mark.long(WindowMachine.TestCase)

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.storage.input.duplicates import DuplicateFinder
+from tests import examples
 
 
 def found(ids: list[str], memory_entries: int) -> list[tuple[int, int, int]]:
@@ -24,7 +25,7 @@ def expected(ids: list[str]) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.long
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(0, 12).map(str), max_size=40), st.integers(1, 50))
 def test_repeats_are_found_with_their_first_row_and_rank_however_often_it_spills(ids: list[str], entries: int) -> None:
     assert found(ids, entries) == expected(ids)

@@ -17,6 +17,7 @@ from pipeline.storage.input import plan as plan_module
 from pipeline.storage.input.columns import Columns, content_hash
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.input.read import read_split, staged_schema, staged_table
+from tests import examples
 from tests.storage import SUFFIXES, encoded, memory_url, user_error, write_file
 
 COLUMNS = Columns()
@@ -109,7 +110,7 @@ def test_the_place_of_splits_does_not_change_the_records(
     assert read[0] == read[1]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_a_jsonl_file_of_random_bytes_is_planned_and_read(seed: int, window_rows: int) -> None:
     generator = random.Random(seed)
