@@ -215,11 +215,11 @@ class WindowSettings(Strict):
 
 
 class ShuffleSettings(Strict):
-    """Shards of a window."""
+    """Shards, and the blocks of routed records that are cut into them."""
 
     shard_records: PositiveInt
     shard_adapters: PositiveInt
-    task_records: Annotated[int, Field(ge=0)]
+    block_records: PositiveInt
 
 
 class CostSettings(Strict):

@@ -51,7 +51,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         limit=limit,
         shard_records=config.shuffle.shard_records,
         shard_adapters=config.shuffle.shard_adapters,
-        shuffle_task_records=config.shuffle.task_records,
+        block_records=config.shuffle.block_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
         config=shown_config(config)

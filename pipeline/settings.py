@@ -55,7 +55,7 @@ class JobSettings:
     limit: int | None  # records from the beginning of the input; None: all
     shard_records: int
     shard_adapters: int  # of all mixtures of a shard together
-    shuffle_task_records: int  # of a window that a single task shuffles
+    block_records: int  # routed records that are regrouped into shards together
     file_bytes: int  # of the files that a finished window's shards are merged into
     hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json

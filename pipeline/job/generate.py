@@ -4,33 +4,33 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 from pipeline.cluster.resources import Pools
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
-from pipeline.storage.commit.counts import Counts, sum_counts
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import discard_run, remove_orphans, sweep_finished_windows
+from pipeline.storage.commit.window import finish_window
 from pipeline.storage.output.dataset_card import CARD
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
 from pipeline.telemetry.logs import log_event
 from pipeline.telemetry.progress import JobProgress, Listener, TimelinePoint
 
-from .preflight import Prepared, input_problem, prepare
+from .finish import WindowFinisher
+from .passes import Passes, without_answer
+from .preflight import Prepared, prepare
 from .result import JobResult, write_run
 from .session import Session, committed_counts, open_session, read_finished_run, unfinished_windows
 from .stop import StoppedError, stop_on_store_errors
-from .window import WindowJob
-from .windows import Windows
 
 
 class GenerateJob:
     """Answers the records of an input, each with its own mixture of adapters; a stopped job can be run again.
 
-    `prepare` checks everything and needs no Ray; `run` does the work. ``generator``, ``router``: see `WindowRun`.
+    `prepare` checks everything and needs no Ray; `run` does the work. ``generator``, ``router``: see `Stream`.
     ``log`` takes lines for people, ``listener`` the progress.
     """
 
@@ -83,12 +83,11 @@ class GenerateJob:
             self._prepared = replace(session.prepared, new_run=False)  # the next `run` continues it
         else:
             session.progress.timeline = [TimelinePoint(*point) for point in session.earlier.get("timeline", [])]
-        sweep_finished_windows(session.markers)
         before = committed_counts(session.markers, plan)
         session.progress.start(plan.rows, plan.windows, before)
         try:
             with stop_on_store_errors():
-                missing = self._run_windows(session)
+                missing = self._answer(session, before)
                 session.check_lease()
         except (KeyboardInterrupt, StoppedError):
             with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
@@ -98,24 +97,31 @@ class GenerateJob:
                 write_run(session, "stopped", _result(session, before, missing, start))
             raise
         if not missing:
+            sweep_finished_windows(session.markers, session.check_lease)
             remove_orphans(session.markers, session.check_lease)
         result = _result(session, before, missing, start)
         session.check_lease()
         write_run(session, "incomplete" if missing else "finished", result)
         return result
 
-    def _run_windows(self, session: Session) -> int:
-        """Answer the unfinished windows one by one; return the number of rows that stay without an answer."""
-        windows = unfinished_windows(session.markers, session.prepared.plan)
+    def _answer(self, session: Session, before: Counts) -> int:
+        """Answer the rows of unfinished windows; return the number of rows that stay without an answer."""
+        plan, markers, settings = session.prepared.plan, session.markers, session.settings
+        windows = unfinished_windows(markers, plan)
         if not windows:
             return 0
-        settings, markers, switch = session.settings, session.markers, session.switch
-        finished = markers.read_windows(markers.finished_markers().values())
-        counts = sum_counts(files.counts for files in finished)
-        runs = [session.window_run(window, self._generator, self._router) for window in windows]
-        problem = partial(input_problem, settings, session.prepared.plan)
-        window_job = WindowJob(settings, markers, session.log, switch.check, problem)
-        return Windows(window_job, runs, session.prepared.budget, switch, session.progress).run(counts)
+        started = markers.windows_with_shards()
+        missing = {w: without_answer(markers, plan, w, None) if w in started else None for w in windows}
+        ends = WindowFinisher(markers, plan, settings.file_bytes, session.log)
+        for window in [w for w, rows in missing.items() if rows is not None and not len(rows)]:
+            ends.start(window)
+            del missing[window]
+        stream = session.stream(self._generator, self._router)
+        left = Passes(session, stream, ends, session.prepared.budget, before).run(missing)
+        # What is left of them held a row in two shards, or a listing came late.
+        for window in [] if left else unfinished_windows(markers, plan):
+            finish_window(markers, window, plan.window_size(window), settings.file_bytes)
+        return left
 
 
 def _start_new_run(session: Session) -> None:

@@ -1,7 +1,7 @@
 """The retry job: answer the dead letters of a finished run again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -21,11 +21,10 @@ from pipeline.storage.store.redact import masked
 from pipeline.telemetry.progress import JobProgress, Listener
 
 from .error_budget import ErrorBudget
+from .passes import Passes
 from .preflight import prepare
 from .session import Session, committed_counts, open_session, read_finished_run
 from .stop import StoppedError, stop_on_store_errors
-from .watch import Watch
-from .window import WindowJob
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class RetryJob:
             return self._run(session, start_pools)
 
     def _run(self, session: Session, start_pools: Callable[[], Pools]) -> RetryResult:
-        sweep_finished_windows(session.markers, fence=True)
+        sweep_finished_windows(session.markers, session.check_lease, fence=True)
         session.markers = session.markers.with_session()
         rows, before = self._select_rows(session), committed_counts(session.markers, session.prepared.plan)
         # The card is removed while files that no marker names may be in the folders. If it is missing already, an
@@ -88,7 +87,7 @@ class RetryJob:
             self.folder.remove(CARD)
             try:
                 with session.switch, stop_on_store_errors():
-                    self._retry_windows(session, rows)
+                    self._retry(session, rows)
             except (KeyboardInterrupt, StoppedError):
                 with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
                     _write_counts(session, rows, before)
@@ -106,36 +105,39 @@ class RetryJob:
         found = ((w, rows_to_retry(markers, files, self._selected) - w * window_rows) for w, files in windows)
         return {window: rows for window, rows in found if len(rows)}
 
-    def _retry_windows(self, session: Session, rows: dict[int, np.ndarray]) -> None:
-        plan, progress, markers = session.prepared.plan, session.progress, session.markers
-        window_job = WindowJob(session.settings, markers, session.log, session.switch.check)
-        records, counts = sum(map(len, rows.values())), Counts()
+    def _retry(self, session: Session, rows: dict[int, np.ndarray]) -> None:
+        records = sum(map(len, rows.values()))
         no_budget = ErrorBudget(1.0, None, records)  # all of them may become dead letters again
-        progress.start(records, plan.windows, counts)
-        for window, retried in rows.items():
-            run = session.window_run(window, self._generator, RouteRecords, retried)
-            marker, _ = markers.newest_marker(window)
-            progress.set_stage("retrying", window)
-            refusals = session.incidents.store_refusals
-            watch = Watch(markers, window, counts, no_budget, session.switch.stop, refusals, on_counts=progress.update)
-            with watch:
-                try:
-                    missing = window_job.rounds(run)
-                except (KeyboardInterrupt, StoppedError):
-                    with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
-                        _replace_letters(session, window, marker, retried)  # by the answers that are committed
-                    raise
-            counts = watch.look()
-            progress.update(counts, "committed")
-            _replace_letters(session, window, marker, retried)
-            answered = len(retried) - len(missing)
-            session.log(f"window {window + 1}/{plan.windows}: {answered} of {len(retried)} dead letters retried")
+        session.progress.start(records, session.prepared.plan.windows, Counts())
+        ends = _LetterReplacer(session, rows)
+        passes = Passes(session, session.stream(self._generator, RouteRecords), ends, no_budget, Counts())
+        try:
+            passes.run(rows)
+        finally:
+            with suppress(Exception, StoppedError):  # the store may have caused a stop, or another driver
+                for window in rows.keys() - ends.ended:
+                    ends.start(window)  # by the answers that are committed
 
 
-def _replace_letters(session: Session, window: int, marker: str, retried: np.ndarray) -> None:
-    session.check_lease()
-    first_row = window * session.prepared.plan.window_rows
-    replace_dead_letters(session.markers, window, marker, first_row, retried)
+class _LetterReplacer:
+    """Replaces the dead letters of a window by what was committed for them. ``ended``: windows where that is done."""
+
+    def __init__(self, session: Session, rows: Mapping[int, np.ndarray]) -> None:
+        self.ended: set[int] = set()
+        self._session, self._rows = session, rows
+        self._marker = {window: session.markers.newest_marker(window)[0] for window in rows}
+
+    def start(self, window: int) -> None:
+        """Replace the letters, at once."""
+        session, retried = self._session, self._rows[window]
+        session.check_lease()
+        first_row = window * session.prepared.plan.window_rows
+        replace_dead_letters(session.markers, window, self._marker[window], first_row, retried)
+        self.ended.add(window)
+        session.log(f"window {window + 1}/{session.prepared.plan.windows}: {len(retried)} dead letters retried")
+
+    def wait(self) -> None:
+        """Do nothing: `start` waits."""
 
 
 def _write_counts(session: Session, rows: dict[int, np.ndarray], before: Counts) -> RetryResult:

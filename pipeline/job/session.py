@@ -9,11 +9,9 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from pipeline.cluster.resources import Pools
 from pipeline.settings import JobSettings
-from pipeline.stages.dataset import WindowRun
+from pipeline.stages.dataset import Stream
 from pipeline.storage.commit.counts import Counts, sum_counts
 from pipeline.storage.commit.lease import Lease
 from pipeline.storage.commit.marker_store import MarkerStore
@@ -64,12 +62,12 @@ class Session:
         self.incidents = Incidents.with_actor()
         self.ray_seconds = time.monotonic() - start
 
-    def window_run(self, window: int, generator: type, router: type, rows: np.ndarray | None = None) -> WindowRun:
-        """Return the passes over a window; the arguments are those of `WindowRun`."""
+    def stream(self, generator: type, router: type) -> Stream:
+        """Return the stream of the job; the arguments are those of `Stream`."""
         assert self.pools is not None  # `start_ray` was called
         plan, context, schema = self.prepared.plan, self.prepared.context, self.prepared.schema
-        stages = self.incidents, generator, router
-        return WindowRun(self.settings, self.pools, plan, window, context, schema, *stages, rows)
+        stages = generator, router
+        return Stream(self.settings, self.pools, plan, context, schema, self.incidents, self.markers, *stages)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class StopKind(Enum):
     STORE = "store"
     INPUT_CHANGED = "input changed"
     START_FAILED = "start failed"
+    FAILING = "failing"
 
 
 @dataclass(frozen=True)

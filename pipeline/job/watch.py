@@ -1,48 +1,31 @@
-"""Watch the markers of the running window: count its shards, and stop the job if it cannot go on."""
+"""Watch a pass in which nothing is committed: say what the cluster lacks, or stop the job if everything fails."""
 
 import threading
 import time
 from collections.abc import Callable
 
-from pipeline.storage.commit.counts import Counts
-from pipeline.storage.commit.marker_store import MarkerStore
-from pipeline.storage.commit.markers import CommittedRows
-from pipeline.telemetry.incident_actor import Incident
+from pipeline.telemetry.incidents import Incidents
 
-from .error_budget import ErrorBudget
 from .stop import StopKind, StopReason
 
-SECONDS = 10.0  # between two looks at the markers
-STALL_SECONDS = 300.0  # without a new shard
+SECONDS = 10.0  # between two looks at the incidents
+STALL_SECONDS = 300.0  # without a shard
+_MAX_FAILURES = 16  # errors and deaths since the last shard, and more for each engine, before the job stops
+_PER_ENGINE = 4
 
 
 class Watch:
-    """Counts the shards of one window in a thread while it runs; each marker is read once.
+    """Looks at the incidents of a pass in a thread while it runs; the pass calls `committed` for each shard.
 
-    ``before``: counts of the other windows. ``stop``: called once, if the budget is spent or ``store_refusals`` returns
-    any. ``on_first_shard``: called once. ``on_counts``: called after each look. ``on_stall``: called each time that no
-    shard was committed for `STALL_SECONDS`.
+    ``engines``: their number, 0 not to stop the job. ``stop``: called once with the reason. ``on_stall``: called each
+    time that no shard was committed for `STALL_SECONDS`.
     """
 
     def __init__(
-        self,
-        markers: MarkerStore,
-        window: int,
-        before: Counts,
-        budget: ErrorBudget,
-        stop: Callable[[StopReason], None],
-        store_refusals: Callable[[], list[Incident]] = list,
-        *,
-        on_first_shard: Callable[[], None] = lambda: None,
-        on_counts: Callable[[Counts], None] = lambda counts: None,
-        on_stall: Callable[[], None] = lambda: None,
+        self, incidents: Incidents, engines: int, stop: Callable[[StopReason], None], on_stall: Callable[[], None]
     ) -> None:
-        self.markers, self.window, self.budget, self.stop = markers, window, budget, stop
-        self._on_first_shard, self._on_counts, self._on_stall = on_first_shard, on_counts, on_stall
-        self._store_refusals = store_refusals
-        self.counts = before
-        self._seen: set[str] = set()
-        self._committed = CommittedRows()
+        self._incidents, self._engines, self._stop, self._on_stall = incidents, engines, stop, on_stall
+        self._last, self._is_committed = time.monotonic(), False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -54,36 +37,21 @@ class Watch:
         self._end.set()
         self._thread.join()
 
+    def committed(self) -> None:
+        """Note that a shard was committed."""
+        self._last, self._is_committed = time.monotonic(), True
+
     def _run(self) -> None:
-        is_committing, seen, since = False, 0, time.monotonic()
-        while not self._end.wait(SECONDS if is_committing else SECONDS / 10):
-            try:
-                self.look()
-                self._on_counts(self.counts)
-                if self._seen and not is_committing:
-                    self._on_first_shard()
-                    is_committing = True
-                if len(self._seen) > seen:
-                    seen, since = len(self._seen), time.monotonic()
-                elif time.monotonic() - since > STALL_SECONDS:
-                    self._on_stall()
-                    since = time.monotonic()
-            except Exception:  # each store raises errors of its own; the next look may succeed
-                continue
-            if refusals := self._store_refusals():
-                self.stop(StopReason(StopKind.STORE, str(refusals[0])))
+        failures_before = self._incidents.failures()
+        while not self._end.wait(SECONDS):
+            failures = self._incidents.failures()
+            if self._is_committed:
+                failures_before, self._is_committed = failures, False
+            if self._engines and failures - failures_before > _MAX_FAILURES + _PER_ENGINE * self._engines:
+                seen = self._incidents.counts()
+                reason = str(seen[0][0]) if seen else "generating actors died (see the logs of Ray)"
+                self._stop(StopReason(StopKind.FAILING, f"no shard succeeds any more: {reason}"))
                 return
-            if problem := self.budget.problem(self.counts):
-                self.stop(StopReason(StopKind.BUDGET, problem))
-                return
-
-    def look(self) -> Counts:
-        """Add the shards that were committed since the last look, and return the counts.
-
-        A shard of a late writer that repeats rows of another shard is left out until its rows are cut.
-        """
-        for shard in self.markers.shards(self.window, self._seen):
-            self._seen.add(shard.name)
-            if len(self._committed.add(shard)) == len(shard.rows):
-                self.counts += shard.counts
-        return self.counts
+            if time.monotonic() - self._last > STALL_SECONDS:
+                self._on_stall()
+                self._last = time.monotonic()

@@ -2,7 +2,7 @@
 
     read.py             read splits of the input into tables of records
     route.py            tokenise each record once, and choose its mixture of adapters (record_sampling.py: its settings)
-    shuffle.py          regroup routed records into shards that run together, as planned by shard_plan.py
+    regroup.py          cut blocks of routed records into shards that run together, as planned by shard_plan.py
     generate.py         answer the records of a shard in an actor that holds an engine
     commit.py           write answers and dead letters, with the columns of output_schema.py, through storage.commit
     tables.py           helpers for the tables between the stages, whose columns are in `pipeline.records`

@@ -1,63 +1,72 @@
 """Commit stage: write the answers and dead letters of each shard through the commit protocol."""
 
+import hashlib
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
+import numpy as np
+import orjson
 import pyarrow as pa
-from ray.data import Datasink
 
-from pipeline.storage.commit.counts import count_rows
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.window import commit_shard
-from pipeline.storage.store.redact import masking
+from pipeline.storage.store.objects import StoreError
+from pipeline.storage.store.redact import masked_error, masking
 from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.logs import log_worker_event
 from pipeline.telemetry.metrics import count_committed
 
 from .output_schema import OutputSchema
 
+COMMITTED = pa.schema([("window", pa.int32()), ("counts", pa.string()), ("refusal", pa.string())])
+"""The result of a shard for the driver. ``counts``: as JSON; ``refusal``: why the store refused it, else empty."""
+
 
 @dataclass(frozen=True)
-class WindowAttempt:
-    """One execution of a window's dataset. ``first_row``: of the window, in the whole input; ``name``: unique."""
+class CommitShards:
+    """Commits tables of answered and dead rows of one window as shards.
 
-    window: int
-    first_row: int
-    name: str
+    ``window_rows``: of the input plan. ``attempt``: a name that no other pass has.
+    """
 
+    markers: MarkerStore
+    schema: OutputSchema
+    window_rows: int
+    attempt: str
+    incidents: Incidents
 
-class CommitSink(Datasink[dict[str, Any]]):  # type: ignore[misc]
-    """Commits the rows of each write task as one shard; see `storage.commit.window`."""
-
-    def __init__(
-        self, markers: MarkerStore, schema: OutputSchema, attempt: WindowAttempt, incidents: Incidents | None = None
-    ) -> None:
-        self.markers = markers
-        self.schema = schema
-        self.attempt = attempt
-        self.incidents = incidents or Incidents()
-
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
-        """Write one shard."""
-        start = time.monotonic()
-        with self.incidents.recording("commit"):
-            shard = self._commit(pa.concat_tables(blocks), ctx.task_idx)
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Commit a shard; return one `COMMITTED` row."""
+        start, window = time.monotonic(), table["window"][0].as_py()
+        try:
+            with self.incidents.recording("commit"):
+                shard = self._commit(table, window)
+        except StoreError as error:  # the driver has to know at once: it would refuse other shards too
+            return _row(window, Counts(), masked_error(error))
         count_committed(self.markers.run, shard.counts)
         counts = {"records": shard.counts.data, "dead": shard.counts.dead, "tokens": shard.counts.completion_tokens}
         seconds = round(time.monotonic() - start, 3)
-        window = self.attempt.window
         log_worker_event(
             "shard committed", run=self.markers.run, window=window, shard=shard.name, **counts, seconds=seconds
         )
-        return {}  # Ray Data keeps what the writers of a window return
+        return _row(window, shard.counts)
 
-    def _commit(self, table: pa.Table, task: int) -> Shard:
+    def _commit(self, table: pa.Table, window: int) -> Shard:
         answered, refused = table.filter(table["dead"].is_null()), table.filter(table["dead"].is_valid())
-        data, dead = self.schema.data_table(answered), self.schema.dead_table(refused, self.attempt.first_row)
-        name = f"{self.markers.shard_prefix(self.attempt.window)}{self.attempt.name}-{task:06d}"
+        data, dead = self.schema.data_table(answered), self.schema.dead_table(refused, window * self.window_rows)
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
+        name = f"{self.markers.shard_prefix(window)}{self.attempt}-{_digest(table['row'].to_numpy())}"
         with masking():
             return commit_shard(self.markers, Shard(name, None, None, *rows, count_rows(data, dead)), data, dead)
+
+
+def _digest(rows: np.ndarray) -> str:
+    """Return a name for rows of a window: a task that is tried again commits the same rows under the same name."""
+    return hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
+
+
+def _row(window: int, counts: Counts, refusal: str = "") -> pa.Table:
+    values = [[window], [orjson.dumps(asdict(counts)).decode()], [refusal]]
+    return pa.Table.from_arrays([pa.array(v, f.type) for v, f in zip(values, COMMITTED, strict=True)], schema=COMMITTED)

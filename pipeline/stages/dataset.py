@@ -1,120 +1,133 @@
-"""The Ray Data pipeline of one window: read, route, shuffle, generate, commit."""
+"""The Ray Data pipeline of a job: read, route, regroup, generate and commit, as one stream over all windows."""
 
+import uuid
 import warnings
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import orjson
 import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.cluster.resources import Pools, StageResources
 from pipeline.settings import JobSettings
+from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.plan import InputPlan
 from pipeline.telemetry.incidents import Incidents
 
-from .commit import CommitSink, WindowAttempt
+from .commit import CommitShards
 from .generate import GenerateRecords
 from .output_schema import OutputSchema
-from .read import SplitReader, split_tables
+from .read import Missing, SplitReader, split_tables
+from .regroup import GenerateShards, Regroup
 from .route import RouteRecords
 from .shard_plan import ShardLimits
-from .shuffle import GenerateShards, Shuffle
 
 # Rows of a batch of the route stage, which makes one tokenizer call for it.
 _ROUTE_ROWS = 512
 
 # Retries of a task whose process died. Ray Data retries without end by default, also for a record that kills the
-# process that reads it each time. Rows that are given up stay without an answer, and run again in smaller batches.
+# process that reads it each time. Rows that are given up stay without an answer, and run again in the next pass.
 TASK_RETRIES = 3
 _MAX_FAILED_STARTS = 1  # of actors that replace one that could not start, before the job stops
 
-# Shards in one generating actor at a time: while the last rows of one finish, the next one fills the engine. None is
-# queued in an actor: it goes to the actor that is free first, so that a slow node holds few of the last shards.
+# Shards that an engine works on: while the last rows of one finish, the next one fills the batch.
 _SHARDS_AT_ONCE = 2
+# Shards that are given to an engine. Ray Data adds an actor to the pool only where those there have almost twice as
+# many as they work on.
+_SHARDS_PER_ACTOR = 2 * _SHARDS_AT_ONCE
 
 
 @dataclass(frozen=True)
-class WindowRun:
-    """Passes over the rows of a window that have no answer yet.
+class Committed:
+    """A shard that is committed; ``refusal``: why the store refused it instead, else empty."""
+
+    window: int
+    counts: Counts
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Executions over the rows of a job that have no answer yet.
 
     ``context``: of the model, in tokens. ``generator`` and ``router``: classes of the actors, with the arguments and
-    results of `GenerateRecords` and `RouteRecords`. ``rows``: rows of the window to answer, None for all.
+    results of `GenerateRecords` and `RouteRecords`.
     """
 
     settings: JobSettings
     pools: Pools
     plan: InputPlan
-    window: int
     context: int
     schema: OutputSchema
     incidents: Incidents
+    markers: MarkerStore
     generator: type = GenerateRecords
     router: type = RouteRecords
-    rows: np.ndarray | None = None
 
-    @property
-    def wanted(self) -> np.ndarray:
-        """Rows of the window to answer."""
-        return np.arange(self.plan.window_size(self.window)) if self.rows is None else self.rows
+    def run(self, missing: Missing, shard_records: int, alone: bool = False) -> Generator[Committed, None, None]:
+        """Answer the ``missing`` rows, and yield each shard soon after it is committed.
 
-    def some(self, missing: np.ndarray) -> np.ndarray | None:
-        """Return the missing rows as `routed` takes them: None if all rows of the window are missing."""
-        return None if len(missing) == self.plan.window_size(self.window) else missing
-
-    def routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
-        """Read, route and shuffle the ``missing`` rows (None: all); return a Ray dataset of shards.
-
-        Blocks that fail are dropped, so the caller compares and runs the missing rows again.
+        ``alone``: one shard at a time in an engine, so that its death is the fault of that shard. Blocks that fail are
+        dropped: the caller compares, and runs the rows that stay missing again. Closing the iterator ends the actors.
         """
         # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        count = self.plan.window_size(self.window) if missing is None else len(missing)
-        limits = ShardLimits(shard_records, self.settings.shard_adapters, self.settings.shard_mixtures)
-        options = {"num_cpus": self.pools.read.cpus, "max_retries": TASK_RETRIES}
-        return Shuffle(count, limits, self.settings.shuffle_task_records, options)(self._routed(missing, shard_records))
+        batches = iter(
+            self._dataset(missing, shard_records, alone).iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            )
+        )
+        try:
+            for table in batches:
+                for row in table.to_pylist():
+                    yield Committed(row["window"], Counts(**orjson.loads(row["counts"])), row["refusal"])
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # a generator, which shuts the execution down
 
-    def generate(self, routed: Any, markers: MarkerStore, attempt: str) -> None:
-        """Answer and commit the shards of `routed`. ``attempt``: a name that no other pass over the window has."""
-        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for 'Write'")
-        pools = self.pools
+    def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
+        settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents
+        records = sum(plan.window_size(window) if rows is None else len(rows) for window, rows in missing.items())
+        route_rows = min(_ROUTE_ROWS, shard_records)  # a failed block is lost whole
+        limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
+        reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
+        regroup = Regroup(limits, records, settings.block_records, pools.generate.max_actors, incidents)
+        commit = CommitShards(self.markers, self.schema, plan.window_rows, uuid.uuid4().hex[:8], incidents)
         device = "cuda" if pools.generate.gpus else "cpu"
-        generated = routed.map_batches(
-            GenerateShards,
-            fn_constructor_args=(self.generator, self.settings, device, pools.threads, self.incidents),
-            batch_format="pyarrow",
-            batch_size=1,
-            compute=_pool(
-                pools.generate,
-                max_tasks_in_flight_per_actor=_SHARDS_AT_ONCE,
-                max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
-                enable_true_multi_threading=True,
-            ),
-            max_restarts=-1,
-            max_task_retries=1,
-            **pools.generate.ray_options,
-        )
-        first_row = self.window * self.plan.window_rows
-        sink = CommitSink(markers, self.schema, WindowAttempt(self.window, first_row, attempt), self.incidents)
-        # No more writers than running shards: each is a process, which takes seconds of CPU to start.
-        writers = _SHARDS_AT_ONCE * pools.generate.max_actors
-        options = pools.write.ray_options | {"max_retries": TASK_RETRIES}
-        generated.write_datasink(sink, ray_remote_args=options, concurrency=writers)
-
-    def _routed(self, missing: np.ndarray | None, shard_records: int) -> Any:
-        reader = SplitReader(
-            self.settings.input, self.settings.columns, self.plan, self.window, missing, self.incidents, shard_records
-        )
-        splits = _drop_failed_blocks(ray.data.from_arrow(split_tables(self.plan, self.window, missing)))
-        options = self.pools.read.ray_options | {"max_retries": TASK_RETRIES}
-        records = splits.map_batches(reader.read, batch_format="pyarrow", **options)
-        rows = min(_ROUTE_ROWS, shard_records)
-        if shard_records < self.settings.shard_records:  # a failed block is lost whole, so blocks get smaller too
-            records = records.repartition(target_num_rows_per_block=rows)
-        arguments = (self.settings, self.context, self.incidents)
-        return map_in_actors(
-            records, self.router, arguments, self.pools.route, rows, max_restarts=-1, max_task_retries=1
+        given, at_once = (1, 1) if alone else (_SHARDS_PER_ACTOR, _SHARDS_AT_ONCE)
+        tasks: dict[str, Any] = {"batch_format": "pyarrow", "max_retries": TASK_RETRIES}
+        restarts = {"max_restarts": -1, "max_task_retries": 1}
+        return (
+            _drop_failed_blocks(ray.data.from_arrow(split_tables(plan, missing)))
+            .map_batches(reader.read, **tasks, **pools.read.ray_options)
+            .map_batches(
+                self.router,
+                fn_constructor_args=(settings, self.context, incidents),
+                batch_format="pyarrow",
+                batch_size=route_rows,
+                compute=_pool(pools.route),
+                **restarts,
+                **pools.route.ray_options,
+            )
+            .map_batches(regroup, batch_size=min(records, settings.block_records), **tasks, **pools.read.ray_options)
+            .repartition(target_num_rows_per_block=1)
+            .map_batches(
+                GenerateShards,
+                fn_constructor_args=(self.generator, settings, device, pools.threads, incidents),
+                batch_format="pyarrow",
+                batch_size=1,
+                compute=_pool(
+                    pools.generate,
+                    max_tasks_in_flight_per_actor=given,
+                    max_concurrent_calls_per_actor=at_once,
+                    enable_true_multi_threading=True,
+                ),
+                **restarts,
+                **pools.generate.ray_options,
+            )
+            .map_batches(commit, batch_size=None, **tasks, **pools.write.ray_options)
         )
 
 

@@ -102,7 +102,7 @@ class GenerateRecords:
         Appends columns of `records.REQUESTED` too if the settings may request them, and `records.SENTENCE_MIXTURES` if
         sentences are routed one by one.
         """
-        with self.incidents.recording("generate"):
+        with self.incidents.recording("generate", records=table.num_rows):
             return self._answer_table(table)
 
     def _answer_table(self, table: pa.Table) -> pa.Table:

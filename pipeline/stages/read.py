@@ -1,11 +1,11 @@
 """Read stage: turn splits of the input into tables of records."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
-import ray
 
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.files import is_changed
@@ -15,62 +15,66 @@ from pipeline.storage.input.read import read_split, staged_tables
 from pipeline.storage.store.redact import masked, masking
 from pipeline.telemetry.incidents import Incidents
 
+Missing = Mapping[int, np.ndarray | None]
+"""Rows to answer by window, as sorted indices in the window; None for all rows of a window."""
+
 _MAX_TABLE_ROWS = 512  # small, so that routing starts early
+_MAX_BLOCKS = 4096  # of splits: a billion rows are half a million splits, and Ray Data's driver handles each block
 
 
-def split_tables(plan: InputPlan, window: int, missing: np.ndarray | None) -> list[pa.Table]:
-    """Return a table of one row for each split of a window that has rows to answer. ``missing``: None for all."""
-    return [
-        pa.Table.from_pylist([asdict(split)])
-        for split in plan.splits(window)
-        if missing is None or ((missing >= split.row) & (missing < split.row + split.take)).any()
-    ]
+def split_tables(plan: InputPlan, missing: Missing) -> list[pa.Table]:
+    """Return the splits that hold missing rows, in the order of the input, as tables for the blocks of a dataset.
+
+    A split is one row of JSON with all that its reader needs: its window, its rows to answer (null: all), and its
+    repeated ids.
+    """
+    splits = pa.table({"split": [orjson.dumps(split) for split in _splits(plan, missing)]})
+    rows = -(-splits.num_rows // _MAX_BLOCKS) or 1
+    return [splits.slice(start, rows) for start in range(0, splits.num_rows, rows)]
+
+
+def _splits(plan: InputPlan, missing: Missing) -> Iterator[dict[str, Any]]:
+    for window, rows in sorted(missing.items()):
+        repeated = plan.duplicates_of(window)
+        repeated_rows = np.array(sorted(repeated), np.int64)
+        for split in plan.splits(window):
+            wanted = None if rows is None else _within(rows, split)
+            if wanted is None or wanted:
+                ids = [(row, *repeated[row]) for row in _within(repeated_rows, split)]
+                yield {"window": window, "split": split, "rows": wanted, "repeated": ids}
+
+
+def _within(rows: np.ndarray, split: Split) -> list[int]:
+    found: list[int] = rows[slice(*rows.searchsorted([split.row, split.row + split.take]))].tolist()
+    return found
 
 
 class SplitReader:
-    """Reads splits, without the rows that are committed already; ``max_rows``: of a table."""
+    """Reads splits; ``max_rows``: of a table."""
 
     def __init__(
-        self,
-        url: str,
-        columns: Columns,
-        plan: InputPlan,
-        window: int,
-        missing: np.ndarray | None,
-        incidents: Incidents,
-        max_rows: int = _MAX_TABLE_ROWS,
+        self, url: str, columns: Columns, plan: InputPlan, incidents: Incidents, max_rows: int = _MAX_TABLE_ROWS
     ) -> None:
-        self.url = url
-        self.columns = columns
+        self.url, self.columns, self.incidents = url, columns, incidents
         self.passed = plan.passed
-        self.incidents = incidents
+        self.files = {file.path: file for file in plan.files}
         self.max_rows = min(max_rows, _MAX_TABLE_ROWS)
-        paths = {split.path for split in plan.splits(window)}
-        self.files = {file.path: file for file in plan.files if file.path in paths}
-        # Shared by all tasks through the object store: these are arrays over a whole window.
-        self.shared = ray.put((plan.duplicates_of(window), missing))
 
-    def read(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield tables of `storage.input.read.staged_schema` for the splits in ``table``."""
-        with self.incidents.recording("read"):
-            yield from self._read(table)
+    def read(self, splits: pa.Table) -> Iterator[pa.Table]:
+        """Yield the rows to answer, as `storage.input.read.staged_schema` with the column ``window``."""
+        with self.incidents.recording("read"), masking():
+            for text in splits["split"].to_pylist():
+                yield from self._read(orjson.loads(text))
 
-    def _read(self, table: pa.Table) -> Iterator[pa.Table]:
-        repeated, missing = ray.get(self.shared)
-        with masking():
-            yield from self._tables(table, repeated, missing)
-
-    def _tables(
-        self, table: pa.Table, repeated: dict[int, tuple[int, int]], missing: np.ndarray | None
-    ) -> Iterator[pa.Table]:
-        for row in table.to_pylist():
-            split = Split(**row | {"start": SeekPoint(**row["start"])})
-            records = read_split(self.url, split, self.columns, repeated)
-            if missing is not None:
-                wanted = set(missing[(missing >= split.row) & (missing < split.row + split.take)].tolist())
-                records = (record for record in records if record.row in wanted)
-            for part in staged_tables(records, self.passed, self.max_rows):
-                # Checked after the read and before the answer: rows of another file must never be committed.
-                if is_changed(self.url, self.files[split.path]):
-                    raise RuntimeError(f"{masked(split.path)} was changed or removed while it was read")
-                yield part
+    def _read(self, values: dict[str, Any]) -> Iterator[pa.Table]:
+        split = Split(**values["split"] | {"start": SeekPoint(**values["split"]["start"])})
+        repeated = {row: (first, rank) for row, first, rank in values["repeated"]}
+        records = read_split(self.url, split, self.columns, repeated)
+        if values["rows"] is not None:
+            wanted = set(values["rows"])
+            records = (record for record in records if record.row in wanted)
+        for part in staged_tables(records, self.passed, self.max_rows):
+            # Checked after the read and before the answer: rows of another file must never be committed.
+            if is_changed(self.url, self.files[split.path]):
+                raise RuntimeError(f"{masked(split.path)} was changed or removed while it was read")
+            yield part.append_column("window", pa.array(np.full(part.num_rows, values["window"], np.int32)))

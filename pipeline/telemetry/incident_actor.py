@@ -6,7 +6,7 @@ Its process lives as long as the job, so this module imports only the standard l
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-START, RUN, PREFETCH = "start", "run", "prefetch"
+START, RUN = "start", "run"
 STORE_ERROR = "StoreError"
 _MAX_KINDS = 100  # different incidents that are counted one by one
 
@@ -15,8 +15,8 @@ _MAX_KINDS = 100  # different incidents that are counted one by one
 class Incident:
     """An error in a task or an actor.
 
-    ``phase``: ``start`` of an actor, ``run`` of a batch, ``prefetch`` of the next window. ``error_type``: the class of
-    the error; `STORE_ERROR` for every subclass of `StoreError`.
+    ``phase``: ``start`` of an actor or ``run`` of a batch. ``error_type``: the class of the error; `STORE_ERROR` for
+    every subclass of `StoreError`.
     """
 
     stage: str
@@ -35,8 +35,8 @@ class Incident:
         return self.error_type == STORE_ERROR
 
     def __str__(self) -> str:
-        where = {START: f"{self.stage} actor could not start", RUN: self.stage}
-        return f"{where.get(self.phase, f'{self.stage} ({self.phase})')}: {self.error_type}: {self.message}"
+        where = f"{self.stage} actor could not start" if self.is_failed_start else self.stage
+        return f"{where}: {self.error_type}: {self.message}"
 
 
 _OTHERS = Incident("any", RUN, "others", f"more than {_MAX_KINDS} different incidents")
@@ -50,6 +50,7 @@ class IncidentCounter:
         self._unfinished_starts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
+        self._records: Counter[str] = Counter()
 
     def record(self, incident: Incident) -> None:
         """Count an incident; those that stop the job are never counted among the others."""
@@ -70,10 +71,15 @@ class IncidentCounter:
         """Forget the starts of an actor, which has started."""
         del self._unfinished_starts[actor]
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
+    def add_call(self, stage: str, seconds: float, records: int) -> None:
         """Add one call of a stage."""
         self._seconds[stage] += seconds
         self._calls[stage] += 1
+        self._records[stage] += records
+
+    def records_per_second(self, stage: str) -> float:
+        """Return the speed of a stage within its calls; 0 before the first."""
+        return self._records[stage] / self._seconds[stage] if self._records[stage] else 0.0
 
     def stage_seconds(self) -> dict[str, tuple[float, int]]:
         """Return the seconds of all calls of each stage, and the number of calls."""

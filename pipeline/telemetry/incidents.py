@@ -35,8 +35,8 @@ class Incidents:
         return cls(ray.remote(IncidentCounter).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote())
 
     @contextmanager
-    def recording(self, stage: str, phase: str = RUN) -> Iterator[None]:
-        """Record the duration of the block and its error, which is raised again."""
+    def recording(self, stage: str, phase: str = RUN, records: int = 0) -> Iterator[None]:
+        """Record the duration of the block, its number of records, and its error, which is raised again."""
         start = time.monotonic()
         try:
             yield
@@ -48,7 +48,7 @@ class Incidents:
             if self._actor:
                 with suppress(RayError):  # not waited for
                     label = stage if phase == RUN else f"{stage} {phase}"
-                    self._actor.add_seconds.remote(label, time.monotonic() - start)
+                    self._actor.add_call.remote(label, time.monotonic() - start, records)
 
     @contextmanager
     def recording_start(self, stage: str) -> Iterator[None]:
@@ -72,13 +72,18 @@ class Incidents:
         """Return the busy seconds of all tasks and actors of each stage together, and the number of calls."""
         return self._call("stage_seconds") or {}
 
+    def records_per_second(self, stage: str) -> float:
+        """Return the speed of one task or actor of a stage; 0 before its first call has ended."""
+        return self._call("records_per_second", stage) or 0.0
+
+    def failures(self) -> int:
+        """Return the number of errors, and of starts of generating actors."""
+        starts = self.stage_seconds().get("generate start", (0.0, 0))[1]
+        return starts + sum(times for _, times in self.counts())
+
     def failed_starts(self) -> Counter[Incident]:
         """Return the incidents of actors that could not start."""
         return Counter({incident: times for incident, times in self.counts() if incident.is_failed_start})
-
-    def store_refusals(self) -> list[Incident]:
-        """Return the incidents of a store that refuses for good: it would refuse other shards too."""
-        return [incident for incident, _ in self.counts() if incident.is_store_refusal]
 
     def _call(self, method: str, *args: Any) -> Any:
         """Call the actor; None if there is none, or it does not answer."""

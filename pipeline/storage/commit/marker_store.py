@@ -83,6 +83,10 @@ class MarkerStore(OutputFiles):
         """Counts of an unfinished window so far, without shards that repeat rows."""
         return sum_counts(shard.counts for shard in without_repeated_rows(self.shards(window)))
 
+    def windows_with_shards(self) -> set[int]:
+        """Windows that have shard markers of this run and session."""
+        return {window_of(name) for name in self._names() if is_shard_marker(name, self.run, self.session)}
+
     def has_markers(self) -> bool:
         """Whether there is any marker."""
         return any(name.endswith(".json") for name in self._names())

@@ -124,9 +124,9 @@ def window_of(shard_name: str) -> int:
     return int(shard_name[1:7])
 
 
-def is_shard_marker(name: str, run: str = "") -> bool:
-    """Whether a name is that of a shard marker of the run ("": of any run)."""
-    return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(shard_prefix(window_of(name), run))
+def is_shard_marker(name: str, run: str = "", session: str = "") -> bool:
+    """Whether a name is that of a shard marker of the run ("": of any run), and of a session of it."""
+    return bool(_SHARD_MARKER.fullmatch(name)) and name.startswith(shard_prefix(window_of(name), run) + session)
 
 
 def encode_shard(shard: Shard) -> bytes:

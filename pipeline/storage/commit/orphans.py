@@ -17,11 +17,14 @@ _SHARD_FILE = re.compile(r"\.?w\d{6}-.*\.parquet(\..*\.part)?")
 _MARKER = re.compile(r"\.?(w\d{6}-|window-).*\.json(\..*\.part)?")
 
 
-def sweep_window(store: MarkerStore, window: int, listed: Sequence[str]) -> WindowFiles:
+def sweep_window(
+    store: MarkerStore, window: int, listed: Sequence[str], check: Callable[[], None] = lambda: None
+) -> WindowFiles:
     """Delete what a finished window left behind, and return the files that its newest marker names.
 
-    ``listed``: the window's objects, listed before the marker was written; of these, files that the newest marker does
-    not name and shard markers go. Older window markers go too. `FileNotFoundError` if the window has no marker.
+    ``listed``: objects of the window; of these, files that the newest marker does not name and shard markers go. Older
+    window markers go too. They were listed before ``check``, or before the marker was written, so that nothing that a
+    successor writes is deleted. `FileNotFoundError` if the window has no marker.
     """
     markers = store.window_markers(window)
     newest = newest_markers(markers, store.run).get(window, window_marker(window, store.run))
@@ -29,17 +32,18 @@ def sweep_window(store: MarkerStore, window: int, listed: Sequence[str]) -> Wind
     referenced = {*files.data, *files.dead}
     older = [f"_commits/{name}" for name in sorted(set(markers) - {newest})]
     orphans = [store.path(path) for path in (*older, *listed) if path not in referenced]
+    check()
     markers_folder = store.path("_commits", "")
     remove_each(store.fs, (path for path in orphans if not path.startswith(markers_folder)))
     remove_each(store.fs, (path for path in orphans if path.startswith(markers_folder)))
     return files
 
 
-def sweep_finished_windows(store: MarkerStore, fence: bool = False) -> int:
-    """Sweep finished windows that still have shard markers: their driver died, or a writer came late.
+def sweep_finished_windows(store: MarkerStore, check: Callable[[], None] = lambda: None, fence: bool = False) -> int:
+    """Sweep finished windows that still have shard markers; return their number.
 
-    ``fence``: call `fence_window` first, because a command that retries dead letters may have written late. Returns the
-    number of windows.
+    ``check`` raises if the caller lost the lease. ``fence``: call `fence_window` first, because a command that retries
+    dead letters may have written late.
     """
     found = list_names(store.fs, store.path("_commits"))
     late = {window_of(name) for name in found if is_shard_marker(name, store.run)}
@@ -47,7 +51,7 @@ def sweep_finished_windows(store: MarkerStore, fence: bool = False) -> int:
     for window in windows:
         if fence:
             fence_window(store, window)
-        sweep_window(store, window, store.list_window(window))
+        sweep_window(store, window, store.list_window(window), check)
     return len(windows)
 
 
@@ -74,7 +78,7 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
         for name in list_names(store.fs, store.path(kind))
         if _SHARD_FILE.fullmatch(name)
     ]
-    folders = (store.root, store.path("_plan"), store.path("_commits"))
+    folders = (store.root, *(store.path(name) for name in ("_plan", "_commits", "_lease")))
     partial = [f"{folder}/{name}" for folder in folders for name in partial_files(store.fs, folder)]
     referenced = store.referenced_files()
     if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in referenced}):
@@ -82,12 +86,14 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
             fence_window(store, window)
         referenced = store.referenced_files()
     check()
-    for name in markers:
-        is_own = is_shard_marker(name, store.run) or newest_markers([name], store.run)
-        if _MARKER.fullmatch(name) and not name.startswith(".") and not is_own:
-            remove(store.fs, store.path("_commits", name))
-    for path in (*(store.path(path) for path in listed if path not in referenced), *partial):
-        remove(store.fs, path)
+    foreign = (
+        store.path("_commits", name)
+        for name in markers
+        if _MARKER.fullmatch(name) and not name.startswith(".")
+        if not (is_shard_marker(name, store.run) or newest_markers([name], store.run))
+    )
+    remove_each(store.fs, foreign)
+    remove_each(store.fs, (*(store.path(path) for path in listed if path not in referenced), *partial))
 
 
 def discard_run(store: MarkerStore) -> None:

@@ -5,8 +5,8 @@
 2. Once every row of the window is in a shard, the driver finishes it: rows in two shards are cut out of the second one,
    small files are merged, and one *window marker* names all files. From then on the window's shard markers mean
    nothing, so that a late writer of a killed driver changes nothing.
-3. What the window marker does not name is removed (`storage.commit.orphans`): files first, shard markers last. What is
-   removed was listed before the marker was written, so that a driver that slept in between removes nothing newer.
+3. What the window marker does not name stays until the end of the job, for readers that opened the shards' files, and
+   is removed then (`storage.commit.orphans`): files first, shard markers last.
 4. Dead letters that are retried later give the window a new marker (`storage.commit.replace`).
 
 Markers are created once: of two writers of one marker, the second one takes what the first one wrote.
@@ -26,7 +26,6 @@ from pipeline.storage.store.objects import list_sizes, raises_store_error
 from .counts import count_rows
 from .marker_store import MarkerStore
 from .markers import Rows, Shard, WindowFiles, merge_shards, window_marker, without_overlap
-from .orphans import sweep_window
 from .output_files import KINDS
 
 _FILES_PER_ROW_GROUP = 16
@@ -49,21 +48,21 @@ def commit_shard(store: MarkerStore, shard: Shard, data: pa.Table, dead: pa.Tabl
 
 @raises_store_error()
 def finish_window(store: MarkerStore, window: int, rows: int, file_bytes: int = 0) -> WindowFiles:
-    """Close a window of ``rows`` rows: write its marker over its shards, and sweep what the marker does not name.
+    """Close a window of ``rows`` rows: write its marker over its shards.
 
     ``file_bytes``: merge small files up to this size; 0 keeps the shards' files. If the shards do not hold all rows, no
     marker is written: either another driver finished the window a moment ago, or the store did not list every shard,
     which raises `FileNotFoundError`.
     """
     files = merge_shards(cut_overlap(store, window))
-    if files.counts.data + files.counts.dead != rows:
-        return sweep_window(store, window, store.list_window(window))
-    if file_bytes:
-        data, dead = (_merge_files(store, window, file_bytes, kind, getattr(files, kind)) for kind in KINDS)
-        files = WindowFiles(data, dead, files.counts)
-    listed = store.list_window(window)
-    store.create_window(window_marker(window, store.run), files)  # if it exists, another driver finished the window
-    return sweep_window(store, window, listed)
+    if files.counts.data + files.counts.dead == rows:
+        if file_bytes:
+            data, dead = (_merge_files(store, window, file_bytes, kind, getattr(files, kind)) for kind in KINDS)
+            files = WindowFiles(data, dead, files.counts)
+        if store.create_window(window_marker(window, store.run), files):
+            return files
+    (committed,) = store.read_windows([window_marker(window, store.run)])  # another driver finished the window
+    return committed
 
 
 def cut_overlap(store: MarkerStore, window: int) -> Iterator[Shard]:
