@@ -10,6 +10,7 @@ from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
 from pipeline.storage.commit.counts import Counts
+from pipeline.storage.commit.lease import Lease
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import discard_run, remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
@@ -66,6 +67,7 @@ class GenerateJob:
         prepared = self.prepare()
         finished = read_finished_run(self.folder, prepared)
         if finished is not None:
+            Lease(self.settings.output, lambda: None, self._log).remove_partial()
             counts = committed_counts(MarkerStore(self.folder.url, finished["run"]), prepared.plan)
             return JobResult(prepared.plan.rows, counts, prepared.budget.problem(counts))
         with open_session(self.settings, prepared, self.folder, self._progress, self._log) as session:

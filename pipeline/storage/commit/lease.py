@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,6 +96,12 @@ class Lease:
                 put(self.fs, self._path(self._number), self._content(0, released=True))
         except Exception as problem:  # a full disk; do not hide the error that stopped the job. The lease will expire.
             self.log(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
+
+    def remove_partial(self) -> None:
+        """Remove what a driver left half-written that was killed in a heartbeat; do nothing while another is at work."""
+        if partial_files(self.fs, self.folder):
+            with suppress(UserError), self:
+                pass
 
     def holds(self) -> bool:
         """Whether nobody has taken the lease over, read from the store: ``lost`` may not have been called yet."""

@@ -78,7 +78,7 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
         for name in list_names(store.fs, store.path(kind))
         if _SHARD_FILE.fullmatch(name)
     ]
-    folders = (store.root, *(store.path(name) for name in ("_plan", "_commits", "_lease")))
+    folders = (store.root, store.path("_plan"), store.path("_commits"))
     partial = [f"{folder}/{name}" for folder in folders for name in partial_files(store.fs, folder)]
     referenced = store.referenced_files()
     if fence and (late := {window_of(path.partition("/")[2].lstrip(".")) for path in listed if path not in referenced}):

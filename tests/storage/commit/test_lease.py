@@ -182,3 +182,17 @@ def test_what_ended_the_job_is_told_even_where_the_lease_cannot_be_released(
     monkeypatch.undo()
     with lease(url):  # taken over once no heartbeat has come for a while
         pass
+
+
+def test_what_a_driver_killed_in_a_heartbeat_left_is_removed_unless_another_works(tmp_path: Path) -> None:
+    with lease(str(tmp_path)) as first:
+        left = tmp_path / "_lease" / f".{Path(first._path(first._number)).name}.0123abcd.part"
+    left.write_bytes(b"{")
+    with lease(str(tmp_path)) as second:
+        partial = tmp_path / "_lease" / f".{Path(second._path(second._number)).name}.0123abcd.part"
+        partial.write_bytes(b"{")
+        lease(str(tmp_path)).remove_partial()
+        assert partial.exists()
+    partial.write_bytes(b"{")
+    lease(str(tmp_path)).remove_partial()
+    assert [path.suffix for path in (tmp_path / "_lease").iterdir()] == [".json"]
