@@ -41,9 +41,11 @@ class Regroup:
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield each shard as a table of one `PACKED` row."""
         limits = replace(self.limits, records=self._shard_records(table.num_rows))
-        for window in pc.unique(table["window"]).to_pylist():
-            for shard in cut_shards(table.filter(pc.equal(table["window"], window)), limits):
-                yield pack(shard)
+        is_dead = pc.is_valid(table["dead"])
+        for part in (table.filter(is_dead), table.filter(pc.invert(is_dead))):  # no engine holds up the error budget
+            for window in pc.unique(part["window"]).to_pylist():
+                for shard in cut_shards(part.filter(pc.equal(part["window"], window)), limits):
+                    yield pack(shard)
 
     def _shard_records(self, rows: int) -> int:
         speed = self.incidents.records_per_second("generate")

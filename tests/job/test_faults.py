@@ -12,14 +12,12 @@ import pytest
 from ray.data import DataContext
 
 from pipeline.errors import UserError
-from pipeline.job import watch as watch_module
-from pipeline.job import window as window_module
+from pipeline.job.finish import WindowFinisher
 from pipeline.job.generate import GenerateJob
-from pipeline.job.prefetch import PrefetchedWindow
+from pipeline.job.passes import Passes
 from pipeline.job.result import JobResult
 from pipeline.job.retry_dead import RetryJob
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError
-from pipeline.job.window import WindowJob
 from pipeline.records import Record
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
@@ -138,7 +136,7 @@ def test_one_actor_that_cannot_start_is_replaced(settings: JobSettings) -> None:
 def test_a_store_that_fails_at_the_end_of_a_window_stops_the_job_in_order(settings: JobSettings) -> None:
     down = ConnectionResetError("the store is down")
     with (
-        mock.patch.object(window_module, "finish_window", side_effect=down),
+        mock.patch.object(WindowFinisher, "wait", side_effect=down),
         pytest.raises(StoppedError, match="output: ConnectionResetError: the store is down"),
     ):
         run(settings)
@@ -199,16 +197,16 @@ def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(setting
 
 @pytest.mark.slow
 def test_a_driver_whose_output_was_taken_over_writes_nothing_more(settings: JobSettings) -> None:
-    def finish_late(*args: Any) -> Any:
+    def wait_late(finisher: WindowFinisher) -> None:
         """Meanwhile another command has discarded the run and begun its own."""
         other = Lease(settings.output, lambda: None, lambda line: None)
         put(other.fs, other._path(99), other._content(0))
         RunFolder(settings.output).write_json("run.json", {"state": "running", "run": "ofanother"})
-        return finish(*args)
+        wait(finisher)
 
-    finish = window_module.finish_window
+    wait = WindowFinisher.wait
     taken = pytest.raises(StoppedError, match="another driver took the output over")
-    with mock.patch.object(window_module, "finish_window", finish_late), taken:
+    with mock.patch.object(WindowFinisher, "wait", wait_late), taken:
         run(settings)
     told = json.loads((Path(settings.output) / "run.json").read_text())
     assert told == {"state": "running", "run": "ofanother"}
@@ -226,13 +224,7 @@ def test_settings_of_ray_data_for_other_work_in_the_process_stay(settings: JobSe
 @pytest.mark.slow
 def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -> None:
     run(settings, faulty.RefusesSome)
-    rounds = WindowJob.rounds
-
-    def stopped(job: WindowJob, *args: Any) -> Any:
-        rounds(job, *args)
-        raise StoppedError(SIGTERM)
-
-    with mock.patch.object(WindowJob, "rounds", stopped), pytest.raises(StoppedError):
+    with mock.patch.object(Passes, "_still_missing", side_effect=StoppedError(SIGTERM)), pytest.raises(StoppedError):
         retry(settings)
     assert letters(settings) == [("InvalidJson", 20)]
     assert outputs(settings) == outputs_without_ray(settings)
@@ -244,20 +236,10 @@ def test_a_retry_that_is_stopped_keeps_what_it_answered(settings: JobSettings) -
 
 
 @pytest.mark.slow
-def test_windows_after_the_first_are_routed_while_one_generates(
-    settings: JobSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[tuple[int, bool]] = []
-    take = PrefetchedWindow.take
-
-    def noting(ahead: PrefetchedWindow) -> Any:
-        found = take(ahead)
-        taken.append((ahead.window, found is not None))
-        return found
-
-    monkeypatch.setattr(PrefetchedWindow, "take", noting)
-    monkeypatch.setattr(watch_module, "SECONDS", 0.2)
-    result = run(replace(settings, window_records=11, shard_records=3))
-    assert (result.ok, result.counts.data, result.incidents) == (True, 20, [])
-    assert taken == [(1, True)]
-    assert outputs(settings) == outputs_without_ray(settings)
+def test_all_windows_share_the_engines_and_rows_that_failed_start_them_once_more(settings: JobSettings) -> None:
+    settings = replace(settings, window_records=7, shard_records=3, error_budget=0.2)
+    result = run(settings, router=faulty.DiesOfOne)
+    assert (result.ok, result.counts.data) == (True, 19)
+    assert letters(settings) == [("InvalidJson", 20), ("NoAnswer", 7)]
+    told = json.loads((Path(settings.output) / "run.json").read_text())
+    assert told["timings"]["stages"]["generate start"]["calls"] == 2, "a pass over all windows, and one row by row"

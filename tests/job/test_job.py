@@ -17,7 +17,7 @@ from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.job import generate as job_module
-from pipeline.job import window as window_module
+from pipeline.job.finish import WindowFinisher
 from pipeline.job.generate import GenerateJob
 from pipeline.job.result import JobResult
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError
@@ -28,7 +28,6 @@ from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.marker_store import MarkerStore
-from pipeline.storage.commit.markers import WindowFiles
 from pipeline.storage.input.read import staged_table
 from tests import tiny
 from tests.stages import tiny_job, tiny_pools
@@ -181,18 +180,22 @@ def test_a_run_that_another_driver_began_meanwhile_is_compared_too(job_settings:
 @pytest.mark.slow
 def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: JobSettings, tmp_path: Path) -> None:
     write_lines(Path(job_settings.input) / "a.jsonl", [json.dumps(row).encode() for row in good_rows(40)])
-    # The first window is shuffled into two partitions, the second fits one.
     settings = replace(job_settings, shard_records=4, window_records=33, file_bytes=0)
     run(settings)
     expected = by_id(settings.output)
-    settings, finish = replace(settings, output=str(tmp_path / "half")), window_module.finish_window
+    settings, start = replace(settings, output=str(tmp_path / "half")), WindowFinisher.start
 
-    def die_at_the_second(markers: MarkerStore, window: int, *rest: Any) -> WindowFiles:
-        if window == 1:
+    reached: set[int] = set()
+
+    def finish_the_first_only(finisher: WindowFinisher, window: int) -> None:
+        reached.add(window)
+        if window == 0:
+            start(finisher, window)
+        if len(reached) == 2:
+            finisher.wait()
             raise StoppedError(SIGTERM)
-        return finish(markers, window, *rest)
 
-    with mock.patch.object(window_module, "finish_window", die_at_the_second), pytest.raises(StoppedError):
+    with mock.patch.object(WindowFinisher, "start", finish_the_first_only), pytest.raises(StoppedError):
         run(settings)
     out = Path(settings.output)
     assert json.loads((out / "run.json").read_text())["state"] == "stopped"
@@ -216,7 +219,7 @@ def test_a_half_done_run_is_finished_without_doing_its_work_again(job_settings: 
 
 
 @pytest.mark.slow
-def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: JobSettings) -> None:
+def test_a_job_over_its_error_budget_stops_and_goes_on_with_a_larger_one(job_settings: JobSettings) -> None:
     bad = [b"{not json" for _ in range(4)]
     lines = [json.dumps(row).encode() for row in good_rows(24)]
     write_lines(Path(job_settings.input) / "a.jsonl", [*bad, *lines])
@@ -224,8 +227,9 @@ def test_a_job_over_its_error_budget_stops_before_the_next_window(job_settings: 
     with pytest.raises(StoppedError, match=r"4 dead letters, over errors.max=3: 4 InvalidJson") as caught:
         run(settings)
     assert caught.value.reason.kind is StopKind.BUDGET
-    assert len(by_id(settings.output)) == 10
+    assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
     assert run(replace(settings, max_errors=4)).counts.data == 24
+    assert len(by_id(settings.output)) == 24
 
 
 @pytest.mark.slow

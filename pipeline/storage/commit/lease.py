@@ -98,7 +98,7 @@ class Lease:
             self.log(f"lease: {masked(self.url)}: {type(problem).__name__}: not released")
 
     def remove_partial(self) -> None:
-        """Remove what a driver left half-written that was killed in a heartbeat; do nothing while another is at work."""
+        """Remove what a driver left that was killed in a heartbeat; do nothing while another one is at work."""
         if partial_files(self.fs, self.folder):
             with suppress(UserError), self:
                 pass
