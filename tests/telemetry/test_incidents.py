@@ -3,37 +3,22 @@
 import subprocess
 import sys
 from collections import Counter
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pipeline.storage.store.objects import StoreError
-from pipeline.telemetry import incidents as module
-from pipeline.telemetry.incident_actor import PREFETCH, RUN, START, Incident, IncidentCounter
+from pipeline.telemetry.incident_actor import RUN, START, Incident, IncidentCounter
 from pipeline.telemetry.incidents import Incidents
+from tests.telemetry import local_incidents
 
 
 class FullStoreError(StoreError):
     """A refusal of a kind of its own."""
 
 
-class Local:
-    """A handle of an actor that is called in this process."""
-
-    def __init__(self) -> None:
-        self.counter = IncidentCounter()
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.counter, name))
-
-
 @pytest.fixture
 def incidents(monkeypatch: pytest.MonkeyPatch) -> Incidents:
-    monkeypatch.setattr(module.ray, "get", lambda value, timeout: value)
-    context = SimpleNamespace(get_actor_id=lambda: "actor")
-    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
-    return Incidents(Local())
+    return local_incidents(monkeypatch)
 
 
 def fail(incidents: Incidents, error: Exception, stage: str = "commit", phase: str = RUN) -> None:
@@ -42,20 +27,21 @@ def fail(incidents: Incidents, error: Exception, stage: str = "commit", phase: s
 
 
 def test_an_error_is_recorded_with_its_stage_phase_type_and_masked_message(incidents: Incidents) -> None:
-    fail(incidents, ValueError("s3://user:secret@host/x\nis bad"), "route", PREFETCH)
-    fail(incidents, ValueError("s3://user:secret@host/x\nis bad"), "route", PREFETCH)
+    fail(incidents, ValueError("s3://user:secret@host/x\nis bad"), "route")
+    fail(incidents, ValueError("s3://user:secret@host/x\nis bad"), "route")
     [(incident, times)] = incidents.counts()
-    assert (incident.stage, incident.phase, incident.error_type, times) == ("route", "prefetch", "ValueError", 2)
+    assert (incident.stage, incident.phase, incident.error_type, times) == ("route", "run", "ValueError", 2)
     assert "secret" not in incident.message
     assert incident.message.endswith("is bad")
-    assert list(incidents.stage_seconds()) == ["route prefetch"]
+    assert list(incidents.stage_seconds()) == ["route"]
 
 
 def test_a_refusal_is_known_by_its_type_not_by_its_words(incidents: Incidents) -> None:
     fail(incidents, RuntimeError("StoreError, at the start of an actor"))
-    assert (incidents.store_refusals(), incidents.failed_starts()) == ([], Counter())
+    assert not any(incident.is_store_refusal for incident, _ in incidents.counts())
+    assert incidents.failed_starts() == Counter()
     fail(incidents, FullStoreError("no space"))
-    [refusal] = incidents.store_refusals()
+    [refusal] = [incident for incident, _ in incidents.counts() if incident.is_store_refusal]
     assert (refusal, str(refusal)) == (
         Incident("commit", RUN, "StoreError", "no space"),
         "commit: StoreError: no space",
@@ -85,6 +71,44 @@ def test_a_start_that_finished_is_forgotten(incidents: Incidents) -> None:
     assert incidents.stage_seconds()["route start"][1] == 5
 
 
+def test_the_speed_of_a_stage_is_that_of_one_actor_within_its_calls(incidents: Incidents) -> None:
+    assert incidents.records_per_second("generate") == 0
+    incidents._actor.add_call.remote("generate start", 100.0, 0)
+    incidents._actor.add_call.remote("route", 1.0, 5000)
+    assert incidents.records_per_second("generate") == 0
+    incidents._actor.add_call.remote("generate", 2.0, 30)
+    incidents._actor.add_call.remote("generate", 8.0, 70)
+    assert incidents.records_per_second("generate") == 10
+    assert incidents.stage_seconds()["generate"] == (10.0, 2)
+
+
+def test_a_block_is_recorded_with_its_records_and_its_error_too(incidents: Incidents) -> None:
+    with incidents.recording("generate", records=30):
+        pass
+    with pytest.raises(ValueError, match="bad"), incidents.recording("generate", records=12):
+        raise ValueError("bad")
+    with incidents.recording_start("generate"):
+        pass
+    counter = incidents._actor.counter
+    assert (counter._records, incidents.stage_seconds()["generate"][1]) == (
+        Counter({"generate": 42, "generate start": 0}),
+        2,
+    )
+
+
+def test_failures_are_errors_and_starts_of_generating_actors(incidents: Incidents) -> None:
+    assert incidents.failures() == 0
+    fail(incidents, ValueError("a"), "route")
+    fail(incidents, ValueError("a"), "route")
+    fail(incidents, FullStoreError("b"))
+    with incidents.recording_start("route"), incidents.recording("generate"):
+        pass
+    assert incidents.failures() == 3
+    with incidents.recording_start("generate"):
+        pass
+    assert incidents.failures() == 4, "each start behind the first is a death that nobody recorded"
+
+
 def test_incidents_that_stop_a_job_are_not_lost_among_many_others() -> None:
     counter = IncidentCounter()
     for i in range(300):
@@ -101,6 +125,7 @@ def test_without_an_actor_errors_go_on_and_nothing_is_recorded() -> None:
     incidents = Incidents()
     fail(incidents, ValueError("x"))
     assert (incidents.counts(), incidents.stage_seconds()) == ([], {})
+    assert (incidents.failures(), incidents.records_per_second("generate")) == (0, 0)
 
 
 def test_the_process_of_the_actor_imports_next_to_nothing() -> None:
