@@ -40,11 +40,12 @@ class CommitShards:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Commit a shard; return one `COMMITTED` row."""
         start, window = time.monotonic(), table["window"][0].as_py()
-        try:
-            with self.incidents.recording("commit"):
-                shard = self._commit(table, window)
-        except StoreError as error:  # the driver has to know at once: it would refuse other shards too
-            return _row(window, Counts(), masked_error(error))
+        with masking():
+            try:
+                with self.incidents.recording("commit"):
+                    shard = self._commit(table, window)
+            except StoreError as error:  # the driver has to know at once: it would refuse other shards too
+                return _row(window, Counts(), masked_error(error))
         count_committed(self.markers.run, shard.counts)
         counts = {"records": shard.counts.data, "dead": shard.counts.dead, "tokens": shard.counts.completion_tokens}
         seconds = round(time.monotonic() - start, 3)
@@ -58,8 +59,7 @@ class CommitShards:
         data, dead = self.schema.data_table(answered), self.schema.dead_table(refused, window * self.window_rows)
         rows = answered["row"].to_numpy(), refused["row"].to_numpy()
         name = f"{self.markers.shard_prefix(window)}{self.attempt}-{_digest(table['row'].to_numpy())}"
-        with masking():
-            return commit_shard(self.markers, Shard(name, None, None, *rows, count_rows(data, dead)), data, dead)
+        return commit_shard(self.markers, Shard(name, None, None, *rows, count_rows(data, dead)), data, dead)
 
 
 def _digest(rows: np.ndarray) -> str:

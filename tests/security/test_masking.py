@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -11,8 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.records import COMPLETED, ROUTED, Record
-from pipeline.stages import read as read_module
-from pipeline.stages.commit import CommitSink, WindowAttempt
+from pipeline.stages.commit import CommitShards
 from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.read import SplitReader, split_tables
 from pipeline.stages.tables import with_columns
@@ -26,9 +24,9 @@ from tests.storage import memory_url, write_file
 SAID = "403, url='https://h/x?sig=SECRET'"
 
 
-def failing(call: str) -> AbstractContextManager[Any]:
+def failing(call: str, error: type[Exception] = PermissionError) -> AbstractContextManager[Any]:
     """The store answers so to a call."""
-    return mock.patch.object(MemoryFileSystem, call, side_effect=PermissionError(SAID))
+    return mock.patch.object(MemoryFileSystem, call, side_effect=error(SAID))
 
 
 def error_of(call: Callable[[], Any]) -> str:
@@ -40,13 +38,12 @@ def error_of(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def test_errors_of_reading_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_module, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value))
+def test_errors_of_reading_are_masked() -> None:
     url = memory_url()
     write_file(f"{url}/a.jsonl", b'{"id": 1, "prompt": "a"}\n')
     plan = plan_input(url, 10, Columns())
-    reader = SplitReader(url, Columns(), plan, 0, None, Incidents())
-    (table,) = split_tables(plan, 0, None)
+    reader = SplitReader(url, Columns(), plan, Incidents())
+    (table,) = split_tables(plan, {0: None})
     assert sum(part.num_rows for part in reader.read(table)) == 1
     with failing("_open"):
         said = error_of(lambda: list(reader.read(table)))
@@ -63,8 +60,12 @@ def test_errors_of_committing_are_masked() -> None:
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     table = with_columns(table, COMPLETED, done)
-    sink = CommitSink(MarkerStore(memory_url()), OutputSchema(passed, False, "r", "b"), WindowAttempt(0, 0, "a"))
-    with failing("pipe_file"):
-        said = error_of(lambda: sink.write([table], SimpleNamespace(task_idx=0)))
-    assert "https://h/x?***" in said
-    assert "SECRET" not in said
+    table = table.append_column("window", pa.array([0], pa.int32()))
+    commit = CommitShards(MarkerStore(memory_url()), OutputSchema(passed, False, "r", "b"), 10, "a", Incidents())
+    with failing("pipe_file", PermissionError):  # the store refuses for good, which the driver tells
+        [refusal] = commit(table)["refusal"].to_pylist()
+    with failing("pipe_file", ValueError):
+        said = error_of(lambda: commit(table))
+    for text in (refusal, said):
+        assert "https://h/x?***" in text
+        assert "SECRET" not in text
