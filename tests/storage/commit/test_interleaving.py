@@ -1,10 +1,12 @@
-"""Writers and drivers of one window that wait before each step at the store while others go on, or die there."""
+"""Writers, drivers and readers of one window that wait at each step at the store while others go on, or die there."""
 
+import io
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
@@ -16,20 +18,23 @@ from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import list_names
 from tests import examples
 from tests.storage import memory_url
-from tests.storage.commit.committing import WINDOW, tally_of, visible_rows, write_shard
-from tests.storage.commit.stepping import Actor, Interleaving
+from tests.storage.commit.committing import WINDOW, is_dead, tally_of, visible_rows, write_shard
+from tests.storage.commit.stepping import Actor, Interleaving, waiting
 
 ROWS = 8
 
 
 class Interleaved(Interleaving):
-    """Several drivers believe that the window is theirs; some, and some tasks, are of a run that was discarded."""
+    """Several drivers believe that the window is theirs; some, and some tasks, are of a run that was discarded.
+
+    What a finished window left lies there until a driver ends the job: until then, readers find what they opened.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.store = MarkerStore(memory_url(), "today")
         self.discarded = MarkerStore(self.store.url, "yesterday")
-        self.finished = False
+        self.finished = self.swept = False
 
     def end(self) -> None:
         """Whatever happened: the next driver, alone, ends with each row once, and nothing else is left."""
@@ -45,19 +50,21 @@ class Interleaved(Interleaving):
 
     @precondition(lambda self: self.working() < 4)
     @rule(
-        what=st.sampled_from(["write", "finish", "sweep"]),
+        what=st.sampled_from(["write", "finish", "read", "sweep", "end"]),
         late=st.sampled_from([False, False, True]),
         rows=st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1),
         join=st.sampled_from([0, 1, 10_000, 1_000_000]),
     )
     def start(self, what: str, late: bool, rows: list[int], join: int) -> None:
-        """A task with any rows, answered before or not; a driver at the end of its window, or one that resumes."""
+        """A task with any rows, answered before or not; a driver at the end of its window or of its job; a reader."""
         store = self.discarded if late else self.store
         name = f"{len(self.actors):03d}-0"
         kinds: dict[str, Callable[[], Any]] = {
             "write": partial(write_shard, store, name, rows),
             "finish": partial(self._finish, store, name, join),
-            "sweep": partial(sweep_finished_windows, store),
+            "read": partial(self._read, self.store),
+            "sweep": partial(self._sweep, store),
+            "end": partial(self._end, store),
         }
 
         def work() -> None:
@@ -88,6 +95,36 @@ class Interleaved(Interleaving):
         if missing := sorted(set(range(ROWS)) - answered):
             write_shard(store, name, missing)
         finish_window(store, WINDOW, ROWS, join)
+
+    def _sweep(self, store: MarkerStore) -> None:
+        self.swept = self.swept or store is self.store
+        sweep_finished_windows(store)
+
+    def _end(self, store: MarkerStore) -> None:
+        """The end of the job, once all windows are finished."""
+        if WINDOW in store.finished_markers():
+            self._sweep(store)
+            remove_orphans(store)
+
+    def _read(self, store: MarkerStore) -> None:
+        """List the files, then read them one by one, each after any time."""
+        is_last = WINDOW in store.finished_markers()
+        for kind in ("data", "dead"):
+            try:
+                rows = [row for path in store.committed_files(kind) for row in self._rows_of(store, path)]
+            except FileNotFoundError:
+                assert self.swept, "a file that a reader opened was removed before the end of the job"
+                assert not is_last, "a file of a finished window was removed"
+                event("a reader was open at the end of the job")
+            else:
+                assert len(rows) == len(set(rows))
+                every = [row for row in range(ROWS) if is_dead(row) == (kind == "dead")]
+                assert sorted(rows) == every if is_last else set(rows) <= set(every)
+
+    @staticmethod
+    @waiting
+    def _rows_of(store: MarkerStore, path: str) -> list[int]:
+        return [int(identity) for identity in pq.read_table(io.BytesIO(store.fs.cat_file(path)))["id"].to_pylist()]
 
 
 class ManyInterleaved(Interleaved):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from pipeline.records import DEAD
 from pipeline.storage.commit.counts import count_rows
@@ -50,7 +50,10 @@ def seen(store: MarkerStore, kind: str) -> list[int]:
 
 
 class Retried(Interleaving):
-    """A command may sleep at any step at the store, while its writers go on, and others take over and end."""
+    """A command may sleep at any step at the store, while its writers go on, and others take over and end.
+
+    What the shards of the finished run left lies there still if its driver was killed before its end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,10 +61,16 @@ class Retried(Interleaving):
         self.store = self._new_log()
         write(self.store, "a-0", [0, 4], [])
         write(self.store, "b-0", [], [1, 2, 3, 5, 6, 7])
-        finish_window(self.store, WINDOW, ROWS)
+        finish_window(self.store, WINDOW, ROWS, 1_000_000)
         self.answered = {0, 4}
         self.sessions: list[tuple[MarkerStore, list[int]]] = []
         self.holder = 0  # the command that holds the lease
+
+    @initialize(is_ended=st.booleans())
+    def end_the_run(self, is_ended: bool) -> None:
+        if is_ended:
+            sweep_finished_windows(self.store)
+            remove_orphans(self.store)
 
     def end(self) -> None:
         """However it came: the next command, alone, answers all that is left, and nothing else lies there."""
@@ -111,7 +120,7 @@ class Retried(Interleaving):
                 raise TakenOverError
 
         store = self._new_log()
-        sweep_finished_windows(store, fence=True)
+        sweep_finished_windows(store, check, fence=True)
         store = store.with_session()
         wanted = RetryFilter(errors=["Error1"] if odd else None)
         retried = rows_to_retry(store, store.newest_marker(WINDOW)[1], wanted)

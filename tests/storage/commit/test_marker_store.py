@@ -3,21 +3,18 @@ from collections import Counter
 from dataclasses import FrozenInstanceError
 from functools import reduce
 from pathlib import Path
-from unittest import mock
 
-import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.storage.commit import marker_store as markers_module
 from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import WindowFiles, shard_prefix, window_of
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import replace_window
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.store.objects import create, list_names
+from pipeline.storage.store.objects import list_names
 from tests.storage import memory_url, user_error
 from tests.storage.commit.committing import (
     WINDOW,
@@ -209,7 +206,7 @@ def test_tallies_add_up(parts: list[list[int]]) -> None:
 
 
 def test_what_a_discarded_run_does_late_changes_nothing(store: MarkerStore) -> None:
-    """Neither its writers nor its driver, which finishes a window of the same number and sweeps it."""
+    """Neither its writers nor its driver, which finishes a window of the same number and sweeps it at the end."""
     late, store = MarkerStore(store.url, "yesterday"), MarkerStore(store.url, "today")
     write_shard(late, "b-0", [0, 1, 2])
     assert list(store.shards(WINDOW)) == []
@@ -223,6 +220,7 @@ def test_what_a_discarded_run_does_late_changes_nothing(store: MarkerStore) -> N
     write_shard(late, "c-0", [0, 1, 2])
     assert finished_windows(store) == {WINDOW: files}
     assert visible_rows(store) == [0, 1, 2]
+    sweep_finished_windows(store)
     remove_orphans(store)
     assert list_names(store.fs, store.path("data")) == [files.data[0].removeprefix("data/")]
     assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-today.json"]
@@ -234,24 +232,59 @@ def test_what_is_no_run_s_id_does_not_become_part_of_a_name(store: MarkerStore, 
         MarkerStore(store.url, run)
 
 
-def test_a_driver_that_slept_before_its_sweep_removes_nothing_that_is_newer(store: MarkerStore) -> None:
+def test_what_a_finished_window_left_stays_for_readers_until_the_end_of_the_job(store: MarkerStore) -> None:
+    write_shard(store, "a-0", [0, 1])
+    write_shard(store, "b-0", [1, 2, 3])
+    opened = {kind: store.committed_files(kind) for kind in ("data", "dead")}
+    files = finish_window(store, WINDOW, 4, 1_000_000)
+    assert [len(files.data), len(files.dead)] == [1, 1]
+    assert all(store.fs.exists(path) for paths in opened.values() for path in paths)
+    assert visible_rows(store) == [0, 1, 2, 3]
+    assert finish_window(store, WINDOW, 4, 1_000_000) == files, "another driver finishes it too"
+    assert sweep_finished_windows(store) == 1
+    assert sweep_finished_windows(store) == 0
+    assert [store.path(path) for path in files.data] == store.committed_files("data")
+    assert list_names(store.fs, store.path("data")) == [path.removeprefix("data/") for path in files.data]
+    assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}.json"]
+
+
+def test_windows_with_shards_are_those_of_the_run_and_session(store: MarkerStore) -> None:
+    other, store = MarkerStore(store.url, "yesterday"), MarkerStore(store.url, "today")
+    session = store.with_session()
+    write_shard(other, "a-0", [0], 1)
+    write_shard(store, "a-0", [0], 2)
+    write_shard(session, "a-0", [0], 4)
+    assert other.windows_with_shards() == {1}
+    assert session.windows_with_shards() == {4}
+    assert store.windows_with_shards() == {2, 4}
+
+
+def test_a_driver_that_slept_in_its_sweep_removes_nothing_that_is_newer(store: MarkerStore) -> None:
     """Meanwhile another one has taken over, and given the window a new marker with files of its own."""
     write_shard(store, "a-0", [0, 1, 2])
+    finish_window(store, WINDOW, 3)
     other = MarkerStore(store.url)
-    marked: list[WindowFiles] = []
 
-    def create_and_sleep(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
-        created = create(fs, path, content)
-        if not marked:
-            marked.append(WindowFiles([], [], Counts()))
-            name, before = other.newest_marker(WINDOW)
-            amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
-            assert amended is not None
-            marked.append(replace_window(other, WINDOW, name, WindowFiles([*before.data, amended], [], Counts(data=4))))
-        return created
+    def check_and_sleep() -> None:
+        name, before = other.newest_marker(WINDOW)
+        amended = other.write_table("data", f"{shard_prefix(WINDOW)}retry", data_table([4]))
+        assert amended is not None
+        replace_window(other, WINDOW, name, WindowFiles([*before.data, amended], [], Counts(data=4)))
 
-    with mock.patch.object(markers_module, "create", create_and_sleep):
-        told = finish_window(store, WINDOW, 3)
-    assert told == marked[1] == other.newest_marker(WINDOW)[1]
+    sweep_finished_windows(store, check_and_sleep)
     assert visible_rows(other) == [0, 1, 2, 4]
     assert list_names(store.fs, store.path("_commits")) == [f"window-{WINDOW:06d}-001.json"]
+
+
+def test_a_sweep_of_who_lost_the_lease_removes_nothing(store: MarkerStore) -> None:
+    write_shard(store, "a-0", [0, 1, 2])
+    write_shard(store, "b-0", [0])
+    finish_window(store, WINDOW, 3)
+    before = store.list_window(WINDOW)
+
+    def check() -> None:
+        raise RuntimeError("taken over")
+
+    with pytest.raises(RuntimeError, match="taken over"):
+        sweep_finished_windows(store, check)
+    assert store.list_window(WINDOW) == before

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.storage.commit.marker_store import MarkerStore
-from pipeline.storage.commit.orphans import sweep_finished_windows
+from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
 from pipeline.storage.store.objects import list_names
 from tests import examples
@@ -17,7 +17,7 @@ crashes = st.none() | st.integers(0, 10)
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """Drivers and writers of one window that are killed and tried again, late ones among them."""
+    """Drivers and writers of one window that are killed and tried again, late ones among them, and readers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,6 +25,7 @@ class WindowMachine(RuleBasedStateMachine):
         self.tasks: dict[str, list[int]] = {}  # the rows of every write task that was ever started
         self.attempt = 0
         self.finished = False
+        self.opened: dict[str, list[str]] = {"data": [], "dead": []}  # files of readers that are still open
 
     @initialize(rows=row_sets)
     def first_task(self, rows: list[int]) -> None:
@@ -63,19 +64,26 @@ class WindowMachine(RuleBasedStateMachine):
             self.finished = WINDOW in self.store.finished_markers()
             return
         self.finished = True
-        self._only_named_files_are_left()
+
+    @rule()
+    def open_reader(self) -> None:
+        """A reader lists the files now, and reads them at any time until the job ends."""
+        for kind, files in self.opened.items():
+            files.extend(self.store.committed_files(kind))
 
     @precondition(lambda self: self.finished)
     @rule(crash=crashes)
-    def sweep(self, crash: int | None) -> None:
-        """What a driver that resumes does first."""
+    def end(self, crash: int | None) -> None:
+        """The end of the job: files go, as the readers of a finished window look for others then."""
+        self.opened = {"data": [], "dead": []}
         try:
             with crash_at(crash):
-                swept = sweep_finished_windows(self.store)
+                if sweep_finished_windows(self.store):
+                    self._only_named_files_are_left()
+                remove_orphans(self.store)
         except KilledError:
             return
-        if swept:
-            self._only_named_files_are_left()
+        self._only_named_files_are_left()
 
     def _only_named_files_are_left(self) -> None:
         for kind in ("data", "dead"):
@@ -87,6 +95,10 @@ class WindowMachine(RuleBasedStateMachine):
     def no_row_is_seen_twice(self) -> None:
         rows = visible_rows(self.store)
         assert len(rows) == len(set(rows))
+
+    @invariant()
+    def a_file_that_a_reader_opened_stays(self) -> None:
+        assert [path for files in self.opened.values() for path in files if not self.store.fs.exists(path)] == []
 
     @invariant()
     def a_finished_window_has_every_row_once_and_counts_it(self) -> None:
