@@ -59,17 +59,6 @@ class HangsOnce(GenerateRecords):
             self.backend.engine.model.forward = hang  # type: ignore[attr-defined]
 
 
-class ChangesItsInput(GenerateRecords):
-    def _answer_table(self, table: pa.Table) -> pa.Table:
-        for path in Path(self.input).iterdir():
-            path.write_text(path.read_text() + "\n")
-        return super()._answer_table(table)
-
-    def _start(self, settings: JobSettings, device: str, threads: int) -> None:
-        super()._start(settings, device, threads)
-        self.input = settings.input
-
-
 class DiesOfOne(RouteRecords):
     """A router whose process dies of the record `r7`."""
 

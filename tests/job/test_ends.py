@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pipeline.job.window import WindowJob
 
 from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
@@ -17,7 +18,6 @@ from pipeline.job.generate import GenerateJob
 from pipeline.job.retry_dead import RetryJob
 from pipeline.job.session import open_session
 from pipeline.job.stop import StopKind, StoppedError
-from pipeline.job.window import WindowJob
 from pipeline.records import DEAD
 from pipeline.settings import JobSettings
 from pipeline.stages.dataset import WindowRun

@@ -170,16 +170,6 @@ def test_an_engine_that_hangs_is_ended_and_started_again(settings: JobSettings) 
 
 
 @pytest.mark.slow
-def test_input_that_changes_while_it_is_read_finishes_no_window(settings: JobSettings) -> None:
-    with pytest.raises(StoppedError, match=r"input: changed or removed while it was read: .*a\.jsonl"):
-        run(settings, faulty.ChangesItsInput)
-    assert MarkerStore(settings.output).finished_markers() == {}
-    assert json.loads((Path(settings.output) / "run.json").read_text())["state"] == "stopped"
-    with pytest.raises(UserError, match=r"input \(changed, added or removed"):
-        run(settings)
-
-
-@pytest.mark.slow
 def test_rows_of_another_file_are_not_kept_when_the_right_one_comes_back(settings: JobSettings) -> None:
     path = Path(settings.input) / "a.jsonl"
     right, time = path.read_text(), path.stat().st_mtime

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from pipeline.job.windows import Windows
 
 from pipeline.cluster.resources import StageResources
 from pipeline.job import watch as watch_module
@@ -17,7 +18,6 @@ from pipeline.job import windows as windows_module
 from pipeline.job.error_budget import ErrorBudget
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError, StopReason, StopSwitch
 from pipeline.job.watch import Watch
-from pipeline.job.windows import Windows
 from pipeline.records import DEAD
 from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
