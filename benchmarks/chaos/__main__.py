@@ -1,8 +1,9 @@
 """Kill real jobs at seeded moments and count every line: `python -m benchmarks.chaos [--runs 100] [--seed N]`.
 
 Each seed draws an input, three to five kills (a worker process of any stage, a node, the driver) and their moments. The
-job is restarted until it finishes; then each line of the input must be in the data or the dead letters, once. Records
-are written to `benchmarks/results/chaos.json` after each run; with ``--store s3``, whose server is killed too, to
+job is restarted until it finishes; then each line of the input must be in the data or the dead letters, once. Readers
+open the output during the run, and must be able to read on after a window was finished. Records are written to
+`benchmarks/results/chaos.json` after each run; with ``--store s3``, whose server is killed too, to
 `chaos-s3.json`. Seeds with a record are skipped. The exit code is 1 if a run failed. To use more cores, start several
 commands with ``--share 0/2``, ``--share 1/2``: each has its own cluster.
 """
@@ -102,6 +103,7 @@ def _line(record: dict[str, Any]) -> str:
     return (
         f"seed {record['seed']:4}  {'exact ' if record['exact'] else 'FAILED'}  {record['lines']:3} lines"
         f"  lost {record['lost']}  doubled {record['doubled']}  orphans {record['orphans']}"
+        f"  reader errors {len(record['reader_errors'])} of {record['reads']}"
         f"  {len(record['exits'])} starts  {record['seconds']:5.1f} s  {kinds}"
     )
 
@@ -136,6 +138,8 @@ def _write(path: Path, known: dict[int, dict[str, Any]], size: dict[str, Any]) -
         "runs": len(records),
         "failed": sum(not record["exact"] for record in records),
         **sums,
+        "reads": sum(record["reads"] for record in counted),
+        "reader_errors": sum(len(record["reader_errors"]) for record in counted),
         "starts": sum(len(record["exits"]) for record in counted),
         "kills": kills.total(),
         "kills_by_kind": dict(kills.most_common()),

@@ -12,7 +12,7 @@ from pipeline.storage.store.objects import list_names
 
 DRIVER, NODE, STORE = "driver", "node", "store"
 # Titles of Ray's workers while they run a stage; "worker" is any of them, idle ones too.
-_TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "Write", "worker": "ray::"}
+_TITLES = {"generate": "GenerateShards", "route": "RouteRecords", "write": "CommitShards", "worker": "ray::"}
 KINDS = (*_TITLES, DRIVER, NODE)
 MIN_KILLS = 3
 _POLL_SECONDS = 0.004  # a commit takes about 10 ms

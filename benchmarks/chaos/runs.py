@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.kills import DRIVER, NODE, STORE, Kill, Progress, draw, strike, wait
+from benchmarks.chaos.readers import OpenReaders
 from benchmarks.chaos.records import count, seen, write_lines
 from benchmarks.chaos.stores import Disk, Store
 from pipeline.errors import UserError
@@ -115,10 +116,11 @@ class Run:
             *(f"window.records={size.window}", f"shuffle.shard_records={size.shard}", "engine.batch_size=4"),
             *(f"generation.max_new_tokens={size.new_tokens}", f"engine.actors={chance.choice([1, 1, 1, 2])}"),
             f"cluster.address={cluster.address}",
-            # Half of the runs take the path of large windows, whose shards the driver plans.
-            f"shuffle.task_records={chance.choice([0, 16_384])}",
+            # In half of the runs the records are regrouped in many blocks.
+            f"shuffle.block_records={chance.choice([2 * size.shard, 65_536])}",
         )
         self.progress = Progress(self.output)
+        self.readers = OpenReaders(self.output, windows, isinstance(store, Disk))
         self.exits: list[int | str] = []  # of each start: the exit code, or why it was killed
         self.doubled_midway = 0
         self._struck: list[dict[str, Any]] = []
@@ -126,18 +128,19 @@ class Run:
 
     def run(self) -> dict[str, Any]:
         """Run the job to its end; return the record of the run, ``exact`` if the output is as it must be."""
-        self._start()
-        is_done = False
-        try:
-            for wanted in self.kills:
-                is_done = not self._reach(wanted)
-                if is_done:
-                    break
-                self._strike(wanted)
-            while not (is_done or self._finished()):
-                self._start()
-        finally:
-            self.job.kill()
+        with self.readers:
+            self._start()
+            is_done = False
+            try:
+                for wanted in self.kills:
+                    is_done = not self._reach(wanted)
+                    if is_done:
+                        break
+                    self._strike(wanted)
+                while not (is_done or self._finished()):
+                    self._start()
+            finally:
+                self.job.kill()
         return self._record()
 
     def _start(self) -> None:
@@ -201,13 +204,16 @@ class Run:
         run = RunFolder(self.output).read_json(RUN) or {}
         expected = {"data": len(self.lines.good), "dead": len(self.lines.bad)}
         counts_right = run.get("state") == "finished" and expected.items() <= run["counts"].items()
-        exact = counted.exact and counts_right and not self.doubled_midway and "stuck" not in self.exits
+        is_read = not (self.doubled_midway or self.readers.errors)
+        exact = counted.exact and counts_right and is_read and "stuck" not in self.exits
         return {
             "seed": self.seed,
             "haste": self.haste,
             "exact": exact,
             **asdict(counted),
             "doubled_midway": self.doubled_midway,
+            "reads": self.readers.reads,
+            "reader_errors": self.readers.errors,
             "counts_told_right": counts_right,
             "lines": len(self.lines.good) + len(self.lines.bad),
             "dead": len(self.lines.bad),

@@ -1,9 +1,12 @@
 """Measure the memory of the driver and of Ray's workers while a job runs, from /proc."""
 
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
+
+_STAGE = re.compile(r"MapBatches\(([\w.]+)")  # in the title of a task or actor of a stage
 
 
 class MemoryWatch:
@@ -51,7 +54,8 @@ def _processes() -> list[tuple[int, str]]:
             continue
         if title.startswith("ray::"):
             name = title.removeprefix("ray::").split(".")[0].split("(")[0].split("->")[-1]
-            found.append((int(folder.name), name.strip() or "worker"))
+            stages = _STAGE.findall(title)
+            found.append((int(folder.name), stages[-1] if stages else name.strip() or "worker"))
     return found
 
 

@@ -1,11 +1,11 @@
-"""Measure the cost of routing, shuffling and committing beside the engine: `python -m benchmarks.pipeline.overhead`.
+"""Measure the cost of routing, regrouping and committing beside the engine: `python -m benchmarks.pipeline.overhead`.
 
 The bare engine and the whole pipeline answer test records of the demo's tasks, all different, in turn. The engine runs
 in this process like in an actor, in one call over all requests, which are routed before. It gets them in the order of
 the pipeline's shards, so that the difference is the cost of the pipeline; in the first turn also in the order of the
 input, as a user without a pipeline would. The pipeline runs on a local Ray with one generating actor of the same
-threads. Its time counts from when its engine is ready until the job ends: the rest of routing, the shuffle, commits,
-merging the window's files, `run.json`. Start-up is reported separately.
+threads. Its time counts from when its engine is ready until the job ends: the rest of routing, the regrouping,
+commits, merging the window's files, `run.json`. Start-up is reported separately.
 
 Each turn of the pipeline is compared with the mean of the engine's turns before and after it, so that changes in the
 machine's speed affect both. ``stolen`` is the share of the processors' time that the host gave to others.
@@ -37,11 +37,12 @@ from pipeline.job.preflight import check_models
 from pipeline.pools import pools_of
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.regroup import Regroup, unpack
 from pipeline.stages.route import RouteRecords
 from pipeline.stages.shard_plan import ShardLimits
-from pipeline.stages.shuffle import cut_shards, unpack
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table
+from pipeline.telemetry.incidents import Incidents
 
 
 def main() -> None:
@@ -92,7 +93,9 @@ def write_records(path: Path, per_task: int) -> None:
 def in_shards(routed: pa.Table, settings: JobSettings) -> pa.Table:
     """Sort routed records into the order of the pipeline's shards."""
     limits = ShardLimits(settings.shard_records, settings.shard_adapters, settings.shard_mixtures)
-    return pa.concat_tables(unpack(s) for shard in cut_shards(routed, limits) for s in shard["records"].to_pylist())
+    regroup = Regroup(limits, routed.num_rows, settings.block_records, 1, Incidents())
+    shards = regroup(routed.append_column("window", pa.array([0] * routed.num_rows, pa.int32())))
+    return pa.concat_tables(unpack(packed) for shard in shards for packed in shard["records"].to_pylist())
 
 
 def by_engine(

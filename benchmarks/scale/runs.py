@@ -63,16 +63,18 @@ class Nodes:
         self.workers = [self.cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=_STORE) for _ in range(count)]
         self.cluster.wait_for_nodes()
 
-    def lose_one(self) -> None:
-        """Remove a node, as if its machine failed."""
-        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+    def lose_one(self) -> str:
+        """Remove a node, as if its machine failed; return its id."""
+        lost = self.workers.pop()
+        self.cluster.remove_node(lost, allow_graceful=False)
+        return str(lost.node_id)
 
 
 def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[str, Any]:
     """Run the job of a case over ``records`` rows, on the connected cluster ``nodes``."""
     write_input(folder / "in.jsonl", records)
-    settings = _settings(case, kit, folder)
-    (folder / "trace").mkdir()
+    scale = {"mixtures": case.mixtures, "hot": case.hot, "slow": case.slow}
+    settings = job_settings_of(kit, folder, scale, f"shuffle.shard_records={SHARD}")
     job = GenerateJob(settings, lambda line: None, generator=Sleeps, router=AssignsMixtures)
     job.prepare()
     start_time = time.time()
@@ -86,7 +88,7 @@ def run(case: Case, kit: Kit, folder: Path, records: int, nodes: Nodes) -> dict[
     return {
         **asdict(case),
         "records": records,
-        **_counted(str(folder / "out"), records),
+        **counted(str(folder / "out"), records),
         "incomplete": result.incomplete,
         "job_seconds": ended - start_time,
         "first_commit_seconds": (watch.first or ended) - start_time,
@@ -121,16 +123,17 @@ def write_input(path: Path, records: int) -> None:
     path.write_text("".join(json.dumps({"id": f"r{row}", "prompt": "red1 tall2"}) + "\n" for row in range(records)))
 
 
-def _settings(case: Case, kit: Kit, folder: Path) -> JobSettings:
-    scale = {"mixtures": case.mixtures, "hot": case.hot, "slow": case.slow, "adapters": 100}
+def job_settings_of(kit: Kit, folder: Path, scale: dict[str, Any], *more: str) -> JobSettings:
+    """Return the settings of a job; ``scale``: for its actors (`sleeping.py`), which write into ``folder`` / trace."""
+    (folder / "trace").mkdir()
     overrides = [
         *("model=custom", f"model.path={kit.model}", "model.dtype=fp32", "bank=custom", f"bank.path={kit.bank}"),
         *("router=custom", f"router.path={kit.router}", "generation.max_new_tokens=80"),
-        f"shuffle.shard_records={SHARD}",
+        *more,
     ]
     config = load_settings("generate", overrides, GenerateConfig)
     settings = job_settings(config, str(folder / "in.jsonl"), str(folder / "out"))
-    return replace(settings, config={"scale": scale | {"trace": str(folder / "trace")}})
+    return replace(settings, config={"scale": scale | {"adapters": 100, "trace": str(folder / "trace")}})
 
 
 class CommitWatch:
@@ -139,11 +142,11 @@ class CommitWatch:
     ``strike`` is called once, when ``shards`` are committed.
     """
 
-    def __init__(self, output: Path, shards: int, strike: Callable[[], None] | None) -> None:
+    def __init__(self, output: Path, shards: int = 0, strike: Callable[[], Any] | None = None) -> None:
         self.first: float | None = None
         self.last: float | None = None
         self.struck: float | None = None
-        self._data, self._shards, self._strike = output / "data", shards, strike
+        self._output, self._shards, self._strike = output, shards, strike
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -158,7 +161,7 @@ class CommitWatch:
     def _watch(self) -> None:
         seen = 0
         while not self._end.wait(0.1):
-            found = sum(1 for path in self._data.glob("w*.parquet") if "merged" not in path.name)
+            found = sum(1 for path in self._output.glob("d*/w*.parquet") if "merged" not in path.name)
             now = time.time()
             if found > seen:
                 self.first, self.last, seen = self.first or now, now, found
@@ -195,7 +198,8 @@ def _used(engines: list[list[dict[str, Any]]], end: float, start_time: float) ->
     }
 
 
-def _counted(output: str, records: int) -> dict[str, int]:
+def counted(output: str, records: int) -> dict[str, int]:
+    """Return how many records have no row in the output, and how many rows are there once more."""
     times = Counter(read_run(output).to_table(["id"])["id"].to_pylist())
     times.update(read_dead(output).to_table(["id"])["id"].to_pylist())
     expected = {f"r{row}" for row in range(records)}

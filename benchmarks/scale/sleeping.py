@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from pipeline.records import COMPLETED, ROUTED, Mixture
 from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
+from pipeline.telemetry.incidents import Incidents
 
 _RESULTS = Path(__file__).parents[1] / "results"
 _ROWS = 32  # of the engine that was measured
@@ -80,6 +82,7 @@ class Sleeps:
 
     def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Any) -> None:
         scale = settings.config["scale"]
+        self._incidents = incidents or Incidents()
         self._latency, self._loaded = Latency(), set[str]()
         self._turn = threading.Lock()
         folder = Path(scale["trace"])
@@ -92,7 +95,7 @@ class Sleeps:
         keys = set(table["mixture"].to_pylist())
         adapters = {name for key in keys for name in Mixture.parse(key).adapters}
         lengths = [tokens_of(row) for row in table["row"].to_pylist()]
-        with self._turn:
+        with self._incidents.recording("generate", records=table.num_rows), self._turn:
             new = adapters - self._loaded
             self._loaded |= new
             seconds = (
@@ -105,6 +108,41 @@ class Sleeps:
         values = {"output": "", "finish_reason": "stop", "prompt_tokens": 1}
         columns = {name: [value] * table.num_rows for name, value in values.items()}
         return with_columns(table, COMPLETED, columns | {"completion_tokens": lengths})
+
+    def _note(self, **values: Any) -> None:
+        self._trace.write(json.dumps(values) + "\n")
+
+
+class SleepsByRow:
+    """Replaces the engine: sleeps while it starts, and the same time for each row; some rows kill its process.
+
+    Writes its start, when it is ready, and begin and end of each shard into a file of its own in the folder ``trace``.
+    """
+
+    def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Incidents) -> None:
+        self._incidents, self._scale = incidents, settings.config["scale"]
+        self._turn = threading.Lock()
+        context = ray.get_runtime_context()
+        node, actor = context.get_node_id(), context.get_actor_id()
+        self._trace = (Path(self._scale["trace"]) / f"{node}-{os.getpid()}.jsonl").open("a", buffering=1)
+        with incidents.recording_start("generate"):
+            self._note(start=time.time(), node=node, actor=actor)
+            time.sleep(self._scale["engine_start"])
+            self._note(ready=time.time())
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Append the columns of `records.COMPLETED`; every ``poison_every``-th row of a window kills the process."""
+        rows, every = table["row"].to_pylist(), self._scale["poison_every"]
+        deadly = next((place for place, row in enumerate(rows) if every and row % every == every // 2), None)
+        with self._incidents.recording("generate", records=len(rows)), self._turn:
+            self._note(begin=time.time())
+            time.sleep((len(rows) if deadly is None else deadly + 1) / self._scale["speed"])
+            self._note(end=time.time())
+            if deadly is not None:
+                self._note(died=time.time())
+                os._exit(1)
+        values = {"output": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+        return with_columns(table, COMPLETED, {name: [value] * len(rows) for name, value in values.items()})
 
     def _note(self, **values: Any) -> None:
         self._trace.write(json.dumps(values) + "\n")

@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import orjson
 import pyarrow as pa
-import ray.cloudpickle
 
 from conf import load_settings
 from conf.schema import GenerateConfig
@@ -23,9 +22,9 @@ from pipeline.evaluation.results import write_results
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
 from pipeline.records import DATA, Mixture
+from pipeline.stages.regroup import cut_shards, pack
 from pipeline.stages.route import RouteRecords
-from pipeline.stages.shard_plan import ShardLimits, shard_of_rows
-from pipeline.stages.shuffle import pack
+from pipeline.stages.shard_plan import ShardLimits
 from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard, encode_shard
@@ -37,13 +36,14 @@ from pipeline.storage.store.objects import list_names, put
 from tests.s3.weed import BUCKET, Weed
 
 _ROWS, _SHARD = 1_000_000, 512
+_BLOCK, _TOKENS = 65_536, 50  # records that are regrouped together, and the tokens of a prompt
 _COPIES = 20  # of the demo's 104 records
 _COMMITS = 40
 
 
 def main() -> None:
     """Measure and write `benchmarks/results/scale-units.json`."""
-    figures = {"record": of_records(), "plan": of_planning(), "store": of_store()}
+    figures = {"record": of_records(), "regroup": of_regrouping(), "store": of_store()}
     write_results(Path("benchmarks/results/scale-units.json"), figures)
     print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
 
@@ -74,27 +74,25 @@ def of_records() -> dict[str, Any]:
         "input_bytes": plan.files[0].size / plan.rows,
         "prompt_tokens": sum(map(len, routed["tokens"].to_pylist())) / rows,
         "routed_bytes": routed.nbytes / rows,
-        "packed_bytes": len(pack(0, routed)["records"][0].as_py()) / rows,
+        "packed_bytes": len(pack(routed)["records"][0].as_py()) / rows,
         "read_per_second": rows / (read - start),
         "routed_per_second": rows / (done - read),
     }
 
 
-def of_planning() -> dict[str, Any]:
-    """Measure seconds and bytes of planning a window of a million rows, by its number of distinct mixtures."""
+def of_regrouping() -> dict[str, Any]:
+    """Measure seconds and bytes of cutting one block of records into shards, by its number of distinct mixtures."""
     found: dict[str, Any] = {}
     for distinct in (26, 1000, 100_000):
         chance = np.random.default_rng(0)
         keys = [Mixture.of({f"a{n % 97}": 0.5, f"b{n // 97}": 0.5}).key for n in range(distinct)]
-        codes = chance.integers(0, distinct, _ROWS)
+        tokens = chance.integers(0, 50_000, (_BLOCK, _TOKENS)).tolist()
+        mixtures = [keys[code] for code in chance.integers(0, distinct, _BLOCK)]
+        block = pa.table({"tokens": pa.array(tokens, pa.list_(pa.int32())), "mixture": mixtures})
         start = time.perf_counter()
-        shards = shard_of_rows(keys, codes, ShardLimits(_SHARD, 64))
-        found[str(distinct)] = {
-            "seconds": time.perf_counter() - start,
-            "shards": int(shards.max()) + 1,
-            "bytes_to_the_driver": _ROWS * 16 + sum(map(len, keys)),
-            "bytes_to_each_task_node": len(ray.cloudpickle.dumps(shards)),
-        }
+        shards = [pack(shard).nbytes for shard in cut_shards(block, ShardLimits(_SHARD, 64))]
+        seconds = time.perf_counter() - start
+        found[str(distinct)] = {"records": _BLOCK, "seconds": seconds, "shards": len(shards), "bytes": sum(shards)}
     return found
 
 
