@@ -1,39 +1,21 @@
-"""The error budget, the watch over a window's markers, and stopping."""
+"""The error budget, the watch over a pass, and stopping."""
 
 import os
 import signal
 import threading
 import time
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from pipeline.job.windows import Windows
 
-from pipeline.cluster.resources import StageResources
 from pipeline.job import watch as watch_module
-from pipeline.job import windows as windows_module
 from pipeline.job.error_budget import ErrorBudget
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError, StopReason, StopSwitch
 from pipeline.job.watch import Watch
-from pipeline.records import DEAD
-from pipeline.storage.commit.counts import Counts, count_rows
-from pipeline.storage.commit.marker_store import MarkerStore
-from pipeline.storage.commit.markers import Shard, shard_prefix
-from pipeline.storage.commit.window import commit_shard
-from pipeline.telemetry.progress import JobProgress
-from tests.stages import tiny_pools
-from tests.storage import memory_url
-
-
-def commit_dead(log: MarkerStore, number: int, rows: list[int], kind: str = "EmptyLine") -> None:
-    letters = [{"id": str(r), "stage": "read", "error_type": kind, "message": "", "record": ""} for r in rows]
-    dead = pa.Table.from_pylist(letters, schema=DEAD)
-    none = np.empty(0, np.int64)
-    name = f"{shard_prefix(0)}a-{number:06d}"
-    commit_shard(log, Shard(name, None, None, none, np.array(rows), count_rows(pa.table({}), dead)), pa.table({}), dead)
+from pipeline.storage.commit.counts import Counts
+from pipeline.telemetry.incidents import Incidents
+from tests.telemetry import local_incidents
 
 
 @pytest.mark.parametrize(
@@ -59,128 +41,128 @@ def test_the_most_frequent_errors_are_named_first() -> None:
     assert said == "9 dead letters, over errors.budget=0 of 10 records: 5 B, 1 A, 1 C, 1 D, 1 E"
 
 
-def test_each_marker_is_counted_once() -> None:
-    log = MarkerStore(memory_url())
-    seen = Watch(log, 0, Counts(dead=1), ErrorBudget(1.0, None, 100), print)
-    commit_dead(log, 0, [0, 1])
-    assert (seen.look().dead, seen.look().dead) == (3, 3)
-    commit_dead(log, 1, [2])
-    assert seen.look().dead == 4
+class Looks:
+    """Looks of a watch at its incidents, one by one: `look` returns once a look that began after it has ended."""
+
+    def __init__(self, incidents: Incidents) -> None:
+        self._incidents, self._count = incidents, incidents.failures
+        self._begun = threading.Semaphore(0)
+        self.stopped, self.stalled = list[StopReason](), list[int]()
+        self.is_stopped, self.is_stalled = threading.Event(), threading.Event()
+
+    def failures(self) -> int:
+        self._begun.release()
+        return self._count()
+
+    def look(self) -> None:
+        """Wait for the next look but one: what was there before is then taken into account."""
+        while self._begun.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self._begun.acquire(timeout=20)
+
+    def fail(self, times: int, error: str = "CUDA is gone", stage: str = "generate") -> None:
+        for _ in range(times):
+            with suppress(RuntimeError), self._incidents.recording(stage):
+                raise RuntimeError(error)
+
+    def stop(self, reason: StopReason) -> None:
+        self.stopped.append(reason)
+        self.is_stopped.set()
+
+    def stall(self) -> None:
+        self.stalled.append(1)
+        self.is_stalled.set()
 
 
-def test_rows_that_a_late_writer_answers_again_are_not_counted_twice() -> None:
-    """Else two looks at a window that nobody has cut yet would spend the budget on letters that there are once."""
-    log = MarkerStore(memory_url())
-    seen = Watch(log, 0, Counts(), ErrorBudget(1.0, None, 100), print)
-    commit_dead(log, 0, [0, 1])
-    commit_dead(log, 1, [1, 2])
-    assert (seen.look().dead, log.counts(0).dead) == (2, 2)
-    commit_dead(log, 2, [3])
-    assert (seen.look().dead, log.counts(0).dead) == (3, 3)
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    monkeypatch.setattr(watch_module, "SECONDS", 0.001)
+    incidents = local_incidents(monkeypatch)
+    looks = Looks(incidents)
+    monkeypatch.setattr(incidents, "failures", looks.failures)
+    return looks
 
 
-def test_a_spent_budget_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
-    log, told = MarkerStore(memory_url()), list[StopReason]()
-    with Watch(log, 0, Counts(), ErrorBudget(1.0, 2, 100), told.append):
-        commit_dead(log, 0, [0, 1])
-        time.sleep(0.1)
-        assert told == []
-        commit_dead(log, 1, [2], "InvalidJson")
-        time.sleep(0.3)
-    assert told == [StopReason(StopKind.BUDGET, "3 dead letters, over errors.max=2: 2 EmptyLine, 1 InvalidJson")]
+@contextmanager
+def watching(looks: Looks, engines: int) -> Iterator[Watch]:
+    with Watch(looks._incidents, engines, looks.stop, looks.stall) as watch:
+        looks.look()
+        yield watch
 
 
-def test_counts_are_told_after_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
-    log, told = MarkerStore(memory_url()), list[int]()
-    commit_dead(log, 0, [0, 1])
-    budget = ErrorBudget(1.0, None, 100)
-    with Watch(log, 0, Counts(dead=5), budget, print, on_counts=lambda counts: told.append(counts.dead)):
-        while 7 not in told:
-            time.sleep(0.01)
-        commit_dead(log, 1, [2])
-        while 8 not in told:
-            time.sleep(0.01)
-    assert told == sorted(told)
-    assert set(told) == {7, 8}
+def test_a_pass_in_which_everything_fails_is_stopped_with_the_most_frequent_reason(looks: Looks) -> None:
+    looks.fail(1000)  # of an earlier pass
+    with watching(looks, 2):
+        looks.fail(9, "another", "route")
+        looks.fail(15, "the disk is full")
+        looks.look()
+        assert looks.stopped == [], "16, and 4 for each engine"
+        looks.fail(1)
+        assert looks.is_stopped.wait(20)
+    said = "no shard succeeds any more: generate: RuntimeError: CUDA is gone"
+    assert looks.stopped == [StopReason(StopKind.FAILING, said)], "told once"
 
 
-@pytest.mark.long
-def test_what_a_window_waits_for_is_looked_for_when_nothing_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
-    monkeypatch.setattr(watch_module, "STALL_SECONDS", 0.3)
-    log, looked = MarkerStore(memory_url()), list[float]()
-    budget = ErrorBudget(1.0, None, 100)
-    with Watch(log, 0, Counts(), budget, print, on_stall=lambda: looked.append(time.monotonic())):
-        while len(looked) < 2:
-            time.sleep(0.01)
-    assert looked[1] - looked[0] > 0.3
+def test_engines_that_die_without_a_word_stop_the_pass_too(looks: Looks) -> None:
+    with watching(looks, 1):
+        for actor in range(21):
+            with looks._incidents.recording("generate", "start"):
+                pass
+            assert actor < 21
+        assert looks.is_stopped.wait(20)
+    said = "no shard succeeds any more: generating actors died (see the logs of Ray)"
+    assert looks.stopped == [StopReason(StopKind.FAILING, said)]
 
 
-def test_a_node_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    nodes: list[dict[str, Any]] = [{"Resources": {"CPU": 4.0}}]
-    monkeypatch.setattr(windows_module, "alive_nodes", lambda: nodes)
-    job = cast(Any, SimpleNamespace(log=said.append))
-    windows = Windows(job, [], ErrorBudget(1.0, None, 100), StopSwitch(), JobProgress())
-    pools = tiny_pools(generate=StageResources(0.25, gpus=1.0))
-    windows._log_shortage(cast(Any, SimpleNamespace(window=2, pools=pools)))
-    assert len(said) == 1
-    assert said[0].startswith("window 3: nothing was committed for 300 s; cluster: no node has what the generate stage")
-    nodes.append({"Resources": {"CPU": 4.0, "GPU": 1.0}})
-    windows._log_shortage(cast(Any, SimpleNamespace(window=2, pools=pools)))
-    assert len(said) == 1
+def test_a_shard_shows_that_the_failures_before_it_were_of_single_records(looks: Looks) -> None:
+    with watching(looks, 1) as watch:
+        for _ in range(3):
+            looks.fail(20)
+            looks.look()
+            watch.committed()
+            looks.look()
+        assert looks.stopped == []
+        looks.fail(21)
+        assert looks.is_stopped.wait(20)
 
 
-def test_a_store_that_fails_as_the_next_window_begins_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
-    log, told, begun = MarkerStore(memory_url()), list[StopReason](), list[int]()
-
-    def begin() -> None:
-        begun.append(1)
-        if len(begun) == 1:
-            raise OSError("a listing failed")
-
-    with Watch(log, 0, Counts(), ErrorBudget(1.0, 2, 100), told.append, on_first_shard=begin):
-        commit_dead(log, 0, [0, 1])
-        while len(begun) < 2:
-            time.sleep(0.01)
-        commit_dead(log, 1, [2])
-        while not told:
-            time.sleep(0.01)
-    assert len(begun) == 2
+def test_a_pass_of_single_records_is_not_stopped_by_failures(looks: Looks) -> None:
+    with watching(looks, 0):
+        looks.fail(500)
+        looks.look()
+    assert (looks.stopped, looks.stalled) == ([], [])
 
 
-@pytest.mark.long
-def test_the_next_window_is_routed_once_the_engines_of_this_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, its routing would take CPUs that engines need to start and to be fed."""
-    log, routed = MarkerStore(memory_url()), list[int]()
+def test_it_is_said_each_time_that_nothing_was_committed_for_long(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(watch_module, "time", Clock(now))
+    with watching(looks, 1) as watch:
+        now[0] += watch_module.STALL_SECONDS
+        looks.look()
+        watch.committed()
+        now[0] += watch_module.STALL_SECONDS
+        looks.look()
+        assert looks.stalled == []
+        for times in (1, 2):
+            now[0] += watch_module.STALL_SECONDS + 1
+            assert looks.is_stalled.wait(20)
+            looks.is_stalled.clear()
+            looks.look()
+            assert len(looks.stalled) == times
+    assert looks.stopped == []
 
-    class Job:
-        settings = SimpleNamespace(shard_records=1)
 
-        def __init__(self) -> None:
-            self.markers = log
+class Clock:
+    """A clock that stands until it is set."""
 
-        def missing(self, run: Any) -> np.ndarray:
-            return np.arange(3)
+    def __init__(self, now: list[float]) -> None:
+        self._now = now
 
-        def run(self, run: Any, ahead: Any) -> tuple[int, Counts]:
-            if run.window == 0:
-                time.sleep(0.2)
-                assert routed == []
-                commit_dead(log, 0, [0])
-                while not routed:
-                    time.sleep(0.01)
-            return 0, Counts()
-
-    monkeypatch.setattr(watch_module, "SECONDS", 0.02)
-    monkeypatch.setattr(windows_module, "PrefetchedWindow", lambda run, missing, records: routed.append(run.window))
-    runs = [SimpleNamespace(window=window, incidents=SimpleNamespace(store_refusals=list)) for window in range(2)]
-    windows = Windows(cast(Any, Job()), cast(Any, runs), ErrorBudget(1.0, None, 100), StopSwitch(), JobProgress())
-    assert windows.run(Counts()) == 0
-    assert routed == [1]
+    def monotonic(self) -> float:
+        return self._now[0]
 
 
 def test_a_stop_from_a_thread_ends_a_wait_of_the_main_thread() -> None:
