@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.cluster.resources import Pools, StageResources
 from pipeline.settings import JobSettings
@@ -70,7 +70,7 @@ class Stream:
     def run(self, missing: Missing, shard_records: int, alone: bool = False) -> Generator[Committed, None, None]:
         """Answer the ``missing`` rows, and yield each shard soon after it is committed.
 
-        ``alone``: one shard at a time in an engine, so that its death is the fault of that shard. Blocks that fail are
+        ``alone``: one block at a time in an actor, so that its death is the fault of that block. Blocks that fail are
         dropped: the caller compares, and runs the rows that stay missing again. Closing the iterator ends the actors.
         """
         # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
@@ -90,7 +90,7 @@ class Stream:
     def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
         settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents
         records = sum(plan.window_size(window) if rows is None else len(rows) for window, rows in missing.items())
-        route_rows = min(_ROUTE_ROWS, shard_records)  # a failed block is lost whole
+        route_rows = min(_ROUTE_ROWS, shard_records)
         limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
         regroup = Regroup(limits, records, settings.block_records, pools.generate.max_actors, incidents)
@@ -99,15 +99,17 @@ class Stream:
         given, at_once = (1, 1) if alone else (_SHARDS_PER_ACTOR, _SHARDS_AT_ONCE)
         tasks: dict[str, Any] = {"batch_format": "pyarrow", "max_retries": TASK_RETRIES}
         restarts = {"max_restarts": -1, "max_task_retries": 1}
+        splits = _drop_failed_blocks(ray.data.from_arrow(split_tables(plan, missing)))
+        read = splits.map_batches(reader.read, **tasks, **pools.read.ray_options)
+        if shard_records < settings.shard_records:  # a failed block is lost whole, so blocks get smaller too
+            read = read.repartition(target_num_rows_per_block=route_rows)
         return (
-            _drop_failed_blocks(ray.data.from_arrow(split_tables(plan, missing)))
-            .map_batches(reader.read, **tasks, **pools.read.ray_options)
-            .map_batches(
+            read.map_batches(
                 self.router,
                 fn_constructor_args=(settings, self.context, incidents),
                 batch_format="pyarrow",
                 batch_size=route_rows,
-                compute=_pool(pools.route),
+                compute=_pool(pools.route, **({"max_tasks_in_flight_per_actor": 1} if alone else {})),
                 **restarts,
                 **pools.route.ray_options,
             )
@@ -127,7 +129,14 @@ class Stream:
                 **restarts,
                 **pools.generate.ray_options,
             )
-            .map_batches(commit, batch_size=None, **tasks, **pools.write.ray_options)
+            # No more writers than running shards: each is a process, which takes seconds of CPU to start.
+            .map_batches(
+                commit,
+                batch_size=None,
+                compute=TaskPoolStrategy(_SHARDS_AT_ONCE * pools.generate.max_actors),
+                **tasks,
+                **pools.write.ray_options,
+            )
         )
 
 

@@ -41,7 +41,7 @@ class Sleeps:
 
 def main(folder: str, model: str, bank: str, router: str) -> None:
     """Start a head without a GPU and a node with one; two more join once the first engine works."""
-    cluster = Cluster(head_node_args={"num_cpus": 2, "num_gpus": 0, "_system_config": dict(LOCAL)})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "_system_config": dict(LOCAL)})
     cluster.add_node(num_cpus=1, num_gpus=1)
     connect(cluster.address, 0)
     settings = replace(tiny_job(Path(folder), Path(model), Path(bank), Path(router)), shard_records=8)
