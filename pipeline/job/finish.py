@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import WindowFiles
@@ -35,7 +36,11 @@ class WindowFinisher:
 
     def _collect(self, done: list[Any], others: object = None) -> None:
         for ref in done:
-            window, files = self._window_of.pop(ref), ray.get(ref)
+            window = self._window_of.pop(ref)
+            try:
+                files = ray.get(ref)
+            except RayTaskError as error:  # of the store: no loss of the cluster, which a pass would make good
+                raise error.cause from None
             if files is not None:
                 self.ended.add(window)
                 self._log(window, files)

@@ -68,32 +68,39 @@ class Passes:
             self.ends.wait()
             return 0
         size = self.session.settings.shard_records
-        missing = self._repeat(missing, size)
+        missing, _ = self._repeat(missing, size)
         if size > _SMALL_SHARD and self._count(missing):
-            missing = self._repeat(missing, _SMALL_SHARD)
+            missing, _ = self._repeat(missing, _SMALL_SHARD)
         left = self._count(missing)
         limit = max(_MAX_ALONE, min(_MAX_ALONE_IN_BUDGET, int(self.session.settings.error_budget * all_rows)))
-        if left == all_rows > 1 or left > limit:
-            return left  # the records are not at fault
+        if left > limit * min(size, _SMALL_SHARD):  # a record at fault takes its shard along
+            return left
         if left:
-            missing = self._repeat(missing, 1, alone=True)
+            missing, is_whole = self._repeat(missing, 1, alone=True)
+            left = self._count(missing)
+            if left > limit or left == all_rows > 1 or not is_whole:
+                return left  # the records are not at fault
             self._commit_dead(missing)
+        self.session.progress.update(self.counts, "committed")
         return 0
 
-    def _repeat(self, missing: Missing, shard_records: int, alone: bool = False) -> Missing:
-        """Make a pass, and make it again as long as it answers rows and ends with the loss of the cluster."""
+    def _repeat(self, missing: Missing, shard_records: int, alone: bool = False) -> tuple[Missing, bool]:
+        """Make a pass, and make it again as long as it answers rows and ends with the loss of the cluster.
+
+        Returns the rows that stay without an answer, and whether the last pass came to its end.
+        """
         while True:
             before = self._count(missing)
             is_whole = self._pass(missing, shard_records, alone)
             missing = self._still_missing(missing)
             left = self._count(missing)
             if not left:
-                return missing
+                return missing, True
             if problem := input_problem(self.session.settings, self._plan):
                 raise StoppedError(StopReason(StopKind.INPUT_CHANGED, problem))
             self.session.log(f"{left} of {before} records without an answer after a pass in shards of {shard_records}")
             if is_whole or left == before:
-                return missing
+                return missing, is_whole
 
     def _pass(self, missing: Missing, shard_records: int, alone: bool) -> bool:
         """Make one pass; return whether it came to its end. Rows that fail in it stay without an answer."""

@@ -1,6 +1,6 @@
 """Commands that find what others left at their ends: killed before `run.json`, taken over, begun anew. Without Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pipeline.job.window import WindowJob
 
 from pipeline.cluster.resources import Pools
 from pipeline.errors import UserError
@@ -20,10 +19,12 @@ from pipeline.job.session import open_session
 from pipeline.job.stop import StopKind, StoppedError
 from pipeline.records import DEAD
 from pipeline.settings import JobSettings
-from pipeline.stages.dataset import WindowRun
-from pipeline.storage.commit.counts import count_rows
+from pipeline.stages.dataset import Committed, Stream
+from pipeline.stages.read import Missing
+from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
+from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters
 from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.output.dataset_card import CARD
@@ -80,6 +81,8 @@ def begun(settings: JobSettings, state: str, dead: list[int]) -> RunFolder:
     )
     commit(settings, markers, "a-0", [row for row in range(ROWS) if row not in dead], dead)
     counts = asdict(finish_window(markers, 0, ROWS).counts)
+    sweep_finished_windows(markers)
+    remove_orphans(markers)
     told = {
         "state": state,
         "run": "today",
@@ -100,15 +103,17 @@ def no_ray() -> Pools:
 def retrying(
     settings: JobSettings, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[RetryJob], None] = lambda job: None
 ) -> RetryJob:
-    """A command whose rounds answer all rows at once."""
+    """A command whose stream answers all rows in one shard."""
     job = RetryJob(settings, RetryFilter(), lambda line: None)
 
-    def rounds(self: WindowJob, run: WindowRun) -> np.ndarray:
-        commit(settings, self.markers, "b-0", run.wanted.tolist(), [])
-        meanwhile(job)
-        return np.empty(0, np.int64)
+    def stream(self: Stream, missing: Missing, shard_records: int, alone: bool = False) -> Iterator[Committed]:
+        for window, rows in missing.items():
+            assert rows is not None
+            commit(settings, self.markers, "b-0", rows.tolist(), [])
+            meanwhile(job)
+            yield Committed(window, Counts(data=len(rows)), "")
 
-    monkeypatch.setattr(WindowJob, "rounds", rounds)
+    monkeypatch.setattr(Stream, "run", stream)
     monkeypatch.setattr(Incidents, "with_actor", staticmethod(Incidents))
     return job
 
@@ -225,19 +230,6 @@ def test_an_answer_without_a_letter_is_refused(settings: JobSettings) -> None:
     with pytest.raises(StoreError, match="its dead letters changed"):
         replace_dead_letters(markers, 0, marker, 0, np.array([1, 2]))
     assert markers.newest_marker(0) == (marker, files)
-
-
-def test_a_file_that_changed_while_records_ran_alone_blames_none(settings: JobSettings) -> None:
-    prepared, problems = GenerateJob(settings).prepare(), iter(["", "input: changed"])
-    markers = MarkerStore(settings.output)
-    window = WindowJob(settings, markers, print, lambda: None, lambda: next(problems))
-    window.rounds = lambda run, prefetched=None: np.array([0])  # type: ignore[method-assign]
-    window._fails_alone = lambda run, row: True  # type: ignore[method-assign]
-    run = WindowRun(settings, tiny_pools(), prepared.plan, 0, prepared.context, prepared.schema, Incidents())
-    with pytest.raises(StoppedError, match="input: changed") as caught:
-        window.run(run)
-    assert caught.value.reason.kind is StopKind.INPUT_CHANGED
-    assert list(markers.shards(0)) == []
 
 
 def test_too_many_windows_are_refused(settings: JobSettings, monkeypatch: pytest.MonkeyPatch) -> None:

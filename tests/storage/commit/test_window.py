@@ -49,14 +49,16 @@ class WindowMachine(RuleBasedStateMachine):
         self.store = MarkerStore(self.store.url)
 
     @precondition(lambda self: not self.finished)
-    @rule(crash=crashes, join=st.sampled_from([0, 1, 10_000, 1_000_000]))
-    def finish(self, crash: int | None, join: int) -> None:
+    @rule(crash=crashes, join=st.sampled_from([0, 1, 10_000, 1_000_000]), is_read=st.booleans())
+    def finish(self, crash: int | None, join: int, is_read: bool) -> None:
         """Answer the rows that are missing in this driver's tasks, then close the window, as the job does."""
         answered = {row for shard in self.store.shards(WINDOW) for row in shard.rows.tolist()}
         missing = sorted(set(range(ROWS)) - answered)
         if missing:
             task = sum(name.startswith(f"{self.attempt:03d}") for name in self.tasks)
             self._write(f"{self.attempt:03d}-{task:06d}", missing, None)
+        if is_read:
+            self.open_reader()
         try:
             with crash_at(crash):
                 finish_window(self.store, WINDOW, ROWS, join)
@@ -66,6 +68,9 @@ class WindowMachine(RuleBasedStateMachine):
         self.finished = True
 
     @rule()
+    def read(self) -> None:
+        self.open_reader()
+
     def open_reader(self) -> None:
         """A reader lists the files now, and reads them at any time until the job ends."""
         for kind, files in self.opened.items():
