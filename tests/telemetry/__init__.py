@@ -4,8 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from pipeline.telemetry import incidents as module
 from pipeline.telemetry.incident_actor import IncidentCounter
 from pipeline.telemetry.incidents import Incidents
 
@@ -22,7 +22,7 @@ class LocalActor:
 
 def local_incidents(monkeypatch: pytest.MonkeyPatch) -> Incidents:
     """Incidents that are counted in this process."""
-    monkeypatch.setattr(module.ray, "get", lambda value, timeout: value)
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
     context = SimpleNamespace(get_actor_id=lambda: "actor")
-    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     return Incidents(LocalActor())
