@@ -142,11 +142,11 @@ class CommitWatch:
     ``strike`` is called once, when ``shards`` are committed.
     """
 
-    def __init__(self, output: Path, shards: int = 0, strike: Callable[[], Any] | None = None) -> None:
+    def __init__(self, output: Path, shards: int, strike: Callable[[], Any] | None) -> None:
         self.first: float | None = None
         self.last: float | None = None
         self.struck: float | None = None
-        self._output, self._shards, self._strike = output, shards, strike
+        self._data, self._shards, self._strike = output / "data", shards, strike
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -161,7 +161,7 @@ class CommitWatch:
     def _watch(self) -> None:
         seen = 0
         while not self._end.wait(0.1):
-            found = sum(1 for path in self._output.glob("d*/w*.parquet") if "merged" not in path.name)
+            found = sum(1 for path in self._data.glob("w*.parquet") if "merged" not in path.name)
             now = time.time()
             if found > seen:
                 self.first, self.last, seen = self.first or now, now, found

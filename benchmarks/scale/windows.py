@@ -11,15 +11,16 @@ node is lost. Starts after the first one count as idle; ``idle_share_between_sta
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.runs import Kit
-from benchmarks.scale.runs import CommitWatch, Nodes, counted, job_settings_of, pools, write_input
+from benchmarks.scale.runs import Nodes, counted, job_settings_of, pools, write_input
 from benchmarks.scale.sleeping import AssignsMixtures, SleepsByRow
 from pipeline.job.generate import GenerateJob
+from pipeline.telemetry.progress import Snapshot
 
 PLAIN, POISON, LOST = VARIANTS = ("plain", "poison", "node lost")
 
@@ -52,20 +53,24 @@ def run_windows(case: WindowsCase, variant: str, kit: Kit, folder: Path, nodes: 
     scale = {"mixtures": 26, "hot": 0.0, "engine_start": case.engine_start, "speed": case.speed, "poison_every": every}
     settings = job_settings_of(kit, folder, scale, f"window.records={case.window_records}", "errors.budget=0.05")
     lines: list[tuple[float, str]] = []
+    lost: dict[str, float] = {}  # when, by the node's id
+
+    def lose() -> None:
+        at = time.time()
+        lost[nodes.lose_one()] = at
+
+    watch = _Commits(lose if variant == LOST else lambda: None)
     job = GenerateJob(
-        settings, lambda line: lines.append((time.time(), line)), generator=SleepsByRow, router=AssignsMixtures
+        settings,
+        lambda line: lines.append((time.time(), line)),
+        listener=watch,
+        generator=SleepsByRow,
+        router=AssignsMixtures,
     )
     job.prepare()
-    start, lost = time.time(), {}
-    middle = case.engine_start + case.windows * case.window_seconds / 2
-    loss = threading.Timer(middle, lambda: lost.update({nodes.lose_one(): time.time()}))
-    if variant == LOST:
-        loss.start()
-    with CommitWatch(folder / "out") as watch:
-        result = job.run(pools)
-    ended = time.time()
-    loss.cancel()
-    last = watch.last or ended
+    start = time.time()
+    result = job.run(pools)
+    ended, last = time.time(), watch.last
     traces = [[json.loads(line) for line in p.read_text().splitlines()] for p in (folder / "trace").glob("*.jsonl")]
     by_node: dict[str, list[list[dict[str, Any]]]] = {}
     for events in sorted(traces, key=lambda events: float(events[0]["start"])):
@@ -89,6 +94,21 @@ def run_windows(case: WindowsCase, variant: str, kit: Kit, folder: Path, nodes: 
         "engines": engines,
         "log": [f"{at - start:.1f} {line}" for at, line in lines],
     }
+
+
+class _Commits:
+    """Listens to the progress of a job: notes the ``last`` commit, and calls ``middle`` in a thread halfway."""
+
+    def __init__(self, middle: Callable[[], Any]) -> None:
+        self.last, self._done = 0.0, 0
+        self._middle = threading.Thread(target=middle, daemon=True)
+
+    def __call__(self, now: Snapshot) -> None:
+        if now.done > self._done:
+            self.last = time.time()
+            if self._done <= now.records / 2 < now.done:
+                self._middle.start()
+            self._done = now.done
 
 
 def _engine(processes: list[list[dict[str, Any]]], until: float, start: float) -> dict[str, Any]:
