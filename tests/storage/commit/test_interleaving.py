@@ -72,6 +72,8 @@ class Interleaved(Interleaving):
                 kinds[what]()
 
         self.actors.append(Actor(work))
+        if what == "finish":
+            self.actors.append(Actor(partial(self._read, self.store)))
 
     @invariant()
     def look(self) -> None:
@@ -115,7 +117,6 @@ class Interleaved(Interleaving):
             except FileNotFoundError:
                 assert self.swept, "a file that a reader opened was removed before the end of the job"
                 assert not is_last, "a file of a finished window was removed"
-                event("a reader was open at the end of the job")
             else:
                 assert len(rows) == len(set(rows))
                 every = [row for row in range(ROWS) if is_dead(row) == (kind == "dead")]
