@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pipeline.records import COMPLETED
 from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
 from pipeline.telemetry.incidents import Incidents
+from pipeline.telemetry.progress import Snapshot
 from tests.stages import tiny_job
 
 ENGINES, SECONDS = 3, 1.0
@@ -41,27 +41,24 @@ class Sleeps:
 
 def main(folder: str, model: str, bank: str, router: str) -> None:
     """Start a head without a GPU and a node with one; two more join once the first engine works."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "_system_config": dict(LOCAL)})
+    head = {"num_cpus": 2, "num_gpus": 0, "_system_config": dict(LOCAL)}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=1, num_gpus=1)
     connect(cluster.address, 0)
     settings = replace(tiny_job(Path(folder), Path(model), Path(bank), Path(router)), shard_records=8)
     notes = Path(f"{settings.output}.engines")
 
-    def join() -> None:
-        while not (notes.exists() and any(path.stat().st_size for path in notes.iterdir())):
-            time.sleep(0.1)
-        for _ in range(ENGINES - 1):
+    def join(snapshot: Snapshot) -> None:
+        while snapshot.done and len(cluster.list_all_nodes()) < 1 + ENGINES:
             cluster.add_node(num_cpus=1, num_gpus=1)
 
-    threading.Thread(target=join, daemon=True).start()
     small = StageResources(0.25)
     generate = StageResources(0.1, gpus=1, min_actors=1, max_actors=ENGINES)
     pools = Pools(read=small, route=StageResources(0.5), generate=generate, write=small, threads=1)
-    result = GenerateJob(settings, lambda line: None, generator=Sleeps).run(lambda: pools)
+    result = GenerateJob(settings, lambda line: None, generator=Sleeps, listener=join).run(lambda: pools)
     assert result.ok
     answered = Counter({path.name: path.stat().st_size for path in notes.iterdir()})
     print(json.dumps(list(answered.values())), flush=True)
-    cluster.shutdown()
 
 
 if __name__ == "__main__":
