@@ -111,7 +111,7 @@ def _masked(text: str) -> str:
 
 
 def _exit_at_once(message: str, code: int) -> NoReturn:
-    """Exit without cleaning up: a thread that still routes a window would fail at Ray's shutdown, or restart it.
+    """Exit without cleaning up: a thread that still runs the stream would fail at Ray's shutdown, or restart it.
 
     A local Ray ends with its driver; a cluster drops the driver's work.
     """

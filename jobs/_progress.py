@@ -54,7 +54,7 @@ class Lines(View):
 
     def update(self, snapshot: Snapshot) -> None:
         """See `View.update`."""
-        now, stage = time.monotonic(), (snapshot.stage, snapshot.window)
+        now, stage = time.monotonic(), (snapshot.stage, snapshot.windows_done)
         if stage != self._stage or now - self._last >= _SECONDS:
             self._last, self._stage = now, stage
             self._show(snapshot)
@@ -130,7 +130,7 @@ class LiveView(View):
         since = time.monotonic() - self._seen
         head = Table.grid(padding=(0, 2))
         head.add_row(
-            Text(f"window {now.window}/{now.windows}" if now.windows else "", style="bold"),
+            Text(f"windows {now.windows_done}/{now.windows}" if now.windows else "", style="bold"),
             Text(now.stage, style="cyan"),
             Text(f"{now.done:,} of {now.records:,}" if now.records else ""),
             ProgressBar(total=max(1, now.records), completed=now.done, width=30),
@@ -163,7 +163,7 @@ def line_of(now: Snapshot) -> str:
         return now.stage
     figures = "  ".join(f"{name} {value}" for name, value in figures_of(now))
     left = "" if now.eta is None else f"  {clock(now.eta)} left"
-    position = f"{clock(now.seconds)}  window {now.window}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
+    position = f"{clock(now.seconds)}  windows {now.windows_done}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
     top = "".join(f"  most {mixture} ({count:,})" for mixture, count in top_mixtures(now)[:1])
     return f"{position}  {figures}{left}{top}"
 
@@ -172,7 +172,7 @@ def values_of(now: Snapshot) -> dict[str, Any]:
     """Return a snapshot as JSON values."""
     return {
         "stage": now.stage,
-        "window": now.window,
+        "windows_done": now.windows_done,
         "windows": now.windows,
         "done": now.done,
         "records": now.records,

@@ -115,9 +115,6 @@ class GenerateJob:
         started = markers.windows_with_shards()
         missing = {w: without_answer(markers, plan, w, None) if w in started else None for w in windows}
         ends = WindowFinisher(markers, plan, settings.file_bytes, session.log)
-        for window in [w for w, rows in missing.items() if rows is not None and not len(rows)]:
-            ends.start(window)
-            del missing[window]
         stream = session.stream(self._generator, self._router)
         left = Passes(session, stream, ends, session.prepared.budget, before).run(missing)
         # What is left of them held a row in two shards, or a listing came late.

@@ -54,6 +54,7 @@ class Passes:
     def __init__(self, session: Session, stream: Stream, ends: WindowEnds, budget: ErrorBudget, counts: Counts) -> None:
         self.session, self.stream, self.ends, self.budget, self.counts = session, stream, ends, budget, counts
         self._plan, self._markers = stream.plan, stream.markers
+        self._windows = 0
 
     def run(self, missing: Missing) -> int:
         """Answer the missing rows; return the number of those that stay without an answer.
@@ -63,12 +64,14 @@ class Passes:
         actors cannot start, or if nothing succeeds any more.
         """
         self._check_budget()
-        all_rows = self._count(missing)
-        if not all_rows:
-            self.ends.wait()
-            return 0
-        size = self.session.settings.shard_records
-        missing, _ = self._repeat(missing, size)
+        self._windows = len(missing)
+        complete = [window for window, rows in missing.items() if not self._count({window: rows})]
+        for window in complete:  # an earlier command was stopped before it could end them
+            self.ends.start(window)
+        missing = {window: rows for window, rows in missing.items() if window not in complete}
+        all_rows, size = self._count(missing), self.session.settings.shard_records
+        if all_rows:
+            missing, _ = self._repeat(missing, size)
         if size > _SMALL_SHARD and self._count(missing):
             missing, _ = self._repeat(missing, _SMALL_SHARD)
         left = self._count(missing)
@@ -81,7 +84,8 @@ class Passes:
             if left > limit or left == all_rows > 1 or not is_whole:
                 return left  # the records are not at fault
             self._commit_dead(missing)
-        self.session.progress.update(self.counts, "committed")
+        self.ends.wait()
+        self._show("committed")
         return 0
 
     def _repeat(self, missing: Missing, shard_records: int, alone: bool = False) -> tuple[Missing, bool]:
@@ -134,8 +138,12 @@ class Passes:
 
     def _add(self, counts: Counts) -> None:
         self.counts += counts
-        self.session.progress.update(self.counts, "generating")
+        self._show("generating")
         self._check_budget()
+
+    def _show(self, stage: str) -> None:
+        self.session.progress.set_windows_left(self._windows - len(self.ends.ended))
+        self.session.progress.update(self.counts, stage)
 
     def _check_budget(self) -> None:
         if problem := self.budget.problem(self.counts):
@@ -171,7 +179,6 @@ class Passes:
             commit_shard(self._markers, shard, pa.table({}), dead)
             self._add(shard.counts)
             self.ends.start(window)
-        self.ends.wait()
 
     def _read(self, window: int, rows: set[int]) -> Iterator[Record]:
         settings, repeated = self.session.settings, self._plan.duplicates_of(window)

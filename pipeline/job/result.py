@@ -83,7 +83,7 @@ def _outcome(session: Session, result: JobResult) -> dict[str, Any]:
 
 
 def _timings(session: Session, result: JobResult) -> dict[str, Any]:
-    """Return the seconds of the command, of the driver before the first window, and of each stage's calls."""
+    """Return the seconds of the command, of the driver before the stream, and of each stage's calls."""
     return {
         "seconds": round(result.seconds, 2),
         "generated_tokens": result.generated_tokens,

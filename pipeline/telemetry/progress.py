@@ -1,4 +1,4 @@
-"""Progress of a job, from the counts that the watch over its markers reads; it asks the store for nothing itself."""
+"""Progress of a job, from the counts of its shards as they are committed; it asks the store for nothing."""
 
 import threading
 import time
@@ -16,13 +16,13 @@ _MAX_POINTS = 400  # of a timeline; beyond, every second one is dropped
 class Snapshot:
     """A job at one moment.
 
-    ``window`` counts from 1, 0 before the first. ``counts``: of all that is committed, by earlier commands too.
+    ``windows_done``: windows that are finished. ``counts``: of all that is committed, by earlier commands too.
     ``done_before``: records that were committed when this command started. Rates are per second over the last minute,
     None before the first update.
     """
 
     stage: str
-    window: int
+    windows_done: int
     windows: int
     records: int
     done_before: int
@@ -84,9 +84,13 @@ class JobProgress:
         done = before.data + before.dead
         self._change(records=records, windows=windows, counts=before, done_before=done)
 
-    def set_stage(self, name: str, window: int | None = None) -> None:
-        """Set the stage, and the window if it changed too; ``window`` counts from 0."""
-        self._change(stage=name, **({} if window is None else {"window": window + 1}))
+    def set_stage(self, name: str) -> None:
+        """Set the stage."""
+        self._change(stage=name)
+
+    def set_windows_left(self, windows: int) -> None:
+        """Set the number of windows that are not finished."""
+        self._change(windows_done=self._snapshot.windows - windows)
 
     def update(self, counts: Counts, stage: str | None = None) -> None:
         """Set the counts of all committed records, and the stage if it changed too."""

@@ -17,7 +17,7 @@ NOW = Snapshot("generating", 2, 3, 400, 0, TALLY, 65.0, 2.0, 14.0)
 
 def test_a_line_has_all_that_matters() -> None:
     assert line_of(NOW) == (
-        "01:05  window 2/3  generating  100/400  records/s 2.0  tokens/s 14.0  dead 10  fallback 10.0%"
+        "01:05  windows 2/3  generating  100/400  records/s 2.0  tokens/s 14.0  dead 10  fallback 10.0%"
         "  02:30 left  most red:1.0 (60)"
     )
     assert clock(3723) == "1:02:03"
@@ -34,7 +34,7 @@ def test_lines_come_every_ten_seconds_and_at_each_stage(
         view.update(NOW)
     assert len(capsys.readouterr().out.splitlines()) == 3
     view.update(Snapshot("routing", 3, 3, 400, 0, TALLY, 90.0))
-    assert "window 3/3  routing  100/400  records/s -" in capsys.readouterr().out
+    assert "windows 3/3  routing  100/400  records/s -" in capsys.readouterr().out
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_the_live_view_shows_counts_rates_and_mixtures() -> None:
         view.update(NOW)
         view._live.refresh()
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for text in ("[1] window(s)", "window 2/3", "generating", "100 of 400", "02:", " left", "10.0%", "60  red:1.0"):
+    for text in ("[1] window(s)", "windows 2/3", "generating", "100 of 400", "02:", " left", "10.0%", "60  red:1.0"):
         assert text in shown
 
 

@@ -39,8 +39,9 @@ def test_a_look_that_finds_nothing_new_slows_the_rate_and_adds_no_point(clock: m
     heard: list[Snapshot] = []
     progress = JobProgress(heard.append)
     progress.start(10, 1, Counts())
-    progress.set_stage("routing", 0)
-    assert (heard[-1].stage, heard[-1].window, heard[-1].windows) == ("routing", 1, 1)
+    progress.set_stage("routing")
+    progress.set_windows_left(0)
+    assert (heard[-1].stage, heard[-1].windows_done, heard[-1].windows) == ("routing", 1, 1)
     clock.return_value = 110.0
     progress.update(Counts(data=5))
     points = list(progress.timeline)
