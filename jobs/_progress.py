@@ -163,7 +163,8 @@ def line_of(now: Snapshot) -> str:
         return now.stage
     figures = "  ".join(f"{name} {value}" for name, value in figures_of(now))
     left = "" if now.eta is None else f"  {clock(now.eta)} left"
-    position = f"{clock(now.seconds)}  windows {now.windows_done}/{now.windows}  {now.stage}  {now.done:,}/{now.records:,}"
+    windows = f"windows {now.windows_done}/{now.windows}"
+    position = f"{clock(now.seconds)}  {windows}  {now.stage}  {now.done:,}/{now.records:,}"
     top = "".join(f"  most {mixture} ({count:,})" for mixture, count in top_mixtures(now)[:1])
     return f"{position}  {figures}{left}{top}"
 

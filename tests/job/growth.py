@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.cluster.connect import LOCAL, connect
@@ -59,6 +60,8 @@ def main(folder: str, model: str, bank: str, router: str) -> None:
     assert result.ok
     answered = Counter({path.name: path.stat().st_size for path in notes.iterdir()})
     print(json.dumps(list(answered.values())), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
 
 
 if __name__ == "__main__":
