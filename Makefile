@@ -36,7 +36,7 @@ demo-compare: demo
 check: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
-# Two at a time: the tests that start Ray, one by one, beside all the others.
+# The tests that start Ray run one by one, and beside them all others.
 test: $(STAMPS)/test lint
 	$(MAKE) --jobs 2 --output-sync=target --no-print-directory test-ray test-rest
 
@@ -44,7 +44,7 @@ test-ray: $(STAMPS)/test
 	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-rest: $(STAMPS)/test
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray"
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint
