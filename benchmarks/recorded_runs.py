@@ -25,6 +25,8 @@ COMMANDS = {
     "composite": f"{_GENERATE} demo/data/composite2-test.parquet --limit 96 --output out/composite --new-run"
     " generation.max_new_tokens=32 output.keep_prompt=true cost.device_hour=0.10 shuffle.shard_records=16",
 }
+# Log lines of Ray, progress bars and warnings of libraries, which name files of this machine.
+_FOREIGN = re.compile(r"^\[?20\d\d-\d\d-\d\d |^Loading weights:|site-packages|^  warnings\.warn")
 # What changes from run to run: figures, and the ids of jobs.
 _VARIES = re.compile(r"(?<=loraloom-)[0-9a-f-]+|[\d.,]+")
 
@@ -108,10 +110,13 @@ def _sections(page: Path, folder: Path, environment: dict[str, str]) -> dict[str
 def _recorded(command: str, done: tuple[float, str], folder: Path) -> dict[str, Any]:
     seconds, output = done
     lines = [line.rstrip() for line in output.replace(str(folder), "$PWD").splitlines() if line.strip()]
+    lines = [line for line in lines if not _FOREIGN.search(line)]
     recorded: dict[str, Any] = {"command": command, "seconds": round(seconds, 1), "lines": lines}
     written = re.search(r"--output (?:\$PWD/)?(\S+)", command)
     if written:
-        values = json.loads((folder / written[1] / "run.json").read_text().replace(f"{ROOT}/", ""))
+        values = json.loads(
+            (folder / written[1] / "run.json").read_text().replace(f"{ROOT}/", "").replace(str(folder), "$PWD")
+        )
         recorded["run"] = {key: values[key] for key in ("config", "counts", "timings")}
     return recorded
 
