@@ -28,13 +28,14 @@ class WindowFinisher:
         task = ray.remote(_finish).options(num_cpus=0, max_retries=_RETRIES, scheduling_strategy="SPREAD")
         size = self.plan.window_size(window)
         self._window_of[task.remote(self.markers, window, size, self.file_bytes)] = window
-        self._collect(*ray.wait(list(self._window_of), timeout=0))
+        done, _ = ray.wait(list(self._window_of), timeout=0)
+        self._collect(done)
 
     def wait(self) -> None:
         """Wait until all windows are finished that were started; raises the error of a task that failed."""
         self._collect(list(self._window_of))
 
-    def _collect(self, done: list[Any], others: object = None) -> None:
+    def _collect(self, done: list[Any]) -> None:
         for ref in done:
             window = self._window_of.pop(ref)
             try:

@@ -113,10 +113,11 @@ class RetryJob:
         passes = Passes(session, session.stream(self._generator, RouteRecords), ends, no_budget, Counts())
         try:
             passes.run(rows)
-        finally:
-            with suppress(Exception, StoppedError):  # the store may have caused a stop, or another driver
-                for window in rows.keys() - ends.ended:
-                    ends.start(window)  # by the answers that are committed
+        except (KeyboardInterrupt, StoppedError):
+            with suppress(Exception, StoppedError):  # the store may have caused the stop, or another driver
+                ends.start_others()
+            raise
+        ends.start_others()
 
 
 class _LetterReplacer:
@@ -135,6 +136,11 @@ class _LetterReplacer:
         replace_dead_letters(session.markers, window, self._marker[window], first_row, retried)
         self.ended.add(window)
         session.log(f"window {window + 1}/{session.prepared.plan.windows}: {len(retried)} dead letters retried")
+
+    def start_others(self) -> None:
+        """Replace the letters of windows that lack rows, by the answers that are committed."""
+        for window in self._rows.keys() - self.ended:
+            self.start(window)
 
     def wait(self) -> None:
         """Do nothing: `start` waits."""
