@@ -11,7 +11,7 @@ from tests.cluster.head import Head
 from tests.docker.dockerfile import stage
 from tests.s3.weed import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.slow]
 
 
 def healthy(port: int) -> bool:
