@@ -18,7 +18,7 @@ S3_RUNS ?= 10
 
 # Markers of tests with real parts, and of those that `make check` leaves out.
 REAL := ray or smollm or s3
-WHOLE := long or slow or ray or smollm or s3 or chaos or cluster or browser
+WHOLE := long or slow or $(REAL) or chaos or cluster or browser
 
 .PHONY: demo demo-compare check test test-real test-tiny test-all test-vllm docs chaos fuzz lint clean
 

@@ -1,4 +1,4 @@
-"""The generate job: answer every record of an input, window by window, and go on where an earlier command stopped."""
+"""The generate job: answer every record of an input, and go on where an earlier command stopped."""
 
 import time
 from collections.abc import Callable
@@ -117,7 +117,7 @@ class GenerateJob:
         ends = WindowFinisher(markers, plan, settings.file_bytes, session.log)
         stream = session.stream(self._generator, self._router)
         left = Passes(session, stream, ends, session.prepared.budget, before).run(missing)
-        # What is left of them held a row in two shards, or a listing came late.
+        # A window is left here if two of its shards held the same row, or if a listing of its shards came late.
         for window in [] if left else unfinished_windows(markers, plan):
             finish_window(markers, window, plan.window_size(window), settings.file_bytes)
         return left

@@ -15,7 +15,7 @@ from pipeline.cluster.sizing import alive_nodes, shortages
 from pipeline.records import DeadLetter, Record
 from pipeline.stages.dataset import Stream
 from pipeline.stages.output_schema import dead_letters
-from pipeline.stages.read import Missing
+from pipeline.stages.read import Missing, count_missing
 from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import Shard
@@ -114,9 +114,7 @@ class Passes:
         engines = 0 if alone else self.stream.pools.generate.max_actors  # alone, one record after another may fail
         failed_before = incidents.failed_starts()
         watch = Watch(incidents, engines, session.switch.stop, self._log_shortage)
-        left = {
-            window: self._plan.window_size(window) if rows is None else len(rows) for window, rows in missing.items()
-        }
+        left = {window: self._count({window: rows}) for window, rows in missing.items()}
         try:
             with watch, closing(self.stream.run(missing, shard_records, alone)) as committed:
                 for shard in committed:
@@ -188,7 +186,7 @@ class Passes:
                 yield from (record for record in records if record.row in rows)
 
     def _count(self, missing: Missing) -> int:
-        return sum(self._plan.window_size(w) if rows is None else len(rows) for w, rows in missing.items())
+        return count_missing(self._plan, missing)
 
     def _log_shortage(self) -> None:
         """Log what the cluster lacks: Ray waits silently for a node that is gone, because it may come back."""

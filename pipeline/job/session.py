@@ -63,7 +63,7 @@ class Session:
         self.ray_seconds = time.monotonic() - start
 
     def stream(self, generator: type, router: type) -> Stream:
-        """Return the stream of the job; the arguments are those of `Stream`."""
+        """Return the stream of the job. ``generator``, ``router``: classes of its actors, see `Stream`."""
         assert self.pools is not None  # `start_ray` was called
         plan, context, schema = self.prepared.plan, self.prepared.context, self.prepared.schema
         stages = generator, router
@@ -104,7 +104,7 @@ def unfinished_windows(markers: MarkerStore, plan: InputPlan) -> list[int]:
 def committed_counts(markers: MarkerStore, plan: InputPlan) -> Counts:
     """Return the counts of all committed rows, in finished windows and in others."""
     finished = markers.finished_markers()
-    others = sorted(set(range(plan.windows)) - finished.keys())
+    others = sorted(markers.windows_with_shards() & set(range(plan.windows)) - finished.keys())
     return sum_counts(
         chain((files.counts for files in markers.read_windows(finished.values())), map(markers.counts, others))
     )

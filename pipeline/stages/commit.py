@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +22,29 @@ from pipeline.telemetry.metrics import count_committed
 from .output_schema import OutputSchema
 
 COMMITTED = pa.schema([("window", pa.int32()), ("counts", pa.string()), ("refusal", pa.string())])
-"""The result of a shard for the driver. ``counts``: as JSON; ``refusal``: why the store refused it, else empty."""
+"""A `Committed` as a row; ``counts`` as JSON."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The result of a shard for the driver; ``refusal``: why the store refused it, empty if it is committed."""
+
+    window: int
+    counts: Counts
+    refusal: str = ""
+
+    def table(self) -> pa.Table:
+        """Return the result as a table of one `COMMITTED` row."""
+        values = [self.window], [orjson.dumps(asdict(self.counts)).decode()], [self.refusal]
+        return pa.Table.from_arrays(
+            [pa.array(v, f.type) for v, f in zip(values, COMMITTED, strict=True)], schema=COMMITTED
+        )
+
+    @classmethod
+    def rows(cls, table: pa.Table) -> "Iterator[Committed]":
+        """Yield the results of a table of `COMMITTED` rows."""
+        for row in table.to_pylist():
+            yield cls(**row | {"counts": Counts(**orjson.loads(row["counts"]))})
 
 
 @dataclass(frozen=True)
@@ -45,14 +68,14 @@ class CommitShards:
                 with self.incidents.recording("commit"):
                     shard = self._commit(table, window)
             except StoreError as error:  # the driver has to know at once: it would refuse other shards too
-                return _row(window, Counts(), masked_error(error))
+                return Committed(window, Counts(), masked_error(error)).table()
         count_committed(self.markers.run, shard.counts)
         counts = {"records": shard.counts.data, "dead": shard.counts.dead, "tokens": shard.counts.completion_tokens}
         seconds = round(time.monotonic() - start, 3)
         log_worker_event(
             "shard committed", run=self.markers.run, window=window, shard=shard.name, **counts, seconds=seconds
         )
-        return _row(window, shard.counts)
+        return Committed(window, shard.counts).table()
 
     def _commit(self, table: pa.Table, window: int) -> Shard:
         answered, refused = table.filter(table["dead"].is_null()), table.filter(table["dead"].is_valid())
@@ -65,8 +88,3 @@ class CommitShards:
 def _digest(rows: np.ndarray) -> str:
     """Return a name for rows of a window: a task that is tried again commits the same rows under the same name."""
     return hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
-
-
-def _row(window: int, counts: Counts, refusal: str = "") -> pa.Table:
-    values = [[window], [orjson.dumps(asdict(counts)).decode()], [refusal]]
-    return pa.Table.from_arrays([pa.array(v, f.type) for v, f in zip(values, COMMITTED, strict=True)], schema=COMMITTED)

@@ -6,21 +6,19 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.cluster.resources import Pools, StageResources
 from pipeline.settings import JobSettings
-from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.plan import InputPlan
 from pipeline.telemetry.incidents import Incidents
 
-from .commit import CommitShards
+from .commit import CommitShards, Committed
 from .generate import GenerateRecords
 from .output_schema import OutputSchema
-from .read import Missing, SplitReader, split_tables
+from .read import Missing, SplitReader, count_missing, split_tables
 from .regroup import GenerateShards, Regroup
 from .route import RouteRecords
 from .shard_plan import ShardLimits
@@ -38,15 +36,6 @@ _SHARDS_AT_ONCE = 2
 # Shards that are given to an engine. Ray Data adds an actor to the pool only where those there have almost twice as
 # many as they work on.
 _SHARDS_PER_ACTOR = 2 * _SHARDS_AT_ONCE
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A shard that is committed; ``refusal``: why the store refused it instead, else empty."""
-
-    window: int
-    counts: Counts
-    refusal: str
 
 
 @dataclass(frozen=True)
@@ -82,14 +71,13 @@ class Stream:
         )
         try:
             for table in batches:
-                for row in table.to_pylist():
-                    yield Committed(row["window"], Counts(**orjson.loads(row["counts"])), row["refusal"])
+                yield from Committed.rows(table)
         finally:
             batches.close()  # type: ignore[attr-defined]  # a generator, which shuts the execution down
 
     def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
         settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents
-        records = sum(plan.window_size(window) if rows is None else len(rows) for window, rows in missing.items())
+        records = count_missing(plan, missing)
         route_rows = min(_ROUTE_ROWS, shard_records)
         limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)

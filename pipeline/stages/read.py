@@ -22,6 +22,11 @@ _MAX_TABLE_ROWS = 512  # small, so that routing starts early
 _MAX_BLOCKS = 4096  # of splits: a billion rows are half a million splits, and Ray Data's driver handles each block
 
 
+def count_missing(plan: InputPlan, missing: Missing) -> int:
+    """Return the number of missing rows."""
+    return sum(plan.window_size(window) if rows is None else len(rows) for window, rows in missing.items())
+
+
 def split_tables(plan: InputPlan, missing: Missing) -> list[pa.Table]:
     """Return the splits that hold missing rows, in the order of the input, as tables for the blocks of a dataset.
 

@@ -19,7 +19,8 @@ from pipeline.job.session import open_session
 from pipeline.job.stop import StopKind, StoppedError
 from pipeline.records import DEAD
 from pipeline.settings import JobSettings
-from pipeline.stages.dataset import Committed, Stream
+from pipeline.stages.commit import Committed
+from pipeline.stages.dataset import Stream
 from pipeline.stages.read import Missing
 from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.marker_store import MarkerStore

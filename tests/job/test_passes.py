@@ -19,7 +19,8 @@ from pipeline.job.passes import Passes, without_answer
 from pipeline.job.session import Session
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError, StopReason, StopSwitch
 from pipeline.settings import JobSettings
-from pipeline.stages.dataset import Committed, Stream
+from pipeline.stages.commit import Committed
+from pipeline.stages.dataset import Stream
 from pipeline.stages.read import Missing
 from pipeline.storage.commit.counts import Counts, count_rows
 from pipeline.storage.commit.lease import Lease

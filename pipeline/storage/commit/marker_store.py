@@ -12,7 +12,7 @@ letters put a ``<session>`` before the attempt, and see only shards of their own
 
 import re
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,10 +74,10 @@ class MarkerStore(OutputFiles):
         content = read(self.fs, self.path("_commits", f"{name}.json"))
         return None if content is None else decode_shard(content)
 
-    def shards(self, window: int, skip: Container[str] = ()) -> Iterator[Shard]:
-        """Committed shards of an unfinished window by name, without the ones in ``skip``, read one by one."""
+    def shards(self, window: int) -> Iterator[Shard]:
+        """Committed shards of an unfinished window by name, read one by one."""
         found = self._names(self.shard_prefix(window))
-        return self._read_shards(n for n in found if n.endswith(".json") and n.removesuffix(".json") not in skip)
+        return self._read_shards(name for name in found if name.endswith(".json"))
 
     def counts(self, window: int) -> Counts:
         """Counts of an unfinished window so far, without shards that repeat rows."""
