@@ -13,7 +13,7 @@ from .errors import UserError
 from .from_config import job_settings
 from .job.generate import GenerateJob
 from .pools import pools_of, start_pools
-from .stages.dataset import map_in_actors
+from .stages.dataset import BATCH_ROWS, map_in_actors
 from .storage import read_run
 
 Records = Any
@@ -44,9 +44,8 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
     if _is_dataset(records):
         settings = load_config(config)
         pools = start_pools(settings)
-        return map_in_actors(
-            records, Generate, (tuple(config), None, pools.threads), pools.generate, settings.shuffle.shard_records
-        )
+        rows = min(BATCH_ROWS, settings.shuffle.shard_records)
+        return map_in_actors(records, Generate, (tuple(config), None, pools.threads), pools.generate, rows)
     return _cached_stage(Generate, tuple(config))(list(records)).to_pylist()
 
 
@@ -57,7 +56,8 @@ def route(records: Records, config: Sequence[str] = ()) -> Any:
     if _is_dataset(records):
         settings = load_config(config)
         connect(settings.cluster.address, settings.cluster.cpus)
-        return map_in_actors(records, Route, (tuple(config),), pools_of(settings).route, settings.shuffle.shard_records)
+        rows = min(BATCH_ROWS, settings.shuffle.shard_records)
+        return map_in_actors(records, Route, (tuple(config),), pools_of(settings).route, rows)
     return _cached_stage(Route, tuple(config))(list(records)).to_pylist()
 
 

@@ -23,8 +23,8 @@ from .regroup import GenerateShards, Regroup
 from .route import RouteRecords
 from .shard_plan import ShardLimits
 
-# Rows of a batch of the route stage, which makes one tokenizer call for it.
-_ROUTE_ROWS = 512
+# Rows of a batch of the route stage, which makes one tokenizer call for it, and of the stages in a user's dataset.
+BATCH_ROWS = 512
 
 # Retries of a task whose process died. Ray Data retries without end by default, also for a record that kills the
 # process that reads it each time. Rows that are given up stay without an answer, and run again in the next pass.
@@ -78,7 +78,7 @@ class Stream:
     def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
         settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents
         records = count_missing(plan, missing)
-        route_rows = min(_ROUTE_ROWS, shard_records)
+        route_rows = min(BATCH_ROWS, shard_records)
         limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
         regroup = Regroup(limits, records, settings.block_records, pools.generate.max_actors, incidents)
