@@ -64,6 +64,7 @@ class Stream:
         """
         # Restart options are deprecated without a replacement of the same meaning; Ray is pinned.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")  # of a small job
         batches = iter(
             self._dataset(missing, shard_records, alone).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
