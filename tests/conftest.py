@@ -1,30 +1,37 @@
-"""Fixtures that many tests share."""
+"""Fixtures that many tests share.
+
+They import what they need when they need it: pytest-xdist's controller loads this file too, and runs no test.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Llama and its tokenizer."""
+    from tests import tiny
+
     return tiny.make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Folder of eight adapters for the tiny model."""
+    from tests import tiny
+
     return tiny.make_bank(tmp_path_factory.mktemp("bank"), tiny_model)
 
 
 @pytest.fixture(scope="session")
 def tiny_router(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Folder of a router for the tiny bank."""
+    from tests import tiny
+
     return tiny.make_router(tmp_path_factory.mktemp("router"), tiny_model)
 
 
@@ -53,4 +60,5 @@ def _no_token_for_others() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
