@@ -43,14 +43,10 @@ def test_every_command_is_listed_once_in_the_order_of_a_day() -> None:
     assert [name for name in COMMANDS if name in day] == day
 
 
-def test_help_lists_the_commands_and_loads_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(loraloom, ["--help"], "loraloom") == 0
     lines = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in lines if line[2] != " "] == list(COMMANDS)
-    code = "import sys; from jobs.__main__ import loraloom; from jobs._cli import run; run(loraloom, ['--help'], 'x')"
-    code += "; print({'torch', 'ray', 'pyarrow', 'hydra', 'conf', 'jobs.generate'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\nset()\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -240,11 +240,3 @@ def test_the_command_exits_0_and_prints_what_it_did_and_1_over_the_budget(
     assert over.returncode == 1
     # In the same words whether the job saw it while it ran, or at its end.
     assert "1 dead letters, over errors.budget=0.1 of 5 records: 1 InvalidJson; " in over.stderr
-
-
-@pytest.mark.long
-def test_the_command_line_and_the_config_need_no_large_library() -> None:
-    code = "import sys; from jobs import generate; generate.main(['--show-config'])"
-    code += "; print({'torch', 'ray'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\nset()\n")

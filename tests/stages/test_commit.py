@@ -1,8 +1,6 @@
 """The commit stage: its row for the driver, names of the output's columns, and what its tasks load."""
 
 import errno
-import subprocess
-import sys
 from typing import Any
 from unittest import mock
 
@@ -22,16 +20,6 @@ from pipeline.telemetry.incidents import Incidents
 from tests.storage import memory_url
 from tests.storage.commit.committing import visible
 from tests.telemetry import local_incidents
-
-
-@pytest.mark.long
-def test_read_regroup_and_commit_tasks_load_no_torch() -> None:
-    code = (
-        "import sys, pipeline.stages.read, pipeline.stages.regroup, pipeline.stages.commit;"
-        "print({'torch', 'transformers'} & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n", "their processes would take seconds of CPU to start"
 
 
 def names(*passed: str) -> list[str]:
