@@ -193,7 +193,7 @@ def test_records_that_kill_their_actor_are_found_and_become_dead_letters(job: Jo
     assert job.stream.passes == [(ROWS, 50, False), (150, 20, False), (50, 1, True)]
     assert job.letters() == [(row, "NoAnswer") for row in sorted(killers)]
     assert job.answered() == [row for row in range(ROWS) if row not in killers]
-    assert job.ends.ended == {0, 1, 2}
+    assert (job.ends.ended, job.ends.started) == ({0, 1, 2}, [0, 1, 2]), "each once, with its last row"
     assert (job.passes.counts.data, job.passes.counts.dead) == (ROWS - 3, 3)
     assert job.passes.counts.errors == {"NoAnswer": 3}
     assert job.log == [
