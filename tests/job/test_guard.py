@@ -9,8 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
+from pipeline.job.session import open_session
 from pipeline.settings import JobSettings
+from pipeline.storage.commit.lease import Lease
 from pipeline.storage.output.run import RUN
+from pipeline.telemetry.progress import JobProgress
 from tests import tiny
 from tests.stages import tiny_job
 
@@ -56,6 +59,20 @@ def test_an_adapter_of_other_weights_is_refused(begun: JobSettings) -> None:
     said = refusal(begun)
     assert "bank" in said
     assert "tall" in said or "fingerprints.bank (was '" in said
+
+
+def test_a_run_that_another_command_begins_after_the_checks_is_refused(begun: JobSettings) -> None:
+    job = GenerateJob(begun)
+    prepared = job.prepare()
+    other = {**prepared.guard, "fingerprints": {**prepared.guard["fingerprints"], "bank": "another"}}
+    job.folder.write_json(RUN, {"guard": other, "schemas": {}})
+    with (
+        pytest.raises(UserError, match=r"differs in fingerprints\.bank"),
+        open_session(begun, prepared, job.folder, JobProgress(), lambda line: None),
+    ):
+        raise AssertionError("the session began")
+    with Lease(begun.output, lambda: None):
+        pass  # it was given back
 
 
 @pytest.mark.long
