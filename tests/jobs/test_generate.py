@@ -213,7 +213,7 @@ def run_command(command: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_exits_2_without_a_traceback(command: dict[str, str]) -> None:
     done = run_command(command | {"--input": "/nowhere.jsonl"})
     assert done.returncode == 2

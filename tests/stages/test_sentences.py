@@ -124,7 +124,7 @@ def test_a_record_falls_back_where_all_its_sentences_do(settings: JobSettings) -
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0], ids=["greedy", "sampled"])
 def test_answers_by_sentence_do_not_depend_on_batches_or_order(settings: JobSettings, temperature: float) -> None:
     settings = replace(settings, sampling=Sampling(max_new_tokens=40, temperature=temperature))
     table = routed(settings, list(prompts()))

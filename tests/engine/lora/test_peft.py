@@ -14,19 +14,22 @@ from pipeline.engine import Engine, Request, Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_model
 from pipeline.records import Completion, Mixture
+from tests import examples
 
 DEMO = Path("demo")
 ADAPTER = "object_counting"
 
 
 @pytest.mark.smollm
-def test_fifty_records_get_the_same_text_through_peft_and_through_the_engine() -> None:
+def test_records_get_the_same_text_through_peft_and_through_the_engine() -> None:
     torch.set_num_threads(2)
     config = load_settings("generate", [], GenerateConfig)
     folder = resolve_model(config.model.path)
     tokenizer = load_tokenizer(folder)
     rows = pq.read_table(DEMO / "data" / "suite-test.parquet", filters=[("task", "=", ADAPTER)]).to_pylist()
-    prompts = PromptFormat(tokenizer, config.model.prompt_format).encode([row["prompt"] for row in rows[:50]])
+    prompts = PromptFormat(tokenizer, config.model.prompt_format).encode(
+        [row["prompt"] for row in rows[: examples(50)]]
+    )
     sampling = Sampling(max_new_tokens=5)
     expected = _through_peft(folder, tokenizer, prompts, sampling.max_new_tokens)
     model = load_model(folder, "fp32")
