@@ -1,5 +1,6 @@
 """The Ray Data pipeline of a job: read, route, regroup, generate and commit, as one stream over all windows."""
 
+import gc
 import uuid
 import warnings
 from collections.abc import Generator
@@ -75,6 +76,9 @@ class Stream:
                 yield from Committed.rows(table)
         finally:
             batches.close()  # type: ignore[attr-defined]  # a generator, which shuts the execution down
+            # The errors of dropped blocks hold handles of their actors in reference cycles. An actor that is being
+            # restarted would come back, and keep the GPU that the next pass waits for.
+            gc.collect()
 
     def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
         settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents

@@ -59,6 +59,15 @@ class HangsOnce(GenerateRecords):
             self.backend.engine.model.forward = hang  # type: ignore[attr-defined]
 
 
+class EngineDiesOfOne(GenerateRecords):
+    """An engine whose process dies of the record `r7`."""
+
+    def _answer(self, requests: Sequence[Request]) -> list[Any]:
+        if "r7" in [request.id for request in requests]:
+            os._exit(1)
+        return super()._answer(requests)
+
+
 class DiesOfOne(RouteRecords):
     """A router whose process dies of the record `r7`."""
 

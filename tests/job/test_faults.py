@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pytest
 from ray.data import DataContext
 
+from pipeline.cluster.resources import StageResources
 from pipeline.errors import UserError
 from pipeline.job.finish import WindowFinisher
 from pipeline.job.generate import GenerateJob
@@ -157,6 +160,18 @@ def test_an_actor_whose_process_dies_as_it_starts_is_not_started_for_ever(settin
 @pytest.mark.slow
 def test_a_record_that_kills_its_routing_actor_is_found_and_set_aside(settings: JobSettings) -> None:
     result = run(replace(settings, error_budget=0.2), router=faulty.DiesOfOne)
+    assert (result.ok, result.counts.data) == (True, 19)
+    assert letters(settings) == [("InvalidJson", 20), ("NoAnswer", 7)]
+
+
+@pytest.mark.slow
+def test_an_engine_that_restarts_at_the_end_of_a_pass_leaves_its_place_to_the_next_pass(settings: JobSettings) -> None:
+    job = GenerateJob(replace(settings, error_budget=0.2), lambda line: None, generator=faulty.EngineDiesOfOne)
+    one_at_a_time = tiny_pools(generate=StageResources(1.1))  # of the two CPUs of this Ray
+    give_up = threading.Timer(300, os.kill, (os.getpid(), signal.SIGTERM))  # the next pass would wait for ever
+    give_up.start()
+    result = job.run(lambda: one_at_a_time)
+    give_up.cancel()
     assert (result.ok, result.counts.data) == (True, 19)
     assert letters(settings) == [("InvalidJson", 20), ("NoAnswer", 7)]
 
