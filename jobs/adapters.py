@@ -31,7 +31,7 @@ def main(bank: str, model: str | None) -> int:
     folder = Path(local_copy(bank, copies, "bank"))
     shapes: BaseShapes | None = None
     if model:
-        resolved = resolve_model(local_copy(model, copies, "model"))
+        resolved = resolve_model(local_copy(model, copies, "model", values=False))
         shapes = base_shapes(load_skeleton(load_config(resolved)))
     names = adapter_names(folder)
     rows: list[tuple[str, ...]] = [("name", "rank", "modules", "size", "parameters")]

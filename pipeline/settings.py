@@ -19,7 +19,7 @@ class ModelRef:
     """The base model and the format of its prompts.
 
     ``path``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file;
-    `cluster.node_cache.cache_on_node` turns it into a folder or a hub id.
+    `cluster.node_cache` turns it into a folder or a hub id.
     """
 
     path: str

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.schema import GenerateConfig
-from pipeline.cluster.node_cache import cache_on_node
+from pipeline.cluster.node_cache import cache_for_engine
 from pipeline.engine import Request, Sampling
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
@@ -26,7 +26,7 @@ def requests(config: GenerateConfig, count: int, new_tokens: int) -> list[Reques
     for row in pq.read_table(SUITE, columns=["task", "prompt"]).to_pylist():
         by_task.setdefault(row["task"], []).append(row["prompt"])
     prompts = [prompt for rank in zip_longest(*by_task.values()) for prompt in rank if prompt is not None][:count]
-    settings = cache_on_node(job_settings(config, "", ""))
+    settings = cache_for_engine(job_settings(config, "", ""))
     context, _ = check_models(settings)
     records = [Record(row, str(row), prompt) for row, prompt in enumerate(prompts)]
     routed = RouteRecords(settings, context)(staged_table(records, pa.schema([])))

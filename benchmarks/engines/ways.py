@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.engines.requests import shards
 from conf.schema import GenerateConfig
-from pipeline.cluster.node_cache import cache_on_node
+from pipeline.cluster.node_cache import cache_for_engine
 from pipeline.engine import Request
 from pipeline.engine.backend import Backend
 from pipeline.engine.vllm.backend import VllmBackend
@@ -25,7 +25,7 @@ _SHARDS_AT_ONCE = 2  # as in a generating actor
 
 def settings_of(config: GenerateConfig, rows: int, vllm: VllmSettings | None, base: bool = False) -> JobSettings:
     """Return the settings of an actor. ``base``: without mixtures, so that vLLM runs without adapters."""
-    settings = cache_on_node(job_settings(config, "", ""))
+    settings = cache_for_engine(job_settings(config, "", ""))
     routing = replace(settings.routing, max_adapters=0) if base else settings.routing
     return replace(settings, engine=replace(vllm or settings.engine, batch_size=rows), routing=routing)
 

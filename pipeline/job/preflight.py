@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster.node_cache import cache_on_node
+from pipeline.cluster.node_cache import cache_for_checks
 from pipeline.engine import load_bank, sampling_problem
 from pipeline.engine.registry import Feature, capabilities_of, check_features, check_installed, spec_of
 from pipeline.engine.sampling.constraints import Constraints
@@ -136,7 +136,7 @@ def _check_writable(output: str, folder: RunFolder) -> None:
 def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     """Check that model, bank and router fit each other; return the context in tokens and the fingerprints."""
     _check_engine(settings)
-    settings = cache_on_node(settings)
+    settings = cache_for_checks(settings)
     model = settings.model
     config = load_config(model.path, model.trust_remote_code)
     check_weights(model.path)

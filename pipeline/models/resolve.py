@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import UserError
+from pipeline.file_sample import hash_sample
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".py")
-_BLOCK, _BLOCKS = 2**16, 64  # bytes, and blocks of each file that a fingerprint reads
 
 
 def resolve_model(reference: str) -> str:
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def model_fingerprint(folder: str, config: Any) -> str:
-    """Hash a model folder without reading all of it: each file's size, and 64 blocks of 64 KiB spread evenly over it.
+    """Hash a model folder without reading all of it: the sample of each file (`file_sample`).
 
     For a hub id: the commit that was loaded.
     """
@@ -48,12 +48,8 @@ def model_fingerprint(folder: str, config: Any) -> str:
         return f"{folder}@{getattr(config, '_commit_hash', None)}"
     digest = hashlib.sha256()
     for path in sorted(p for p in root.iterdir() if p.is_file() and p.suffix in _MODEL_FILES):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as f:
-            for index in range(_BLOCKS):
-                f.seek(max(0, size - _BLOCK) * index // (_BLOCKS - 1))
-                digest.update(f.read(_BLOCK))
+        digest.update(f"{path.name}\0".encode())
+        hash_sample(digest, path)
     return digest.hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from pipeline.adapters import AdapterBank
-from pipeline.cluster.node_cache import cache_on_node
+from pipeline.cluster.node_cache import cache_for_engine
 from pipeline.engine import Failure, Request
 from pipeline.engine.backend import Backend, EngineContext
 from pipeline.engine.registry import spec_of
@@ -43,10 +43,15 @@ _METRICS_SECONDS = 5.0  # between two looks at the engine
 
 
 def start_engine(settings: JobSettings, device: str, threads: int) -> Backend:
-    """Load the bank and start the configured engine. ``settings``: of `cache_on_node`; ``threads``: of this process."""
+    """Load the bank and start the configured engine.
+
+    ``settings``: of `cache_for_engine`. ``threads``: of this process. Raises `UserError` for a bank with NaN values.
+    """
     torch.set_num_threads(threads)
     model = settings.model
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
+    bank = AdapterBank.load(settings.bank, settings.adapters)
+    bank.check_values()  # of a bank in another store, the driver has seen the headers only
     reroute = None
     if settings.sentences:
         reroute = SentenceRouter(load_router(settings.router), settings.routing, settings.sentences, tokenizer)
@@ -56,7 +61,7 @@ def start_engine(settings: JobSettings, device: str, threads: int) -> Backend:
         quantization=model.quantization,
         trust_remote_code=model.trust_remote_code,
         tokenizer=tokenizer,
-        bank=AdapterBank.load(settings.bank, settings.adapters),
+        bank=bank,
         sampling=settings.sampling,
         encode=PromptFormat(tokenizer, model.prompt_format).encode_answer,
         max_adapters=settings.routing.max_adapters,
@@ -84,7 +89,7 @@ class GenerateRecords:
             threading.Thread(target=self._report, args=(metrics,), daemon=True, name="metrics").start()
 
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
-        settings = cache_on_node(settings)
+        settings = cache_for_engine(settings)
         self.sampling = RecordSampling(settings.sampling)
         self.requested_columns = settings.requested_columns
         self.sentences = settings.sentences is not None

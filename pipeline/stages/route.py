@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline.cluster.node_cache import cache_on_node
+from pipeline.cluster.node_cache import cache_for_routing
 from pipeline.engine import Sampling
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.models.prompt import TokensWithOffsets
@@ -47,7 +47,7 @@ class RouteRecords:
 
     def _start(self, settings: JobSettings, context: int) -> None:
         torch.set_num_threads(1)
-        settings = cache_on_node(settings)
+        settings = cache_for_routing(settings)
         self.settings = settings
         model = settings.model
         self.prompts = PromptFormat(load_tokenizer(model.path, model.trust_remote_code), model.prompt_format)

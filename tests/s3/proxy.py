@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 _ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code} by the proxy</Message></Error>"
@@ -28,11 +29,15 @@ class Faults:
 
 
 class Proxy:
-    """Forwards requests to a port of this machine while ``with`` is entered; `met` counts what happened to them."""
+    """Forwards requests to a port of this machine while ``with`` is entered.
+
+    `met` counts what happened to them, `sent` the bytes of the answers to GET that were taken, by path.
+    """
 
     def __init__(self, upstream: int, faults: Faults, seed: int) -> None:
         self.upstream, self.faults = upstream, faults
         self.met: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
         self.ended = threading.Event()
         self._chance, self._lock = random.Random(seed), threading.Lock()
 
@@ -62,6 +67,11 @@ class Proxy:
             self.met[fault or "through"] += 1
             return fault, self._chance.random()
 
+    def count(self, path: str, size: int) -> None:
+        """Add the bytes of an answer to `sent`."""
+        with self._lock:
+            self.sent[unquote(path.partition("?")[0])] += size
+
 
 class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
@@ -90,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             if fault == "delay":
                 self.proxy.ended.wait(number / 5)
-            self._answer(*answer)
+            self._answer_counted(*answer)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
@@ -111,6 +121,15 @@ class _Handler(BaseHTTPRequestHandler):
             return answer.status, [*headers, ("Content-Length", length or "0")], content
         finally:
             store.close()
+
+    def _answer_counted(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        size = len(body) if self.command == "GET" else 0
+        self.proxy.count(self.path, size)
+        try:
+            self._answer(status, headers, body)
+        except OSError:  # s3fs asks for a large file, and then for its parts instead
+            self.proxy.count(self.path, -size)
+            raise
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

@@ -10,15 +10,17 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 
+from .header_copy import answers_ranges, copy_headers, large_weights
 from .redact import masked, masked_path, user_errors
 from .urls import open_url
 
 
-def local_copy(reference: str, cache: Path, key: str) -> str:
+def local_copy(reference: str, cache: Path, key: str, values: bool = True) -> str:
     """The local path of a folder or file given by URL, downloaded first if needed; a local path is returned unchanged.
 
     A copy lies below ``cache`` under a hash of its URL and of its files' sizes and versions, so that changed files are
     downloaded again. It appears whole or not at all. ``key``: the config key that messages of `UserError` name.
+    ``values``: without them, the weights in a folder are as `header_copy` says, unless a copy with values is there.
     """
     if "://" not in reference or reference.startswith("file://"):
         return reference.removeprefix("file://")
@@ -33,12 +35,17 @@ def local_copy(reference: str, cache: Path, key: str) -> str:
     if not files:
         raise UserError(f"{key}: nothing at {masked(reference)}")
     target = cache / f"{_name(root)}-{_digest(reference, files)}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                with user_errors(f"{key}: cannot copy {masked(reference)}"):
-                    _download(fs, root, sorted(files), target)
+    with user_errors(f"{key}: cannot copy {masked(reference)}"):
+        sizes = {path: int(info["size"]) for path, info in files.items()}
+        large = [] if values or list(files) == [root] or target.exists() else large_weights(sizes)
+        headers = target.with_name(f"{target.name}-headers")
+        if large and (headers.exists() or answers_ranges(fs, large[0])):
+            target = headers
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):
+                if not target.exists():
+                    _download(fs, root, sizes, large if target == headers else [], target)
     return str(target / _name(root) if list(files) == [root] else target)
 
 
@@ -55,14 +62,15 @@ def _digest(reference: str, files: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _download(fs: Any, root: str, paths: list[str], target: Path) -> None:
+def _download(fs: Any, root: str, sizes: dict[str, int], without_values: list[str], target: Path) -> None:
     """Download into a temporary folder beside ``target``, then rename it."""
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        copies = [part / _relative_path(path, root) for path in paths]
-        for copy in copies:
+        copies = {path: part / _relative_path(path, root) for path in sorted(sizes)}
+        for copy in copies.values():
             copy.parent.mkdir(parents=True, exist_ok=True)
-        fs.get(paths, [str(copy) for copy in copies])
+        copy_headers(fs, sizes, {path: copies.pop(path) for path in without_values})
+        fs.get(list(copies), [str(copy) for copy in copies.values()])
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
