@@ -106,7 +106,7 @@ class Stream:
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 GenerateShards,
-                fn_constructor_args=(self.generator, settings, device, pools.threads, incidents),
+                fn_constructor_args=(self.generator, settings, device, pools, incidents),
                 batch_format="pyarrow",
                 batch_size=1,
                 compute=_pool(
