@@ -22,7 +22,7 @@ _SHUFFLE_CPUS = 1.0  # of one task of Ray Data's own, between the pools
 
 
 def size_pools(pools: Pools, autoscaling: bool = False, log: Callable[[str], None] = print) -> Pools:
-    """Set the GPUs and the number of the generating actors from the cluster's nodes.
+    """Set the GPUs and number of generating actors, and the maximum of routing actors, from the cluster's nodes.
 
     Raises `UserError` if a stage needs resources that no node has. With ``autoscaling``, such nodes may start later:
     the first shortage is logged instead.
@@ -93,7 +93,26 @@ def _sized(pools: Pools, nodes: Sequence[Node]) -> Pools:
         generate = replace(generate, gpus=1 if any(node["Resources"].get("GPU") for node in nodes) else 0)
     minimum = generate.min_actors or _default_actors(generate, pools, nodes)
     generate = replace(generate, min_actors=minimum, max_actors=max(minimum, generate.max_actors))
-    return replace(pools, generate=generate, actors_per_node=_actors_per_node(generate, nodes))
+    pools = replace(pools, generate=generate, actors_per_node=_actors_per_node(generate, nodes))
+    return pools if pools.route.max_actors else replace(pools, route=_growing_route(pools, nodes))
+
+
+def _growing_route(pools: Pools, nodes: Sequence[Node]) -> StageResources:
+    """Let the routing pool grow to the CPUs that no engine takes, now or later.
+
+    A fixed number of engines has its CPUs before the routing pool grows; a routing actor computes with a whole core,
+    whatever it reserves. A growing number needs CPUs of nodes that may join later: then the routing pool grows only if
+    its labels keep it off the nodes of engines, and Ray Data stops at the CPUs that there are.
+    """
+    route, generate = pools.route, pools.generate
+    fitting = [node for node in nodes if route.max_actors_on(node)]
+    if generate.min_actors == generate.max_actors:
+        free = sum(map(cpus_of, fitting)) - generate.cpus * generate.max_actors - _SHUFFLE_CPUS
+        maximum = int(free / max(1.0, route.cpus))
+    else:
+        apart = route.labels and not any(map(generate.max_actors_on, fitting))
+        maximum = generate.max_actors if apart else 0
+    return replace(route, max_actors=max(route.min_actors, maximum))
 
 
 def _default_actors(generate: StageResources, pools: Pools, nodes: Sequence[Node]) -> int:
