@@ -119,10 +119,10 @@ class StageSettings(Strict):
 
 
 class RouteStage(StageSettings):
-    """The routing actors, between ``min_actors`` and ``max_actors``."""
+    """The routing actors; ``max_actors``: 0 for as many as there are CPUs beside all engines."""
 
     min_actors: PositiveInt
-    max_actors: PositiveInt
+    max_actors: NonNegativeInt
 
 
 class GenerateStage(StageSettings):

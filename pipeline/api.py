@@ -9,6 +9,8 @@ from conf.generate import load_config
 from .artifacts import write_artifacts
 from .batches import Generate, Route
 from .cluster.connect import connect
+from .cluster.resources import Pools
+from .cluster.sizing import threads_here
 from .errors import UserError
 from .from_config import job_settings
 from .job.generate import GenerateJob
@@ -45,7 +47,7 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
         settings = load_config(config)
         pools = start_pools(settings)
         rows = min(BATCH_ROWS, settings.shuffle.shard_records)
-        return map_in_actors(records, Generate, (tuple(config), None, pools.threads), pools.generate, rows)
+        return map_in_actors(records, _GenerateOnNode, (tuple(config), pools), pools.generate, rows)
     return _cached_stage(Generate, tuple(config))(list(records)).to_pylist()
 
 
@@ -78,6 +80,13 @@ def build_processor(
         return answered if postprocess is None else answered.map(postprocess)
 
     return process
+
+
+class _GenerateOnNode(Generate):
+    """`Generate` with the threads of the actor's own node."""
+
+    def __init__(self, config: Sequence[str], pools: Pools) -> None:
+        super().__init__(config, threads=threads_here(pools))
 
 
 @lru_cache(maxsize=2)

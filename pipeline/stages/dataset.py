@@ -22,6 +22,7 @@ from .output_schema import OutputSchema
 from .read import Missing, SplitReader, count_missing, split_tables
 from .regroup import GenerateShards, Regroup
 from .route import RouteRecords
+from .routing_pace import keep_pace
 from .shard_plan import ShardLimits
 
 # Rows of a batch of the route stage, which makes one tokenizer call for it, and of the stages in a user's dataset.
@@ -93,6 +94,7 @@ class Stream:
         tasks: dict[str, Any] = {"batch_format": "pyarrow", "max_retries": TASK_RETRIES}
         restarts = {"max_restarts": -1, "max_task_retries": 1}
         splits = _drop_failed_blocks(ray.data.from_arrow(split_tables(plan, missing)))
+        keep_pace(splits.context)
         read = splits.map_batches(reader.read, **tasks, **pools.read.ray_options)
         if shard_records < settings.shard_records:  # a failed block is lost whole, so blocks get smaller too
             read = read.repartition(target_num_rows_per_block=route_rows)
@@ -110,7 +112,7 @@ class Stream:
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 GenerateShards,
-                fn_constructor_args=(self.generator, settings, device, pools.threads, incidents),
+                fn_constructor_args=(self.generator, settings, device, pools, incidents),
                 batch_format="pyarrow",
                 batch_size=1,
                 compute=_pool(

@@ -1,17 +1,22 @@
 """Regroup stage: cut each block of routed records into shards of one window, by mixture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cluster.resources import Pools
+from pipeline.cluster.sizing import threads_here
 from pipeline.telemetry.incidents import Incidents
 
 from .shard_plan import ShardLimits, shard_of_rows
+
+if TYPE_CHECKING:  # tasks of this stage must not load torch for it
+    from pipeline.settings import JobSettings
 
 # From here to the generating actors, a row of the dataset is one shard, as an Arrow stream: Ray Data splits and merges
 # blocks, but never a row.
@@ -56,10 +61,17 @@ class Regroup:
 
 
 class GenerateShards:
-    """A generating actor over packed shards: calls ``generator``, built with ``args``, with the table of each shard."""
+    """A generating actor over packed shards, with the threads of its own node.
 
-    def __init__(self, generator: Callable[..., Callable[[pa.Table], pa.Table]], *args: Any) -> None:
-        self._answer = generator(*args)
+    ``generator``: a class with the arguments and results of `GenerateRecords`.
+    """
+
+    def __init__(
+        self, generator: type, settings: "JobSettings", device: str, pools: Pools, incidents: Incidents
+    ) -> None:
+        threads = threads_here(pools)
+        incidents.add_threads(threads)
+        self._answer = generator(settings, device, threads, incidents)
 
     def __call__(self, shards: pa.Table) -> Iterator[pa.Table]:
         """Yield the generator's result for each shard."""

@@ -62,7 +62,7 @@ class RouteRecords:
 
         Records that cannot be routed become dead letters.
         """
-        with self.incidents.recording("route"):
+        with self.incidents.recording("route", records=table.num_rows):
             routed = self._route_table(table)
         count_routed(self.settings.run, routed)
         return routed

@@ -43,7 +43,7 @@ _OTHERS = Incident("any", RUN, "others", f"more than {_MAX_KINDS} different inci
 
 
 class IncidentCounter:
-    """Counts incidents, unfinished starts of actors, and the seconds that each stage was busy."""
+    """Counts incidents, unfinished starts of actors, and the seconds that each stage was busy; notes their threads."""
 
     def __init__(self) -> None:
         self._incidents: Counter[Incident] = Counter()
@@ -51,6 +51,7 @@ class IncidentCounter:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
         self._records: Counter[str] = Counter()
+        self._threads: set[int] = set()
 
     def record(self, incident: Incident) -> None:
         """Count an incident; those that stop the job are never counted among the others."""
@@ -70,6 +71,14 @@ class IncidentCounter:
     def finish_start(self, actor: str) -> None:
         """Forget the starts of an actor, which has started."""
         del self._unfinished_starts[actor]
+
+    def add_threads(self, threads: int) -> None:
+        """Note the number of threads of a generating actor."""
+        self._threads.add(threads)
+
+    def threads(self) -> list[int]:
+        """Return the different numbers of threads, the smallest first."""
+        return sorted(self._threads)
 
     def add_call(self, stage: str, seconds: float, records: int) -> None:
         """Add one call of a stage."""

@@ -64,6 +64,14 @@ class Incidents:
             if actor:
                 self._call("finish_start", actor)
 
+    def add_threads(self, threads: int) -> None:
+        """Record the number of CPU threads that a generating actor computes with."""
+        self._call("add_threads", threads)
+
+    def threads(self) -> list[int]:
+        """Return the different numbers of threads of the generating actors, the smallest first."""
+        return self._call("threads") or []
+
     def counts(self) -> list[tuple[Incident, int]]:
         """Return incidents and how often each happened, the most frequent first."""
         return self._call("incidents") or []

@@ -86,7 +86,7 @@ def test_pools_come_from_the_config() -> None:
         "cluster=kuberay", "cluster.stages.generate.accelerator=A100", "+cluster.stages.route.labels.a=b"
     )
     assert kuberay.generate == StageResources(4, 1, 16 * 2**30, "A100", {}, 1, 64)
-    assert kuberay.route == StageResources(1, None, 0, None, {"a": "b"}, 1, 8)
+    assert kuberay.route == StageResources(1, None, 0, None, {"ray.io/node-group": "!generators", "a": "b"}, 1, 0)
     assert kuberay.generate.ray_options == {
         "num_cpus": 4,
         "num_gpus": 1,
@@ -106,6 +106,36 @@ def test_one_model_on_several_gpus_is_refused(word: str) -> None:
 def test_fewer_actors_at_most_than_at_least_are_refused() -> None:
     with pytest.raises(UserError, match="max_actors must not be less than min_actors"):
         composed("cluster.stages.generate.min_actors=3", "cluster.stages.generate.max_actors=2")
+
+
+ROUTERS, GENERATORS = {"ray.io/node-group": "routers"}, {"ray.io/node-group": "generators"}
+GROWS = ["cluster.stages.generate.min_actors=1", "cluster.stages.generate.max_actors=6"]
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "routers"),
+    [
+        ([], [node(2)], 1),  # 0.75 CPUs beside the engine and a task of the shuffle
+        ([], [node(8)], 6),
+        (["cluster.stages.route.max_actors=2"], [node(8)], 2),
+        (["cluster.stages.route.min_actors=3"], [node(4)], 3),
+        (["cluster.stages.route.cpus=2"], [node(8)], 3),
+        (["cluster.stages.generate.cpus=4"], [node(4), node(8, gpus=2)], 3),
+        (["+cluster.stages.route.labels.zone=a"], [node(8), node(8, labels={"zone": "a"})], 6),
+        # An engine may start later, on a node where routing actors may be.
+        (GROWS, [node(8)], 1),
+        ([*GROWS, "+cluster.stages.route.labels.zone=a"], [node(8, labels={"zone": "a"})], 1),
+        (["cluster=kuberay", *GROWS], [node(4, labels=ROUTERS)], 6),
+        (["cluster=kuberay", *GROWS], [node(4, labels=ROUTERS), node(6, 1, labels=GENERATORS)], 6),
+        (["cluster=kuberay", *GROWS], [node(6, 1, labels={"ray.io/node-group": "all"})], 1),
+    ],
+)
+def test_routing_actors_leave_all_engines_their_cpus(
+    words: list[str], nodes: list[dict[str, Any]], routers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizing, "alive_nodes", lambda: nodes)
+    sized = size_pools(composed(*words), autoscaling=True, log=lambda line: None)
+    assert sized.route.max_actors == routers
 
 
 @pytest.mark.ray

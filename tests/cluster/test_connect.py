@@ -1,4 +1,4 @@
-"""How many generating actors a cluster gets, where they come to be, and how many threads each has."""
+"""How many generating actors a cluster gets, where they come to be, and how many threads each has there."""
 
 import logging
 import subprocess
@@ -18,7 +18,7 @@ from pipeline.cluster import connect as connect_module
 from pipeline.cluster import sizing
 from pipeline.cluster.connect import LOCAL
 from pipeline.cluster.resources import Pools, StageResources
-from pipeline.cluster.sizing import size_pools
+from pipeline.cluster.sizing import size_pools, threads_here
 from pipeline.errors import UserError
 from pipeline.pools import pools_of
 from tests.cluster.test_capacity import A100, T4, node
@@ -42,10 +42,11 @@ def asked(*words: str) -> Pools:
     return pools_of(load_settings("generate", list(words), GenerateConfig))
 
 
-def sized(*words: str, autoscaling: bool = False) -> tuple[int, int, int]:
-    """Actors at least and at most, and threads of each."""
-    pools = size_pools(asked(*words), autoscaling)
-    return pools.generate.min_actors, pools.generate.max_actors, pools.threads
+def sized(*words: str) -> tuple[int, int, list[int]]:
+    """Actors at least and at most, and the threads of one on each node that it fits."""
+    pools = size_pools(asked(*words))
+    fitting = [one for one in sizing.alive_nodes() if pools.generate.max_actors_on(one)]
+    return pools.generate.min_actors, pools.generate.max_actors, [pools.threads_on(one) for one in fitting]
 
 
 @pytest.mark.long
@@ -55,13 +56,13 @@ def sized(*words: str, autoscaling: bool = False) -> tuple[int, int, int]:
 )
 def test_one_machine_without_gpus(there: Callable[..., None], words: list[str], actors: int, threads: int) -> None:
     there(node(8))
-    assert sized(*words) == (actors, actors, threads)
+    assert sized(*words) == (actors, actors, [threads])
     assert size_pools(asked(*words)).generate.cpus == 0.25
 
 
 def test_a_pool_that_may_grow_has_the_threads_of_its_largest_size(there: Callable[..., None]) -> None:
     there(node(8))
-    assert sized("cluster.stages.generate.min_actors=1", "cluster.stages.generate.max_actors=4") == (1, 4, 2)
+    assert sized("cluster.stages.generate.min_actors=1", "cluster.stages.generate.max_actors=4") == (1, 4, [2])
 
 
 @pytest.mark.parametrize(
@@ -77,48 +78,41 @@ def test_a_pool_that_may_grow_has_the_threads_of_its_largest_size(there: Callabl
 )
 def test_equal_nodes_without_gpus(there: Callable[..., None], words: list[str], actors: int, threads: int) -> None:
     there(HEAD, *[node(8)] * 8)
-    assert sized(*words) == (actors, actors, threads)
+    assert sized(*words) == (actors, actors, [threads] * 8)
 
 
 def test_by_default_actors_leave_cpus_to_routing_and_the_shuffle(there: Callable[..., None]) -> None:
     there(*[node(4)] * 3)
-    assert sized("cluster.stages.generate.cpus=4") == (2, 2, 4)
+    assert sized("cluster.stages.generate.cpus=4") == (2, 2, [4] * 3)
     there(node(4))
     with pytest.raises(UserError, match=r"need 4\.5 CPUs and the shuffle 1 more"):
         sized("cluster.stages.generate.cpus=4")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("sizes", "words", "actors", "threads", "cpus"),
+    ("sizes", "words", "actors", "threads"),
     [
-        ([2, *[16] * 8], [], 8, 16, 2.01),  # a small head gets none
-        ([2, *[16] * 8], ["engine.actors=8"], 8, 16, 2.01),
-        ([2, *[16] * 8], ["engine.actors=9"], 9, 2, 0.25),  # one more than large nodes: some is on the small one
-        ([2, *[16] * 8], ["engine.threads=4"], 9, 4, 0.25),
-        ([4, 8, 16, 16], [], 2, 16, 8.01),
-        ([8, 16], [], 2, 8, 0.25),  # 16 threads either way
-        ([7, 16], [], 1, 16, 7.01),
-        ([9, 16, 16], [], 3, 9, 0.25),  # more than half
-        ([1, 2], [], 2, 1, 0.25),  # 2.01 CPUs beside an actor are not enough for routing and the shuffle
-        ([16, 15], ["engine.actors=1"], 1, 15, 0.25),
+        ([2, *[16] * 8], [], 9, [2, *[16] * 8]),
+        ([2, *[16] * 8], ["engine.actors=10"], 10, [1, *[8] * 8]),
+        ([2, *[16] * 8], ["engine.threads=4"], 9, [4] * 9),
+        ([2, 16], ["cluster.stages.generate.cpus=6", "engine.actors=2"], 2, [8]),
+        ([16, 15], ["engine.actors=1"], 1, [16, 15]),
     ],
 )
-def test_nodes_of_different_sizes(
-    there: Callable[..., None], sizes: list[int], words: list[str], actors: int, threads: int, cpus: float
+def test_each_actor_has_the_threads_of_its_own_node(
+    there: Callable[..., None], sizes: list[int], words: list[str], actors: int, threads: list[int]
 ) -> None:
     there(*map(node, sizes))
     assert sized(*words) == (actors, actors, threads)
-    assert size_pools(asked(*words)).generate.cpus == cpus
 
 
 @pytest.mark.long
 def test_gpus_are_counted_on_nodes_that_fit(there: Callable[..., None]) -> None:
     there(HEAD, node(4), node(64, 4, **A100), node(32, 4, **T4))
-    assert sized() == (8, 8, 8)
-    assert sized("cluster.stages.generate.accelerator=A100") == (4, 4, 16)
-    assert sized("cluster.stages.generate.gpus=0.6") == (8, 8, 8)
-    assert sized("cluster.stages.generate.gpus=0.5") == (16, 16, 4)
+    assert sized() == (8, 8, [16, 8])
+    assert sized("cluster.stages.generate.accelerator=A100") == (4, 4, [16])
+    assert sized("cluster.stages.generate.gpus=0.6") == (8, 8, [16, 8])
+    assert sized("cluster.stages.generate.gpus=0.5") == (16, 16, [8, 4])
     assert size_pools(asked()).generate.gpus == 1
     # Those that do not fit a node's CPUs are not left idle without a word.
     with pytest.raises(UserError, match="8 generating actor"):
@@ -134,13 +128,16 @@ def test_a_cluster_that_grows_says_what_it_waits_for(
     there(HEAD, routers, generators)
     monkeypatch.setattr(sizing, "log_event", lambda event, **values: logged.append(event))
     placed = size_pools(kuberay, True, said.append)
-    assert (placed.generate.min_actors, placed.generate.max_actors, placed.threads) == (1, 64, 4)
+    assert (placed.generate.min_actors, placed.generate.max_actors) == (1, 64)
     [line] = said
     assert line.startswith("cluster: no node has what the generate stage needs: cpus 4.0, gpus 1.0, memory 68719476736")
     assert line.endswith("; waiting for nodes of the autoscaler")
     assert logged == ["waiting for nodes"]
     fits = replace(kuberay, generate=replace(kuberay.generate, memory=2**33))
-    assert size_pools(fits, True, said.append).threads == 6
+    late = size_pools(fits, True, said.append)
+    assert [late.threads_on(one) for one in (generators, node(32, 8, memory=2.0**40), node(20, 2))] == [6, 4, 10], (
+        "as many as fit"
+    )
     assert said == [line]
     with pytest.raises(UserError, match="no node has what the generate stage needs"):
         size_pools(kuberay)
@@ -192,22 +189,21 @@ def on_three_nodes() -> None:
     from ray.data import DataContext
 
     class Where:
-        def place(self) -> str:
-            return str(ray.get_runtime_context().get_node_id())
+        def place(self, pools: Pools) -> tuple[str, int]:
+            return str(ray.get_runtime_context().get_node_id()), threads_here(pools)
 
-    def nodes_of(pools: Pools) -> Counter[float]:
+    def seen(actors: int) -> Counter[tuple[float, int]]:
+        pools = tiny_pools(generate=StageResources(0.25, min_actors=actors, max_actors=actors), threads=0)
+        pools = size_pools(pools)
         options = {**pools.generate.ray_options, "scheduling_strategy": DataContext.get_current().scheduling_strategy}
-        actors = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.min_actors)]
-        return Counter(held[place] for place in ray.get([actor.place.remote() for actor in actors]))
+        started = [ray.remote(Where).options(**options).remote() for _ in range(pools.generate.min_actors)]
+        placed = ray.get([actor.place.remote(pools) for actor in started])
+        return Counter((cpus[place], threads) for place, threads in placed)
 
     with three_nodes():
-        held = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
-        by_default = size_pools(tiny_pools(generate=StageResources(0.25, min_actors=0, max_actors=0), threads=0))
-        assert (by_default.generate.min_actors, by_default.threads) == (2, 4)
-        assert nodes_of(by_default) == {4: 2}
-        three = size_pools(tiny_pools(generate=StageResources(0.25, min_actors=3, max_actors=3), threads=0))
-        assert three.threads == 2
-        assert nodes_of(three) == {2: 1, 4: 2}
+        cpus = {one["NodeID"]: one["Resources"]["CPU"] for one in ray.nodes()}
+        assert seen(0) == seen(3) == {(2, 2): 1, (4, 4): 2}
+        assert seen(6) == {(2, 1): 2, (4, 2): 4}
 
 
 @pytest.mark.ray

@@ -19,7 +19,10 @@ import yaml
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+from conf import load_settings
+from conf.schema import GenerateConfig
 from jobs import submit
+from pipeline.cluster.resources import StageResources
 from tests.cluster.head import ROOT
 from tests.docker.dockerfile import DOCKERFILE, extras
 
@@ -100,17 +103,68 @@ def test_the_schemas_see_misspelt_fields_and_wrong_types() -> None:
 def test_the_command_is_one_that_this_version_takes(folder: str) -> None:
     """Its options are parsed and its config is composed and checked, as at the start of the job."""
     words = shlex.split(job_spec(rendered(folder))["entrypoint"])
-    assert words[:3] == ["python", "-m", "jobs.generate"]
-    assert submit.submission_id(["generate", *words[3:]]).startswith("loraloom-")
+    assert words[:4] == ["resume", "python", "-m", "jobs.generate"]
+    assert submit.submission_id(["generate", *words[4:]]).startswith("loraloom-")
     assert "cluster=kuberay" in words
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_try_resumes_and_pods_have_no_rights_they_do_not_need(folder: str) -> None:
+def test_a_lost_head_is_resumed_and_an_exit_is_not(folder: str) -> None:
     spec = job_spec(rendered(folder))
-    assert spec["backoffLimit"] > 0
-    assert spec["submitterConfig"]["backoffLimit"] > 0, "a submitter that is evicted would take a healthy cluster down"
+    assert spec["backoffLimit"] == 0, "KubeRay would run a job again that exits with 1 or 2, each time on a new cluster"
+    assert spec["submissionMode"] == "K8sJobMode", "in other modes the job ends with its head"
+    assert spec["submitterConfig"]["backoffLimit"] > 2, "each lost head costs a try"
     assert "--new-run" not in spec["entrypoint"], "a try after a failed one must not discard what that committed"
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["ttlSecondsAfterFinished"] <= 60, "GPUs of a job that has ended"
+
+
+@pytest.mark.parametrize(("folder", "group"), [("overlays/small", 0), ("overlays/gpu", 1), ("nightly", 1)])
+def test_nodes_of_engines_start_with_the_head_and_outlast_the_time_between_passes(folder: str, group: int) -> None:
+    cluster = job_spec(rendered(folder))["rayClusterSpec"]
+    engines = cluster["workerGroupSpecs"][group]
+    assert engines["idleTimeoutSeconds"] >= 600
+    assert engines["replicas"] > 0
+    assert cluster["autoscalerOptions"]["version"] == "v2", "KubeRay refuses idle times of groups without it"
+
+
+def test_routing_actors_stay_off_the_nodes_of_the_group_with_engines() -> None:
+    labels = load_settings("generate", ["cluster=kuberay"], GenerateConfig).cluster.stages.route.labels
+    groups = [group["groupName"] for group in rendered("overlays/gpu")["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    route = StageResources(1, labels=labels)
+    nodes = [{"Resources": {"CPU": 4.0}, "Labels": {"ray.io/node-group": group}} for group in groups]
+    assert dict(zip(groups, map(route.max_actors_on, nodes), strict=True)) == {"routers": 4, "generators": 0}
+
+
+KILLED = "kill -KILL $$"
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "runs"),
+    [
+        (["exit 0"], 0, 1),
+        (["exit 1", "exit 0"], 1, 1),
+        (["exit 2", "exit 0"], 2, 1),
+        (["kill -TERM $$", "exit 0"], 143, 1),
+        (["exit 130", "exit 0"], 130, 1),
+        ([KILLED, "kill -SEGV $$", "exit 0"], 0, 3),
+        ([KILLED, "exit 1"], 1, 2),
+        ([KILLED] * 9, 137, 5),
+    ],
+)
+def test_a_command_that_was_killed_runs_again(ends: list[str], code: int, runs: int, tmp_path: Path) -> None:
+    """``ends``: of the command's runs, one after another."""
+    for run, end in enumerate(ends):
+        (tmp_path / str(run)).write_text(end)
+    command = 'n=$(ls ran | wc -l); touch "ran/$n"; . "./$n"'
+    (tmp_path / "ran").mkdir()
+    done = subprocess.run([DOCKER / "resume.sh", "sh", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, len(list((tmp_path / "ran").iterdir()))) == (code, runs), done.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_have_no_rights_they_do_not_need(folder: str) -> None:
+    spec = job_spec(rendered(folder))
     assert spec["rayClusterSpec"]["authOptions"]["mode"] == "token"
     for pod in pods(rendered(folder)):
         assert pod["securityContext"]["runAsNonRoot"]
@@ -134,13 +188,13 @@ def test_the_gpu_overlay_and_the_nightly_job_have_the_same_cluster() -> None:
 
 
 def test_all_tries_of_a_night_start_on_its_day() -> None:
-    """``yesterday`` is asked for by each try; KubeRay's deadline counts anew for each, and is the last one's end."""
+    """``yesterday`` is asked for by each try; all end at KubeRay's deadline."""
     nightly = rendered("nightly")["spec"]
     minute, hour, *rest = nightly["schedule"].split()
     assert rest == ["*", "*", "*"]
     template = nightly["jobTemplate"]
-    tries = (template["backoffLimit"] + 1) * template["activeDeadlineSeconds"] / 3600
-    assert int(hour) + int(minute) / 60 + tries <= 23, "an hour is left for clusters that are removed"
+    hours = (template["backoffLimit"] + 1) * template["activeDeadlineSeconds"] / 3600
+    assert int(hour) + int(minute) / 60 + hours <= 23, "an hour is left for the cluster that is removed"
 
 
 def test_versions_in_manifests_and_images_are_those_of_the_project() -> None:
@@ -176,7 +230,7 @@ def test_images_hold_no_weights_and_nobody_runs_as_root() -> None:
     text = DOCKERFILE.read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
     assert {word for words in copied for word in words.split()} == {
-        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "jobs", "conf"),
+        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "jobs", "conf", "docker/resume.sh"),
     }
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[0] == "*"

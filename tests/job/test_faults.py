@@ -11,6 +11,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+import ray
 from ray.data import DataContext
 
 from pipeline.cluster.resources import StageResources
@@ -167,7 +168,8 @@ def test_a_record_that_kills_its_routing_actor_is_found_and_set_aside(settings: 
 @pytest.mark.slow
 def test_an_engine_that_restarts_at_the_end_of_a_pass_leaves_its_place_to_the_next_pass(settings: JobSettings) -> None:
     job = GenerateJob(replace(settings, error_budget=0.2), lambda line: None, generator=faulty.EngineDiesOfOne)
-    one_at_a_time = tiny_pools(generate=StageResources(1.1))  # of the two CPUs of this Ray
+    memory = int(0.6 * ray.cluster_resources()["memory"])
+    one_at_a_time = tiny_pools(generate=StageResources(0.25, memory=memory))
     give_up = threading.Timer(300, os.kill, (os.getpid(), signal.SIGTERM))  # the next pass would wait for ever
     give_up.start()
     result = job.run(lambda: one_at_a_time)

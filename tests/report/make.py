@@ -105,7 +105,7 @@ def _run(total: Counts, records: int, config: dict[str, Any]) -> dict[str, Any]:
         "started": "2026-11-25T20:00:00Z",
         "counts": {"records": records, "incomplete": 0, **asdict(total)},
         "incidents": [asdict(Incident("generate", "run", "RuntimeError", "told for the test")) | {"times": 2}],
-        "devices": {"generate_actors": 4, "gpus_each": 1, "threads_each": 1, "device_seconds": 4.0 * seconds},
+        "devices": {"generate_actors": 4, "gpus_each": 1, "threads_each": [1], "device_seconds": 4.0 * seconds},
         "timeline": [
             [1.7e9 + seconds * i / 60, int(total.data * s), int(total.dead * s), int(total.completion_tokens * s)]
             for i, s in enumerate(steps)

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import DEAD_LETTER, DeadLetter, Mixture
+from pipeline.settings import JobSettings
 from pipeline.stages import regroup as module
 from pipeline.stages.regroup import GenerateShards, Regroup, pack, unpack
 from pipeline.stages.shard_plan import DEAD_KEY, ShardLimits
 from pipeline.telemetry.incidents import Incidents
+from tests.stages import default_job, tiny_pools
 from tests.telemetry import local_incidents
 
 MIXTURES = ["hot:1.0", "a0:0.5+shared:0.5", "a1:0.5+shared:0.5", "b:1.0", DEAD_KEY]
@@ -133,14 +135,15 @@ def test_shards_of_the_last_block_are_smaller() -> None:
     assert sizes(3, block=1000, engines=8, most=1) == [1] * 3
 
 
-def test_each_packed_shard_is_answered_for_itself() -> None:
-    class Doubles:
-        def __init__(self, times: int) -> None:
-            self.times = times
+def test_each_packed_shard_is_answered_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Multiplies:
+        def __init__(self, settings: JobSettings, device: str, threads: int, incidents: Incidents) -> None:
+            self.times = threads
 
         def __call__(self, table: pa.Table) -> pa.Table:
             return pa.table({"row": np.asarray(table["row"]) * self.times})
 
     packed = pa.concat_tables([pack(pa.table({"row": [2, 1]})), pack(pa.table({"row": [3]}))])
-    actor = GenerateShards(Doubles, 10)
+    monkeypatch.setattr(module, "threads_here", lambda pools: 10)
+    actor = GenerateShards(Multiplies, default_job("in", "out"), "cpu", tiny_pools(), Incidents())
     assert [answer["row"].to_pylist() for answer in actor(packed)] == [[20, 10], [30]]

@@ -94,6 +94,12 @@ def test_a_block_is_recorded_with_its_records_and_its_error_too(incidents: Incid
     )
 
 
+def test_each_number_of_threads_is_kept_once(incidents: Incidents) -> None:
+    for threads in (16, 2, 16):
+        incidents.add_threads(threads)
+    assert incidents.threads() == [2, 16]
+
+
 def test_failures_are_errors_and_starts_of_generating_actors(incidents: Incidents) -> None:
     assert incidents.failures() == 0
     fail(incidents, ValueError("a"), "route")
