@@ -1,6 +1,6 @@
 """The Ray resources of each stage, and how many of its actors fit on a node."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Node = dict[str, Any]
@@ -80,6 +80,11 @@ class Pools:
     def devices(self) -> dict[str, float]:
         """The number of generating actors and the GPUs of each, for run.json and the report."""
         return {"generate_actors": self.generate.min_actors, "gpus_each": self.generate.gpus or 0}
+
+    def for_shards(self, shards: int) -> "Pools":
+        """Return the pools with no more generating actors than there are shards: each has to load the model."""
+        minimum, maximum = (min(actors, shards) for actors in (self.generate.min_actors, self.generate.max_actors))
+        return replace(self, generate=replace(self.generate, min_actors=minimum, max_actors=maximum))
 
     def threads_on(self, node: Node) -> int:
         """Return the CPU threads of a generating actor on a node."""

@@ -20,7 +20,7 @@ from .commit import CommitShards, Committed
 from .generate import GenerateRecords
 from .output_schema import OutputSchema
 from .read import Missing, SplitReader, count_missing, split_tables
-from .regroup import GenerateShards, Regroup
+from .regroup import GenerateShards, Regroup, fitting_records
 from .route import RouteRecords
 from .routing_pace import keep_pace
 from .shard_plan import ShardLimits
@@ -82,12 +82,14 @@ class Stream:
             gc.collect()
 
     def _dataset(self, missing: Missing, shard_records: int, alone: bool) -> Any:
-        settings, pools, plan, incidents = self.settings, self.pools, self.plan, self.incidents
-        records = count_missing(plan, missing)
+        settings, plan, incidents = self.settings, self.plan, self.incidents
+        records, is_first_pass = count_missing(plan, missing), shard_records == settings.shard_records
+        pools = self.pools if is_first_pass else self.pools.for_shards(-(-records // shard_records))
+        block = min(records, settings.block_records, fitting_records(plan))
         route_rows = min(BATCH_ROWS, shard_records)
         limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
-        regroup = Regroup(limits, records, settings.block_records, pools.generate.max_actors, incidents)
+        regroup = Regroup(limits, records, block, pools.generate.max_actors, incidents)
         commit = CommitShards(self.markers, self.schema, plan.window_rows, uuid.uuid4().hex[:8], incidents)
         device = "cuda" if pools.generate.gpus else "cpu"
         given, at_once = (1, 1) if alone else (_SHARDS_PER_ACTOR, _SHARDS_AT_ONCE)
@@ -96,7 +98,7 @@ class Stream:
         splits = _drop_failed_blocks(ray.data.from_arrow(split_tables(plan, missing)))
         keep_pace(splits.context)
         read = splits.map_batches(reader.read, **tasks, **pools.read.ray_options)
-        if shard_records < settings.shard_records:  # a failed block is lost whole, so blocks get smaller too
+        if not is_first_pass:  # a failed block is lost whole, so blocks get smaller too
             read = read.repartition(target_num_rows_per_block=route_rows)
         return (
             read.map_batches(
@@ -108,7 +110,7 @@ class Stream:
                 **restarts,
                 **pools.route.ray_options,
             )
-            .map_batches(regroup, batch_size=min(records, settings.block_records), **tasks, **pools.read.ray_options)
+            .map_batches(regroup, batch_size=block, **tasks, **pools.read.ray_options)
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 GenerateShards,

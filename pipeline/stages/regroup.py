@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.cluster.resources import Pools
 from pipeline.cluster.sizing import threads_here
+from pipeline.storage.input.plan import InputPlan
 from pipeline.telemetry.incidents import Incidents
 
 from .shard_plan import ShardLimits, shard_of_rows
@@ -27,6 +28,9 @@ _FIRST_RECORDS = 512  # of a shard while no speed is known
 _MIN_RECORDS = 64  # of a shard that is made smaller: about a batch of an engine
 _PREFIX_TOKENS = 256  # by which prompts are sorted
 _TAIL_SHARDS = 4  # that each engine gets of the last block
+_BLOCK_BYTES = (
+    2**28
+)  # of the input's files; records with their tokens, and a sorted copy of them, take several times that
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Regroup:
         if rows < self.block or self.records <= self.block:  # blocks are full until the records end
             wanted = min(wanted, -(-rows // (_TAIL_SHARDS * self.engines)))
         return min(self.limits.records, max(_MIN_RECORDS, wanted))
+
+
+def fitting_records(plan: InputPlan) -> int:
+    """Return how many records of the input's average length a task can regroup together."""
+    return max(_MIN_RECORDS, _BLOCK_BYTES * plan.rows // max(1, sum(file.size for file in plan.files)))
 
 
 class GenerateShards:

@@ -148,3 +148,10 @@ def test_ray_data_takes_what_a_stage_asks_for() -> None:
     size_pools(tiny_pools(read=stage))
     answered = ray.data.range(4).map_batches(lambda batch: batch, **stage.ray_options)
     assert answered.count() == 4
+
+
+def test_no_more_engines_start_than_there_are_shards() -> None:
+    pools = generating(min_actors=4, max_actors=8)
+    for shards, actors in ((1, (1, 1)), (6, (4, 6)), (100, (4, 8))):
+        generate = pools.for_shards(shards).generate
+        assert (generate.min_actors, generate.max_actors) == actors

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from pipeline.records import DEAD_LETTER, DeadLetter, Mixture
 from pipeline.settings import JobSettings
 from pipeline.stages import regroup as module
-from pipeline.stages.regroup import GenerateShards, Regroup, pack, unpack
+from pipeline.stages.regroup import GenerateShards, Regroup, fitting_records, pack, unpack
 from pipeline.stages.shard_plan import DEAD_KEY, ShardLimits
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.plan import plan_input
 from pipeline.telemetry.incidents import Incidents
 from tests.stages import default_job, tiny_pools
+from tests.storage import memory_url, write_file
 from tests.telemetry import local_incidents
 
 MIXTURES = ["hot:1.0", "a0:0.5+shared:0.5", "a1:0.5+shared:0.5", "b:1.0", DEAD_KEY]
@@ -147,3 +150,10 @@ def test_each_packed_shard_is_answered_for_itself(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "threads_here", lambda pools: 10)
     actor = GenerateShards(Multiplies, default_job("in", "out"), "cpu", tiny_pools(), Incidents())
     assert [answer["row"].to_pylist() for answer in actor(packed)] == [[20, 10], [30]]
+
+
+@pytest.mark.parametrize(("length", "fitting"), [(500, 500_000), (32_000, 8_000)])
+def test_blocks_of_long_records_have_fewer_of_them(length: int, fitting: int) -> None:
+    line = b'{"prompt": "' + b"x" * length + b'"}\n'
+    write_file(f"{(url := memory_url())}/a.jsonl", line * 20)
+    assert fitting_records(plan_input(url, 100, Columns())) == pytest.approx(fitting, rel=0.1)
