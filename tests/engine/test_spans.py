@@ -180,7 +180,7 @@ def test_an_answer_is_that_of_weights_merged_for_each_token(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [pytest.param(GREEDY, marks=pytest.mark.slow), SAMPLED], ids=["greedy", "sampled"])
 def test_sentences_do_not_make_an_answer_depend_on_its_batch(
     engines: Callable[..., Engine], sampling: Sampling
 ) -> None:

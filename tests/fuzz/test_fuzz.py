@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import examples
 from tests.fuzz.portion import HangError, Portion, content_of, run_portion
 from tests.fuzz.targets import Target, targets
 
@@ -22,7 +23,7 @@ def test_unchanged_files_are_taken(kinds: dict[str, Target]) -> None:
 @pytest.mark.long
 def test_mutated_files_are_taken_or_refused_with_one_line(kinds: dict[str, Target]) -> None:
     for name, target in kinds.items():
-        result = run_portion(target, Portion(name, 0, 0, INPUTS.get(name, 200)))
+        result = run_portion(target, Portion(name, 0, 0, examples(INPUTS.get(name, 200))))
         assert result["failures"] == []
 
 

@@ -114,6 +114,7 @@ print(json.dumps([settings.model.path, settings.bank, check_models(settings)[1]]
 """
 
 
+@pytest.mark.slow
 def test_the_engines_of_a_node_fetch_everything_once(local: JobSettings, remote: JobSettings, store: Proxy) -> None:
     command = [sys.executable, "-c", START, f"s3://{BUCKET}/parts"]
     engines = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -61,7 +61,7 @@ def outputs(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [pytest.param(GREEDY, marks=pytest.mark.slow), SAMPLED], ids=["greedy", "sampled"])
 def test_output_does_not_depend_on_batch_size_or_order(make_engine: Any, sampling: Sampling) -> None:
     engine = make_engine(1)
     requests = make_requests(24, engine.tokenizer)

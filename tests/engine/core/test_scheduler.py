@@ -120,7 +120,7 @@ def run(loop: GenerationLoop, requests: Sequence[Request]) -> tuple[dict[str, Co
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("budget", [200, 420])
+@pytest.mark.parametrize("budget", [200, pytest.param(420, marks=pytest.mark.slow)])
 def test_rows_that_lose_their_slot_go_on_where_they_were(
     make_engine: MakeEngine, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +235,7 @@ def with_template(mixture: Mixture, count: int, first: int = 0, spans: Spans = (
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4, 32])
 def test_a_shared_prefix_runs_once_a_mixture(make_engine: MakeEngine, batch_size: int) -> None:
     engine = make_engine(batch_size=batch_size)
     assert prompt_tokens(engine, with_template(A, 9)) == 64 + 9 * 10

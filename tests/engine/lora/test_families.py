@@ -69,6 +69,7 @@ FAMILIES = {
     "phi3": Family(Phi3Config(**SIZES), split=("qkv_proj",), mlp="gate_up_proj"),
     "gpt2": Family(tiny.gpt2_config(), split=("c_attn",), mlp="c_fc", embedding="wte"),  # Conv1D
 }
+ALIKE = ("mistral", "qwen3", "gemma3")  # to others of these, in what adapters change
 KINDS = ["plain", "patterns", "dora", "second_dora", "bias", "embedding", "dora_embedding", "head"]
 TOKENS = list(range(1, 20))
 
@@ -104,7 +105,10 @@ def save_adapter(model: Path, folder: Path, config: LoraConfig, seed: int) -> No
     peft.save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES],
+)
 def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder, bank = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("bank")
     family = FAMILIES[request.param]
