@@ -21,23 +21,26 @@ class RoutingPace(backpressure.BackpressurePolicy):  # type: ignore[misc]
         super().__init__(context, topology, resources)
         pools = {op: pool for op in topology for pool in op.get_autoscaling_actor_pools()}
         (self._router, self._routers), (self._generator, self._engines) = pools.items()
-        self._readers = list(topology)[: list(topology).index(self._router)]
+        stages = list(topology)
+        self._readers = stages[: stages.index(self._router)]
+        self._splitter = stages[stages.index(self._generator) - 1]  # of blocks into shards
 
     def can_add_input(self, op: Any) -> bool:
         """Return whether a stage may start a task now."""
         if op is not self._router and op not in self._readers:
             return True
-        if self._has_enough(self._generator, self._engines):
+        # A block is routed and regrouped as a whole before its first shard comes: it has to begin a block ahead.
+        if self._has_enough(self._generator, self._engines, self._splitter.metrics.average_num_outputs_per_task or 0):
             return False
         if op is not self._router:
             return not self._has_enough(self._router, self._routers)
         # With one task for each actor the pool works, but does not grow.
         return self._engines_wait() or self._routers.num_tasks_in_flight() < self._routers.current_size()
 
-    def _has_enough(self, op: Any, pool: Any) -> bool:
-        """Return whether as many tasks wait for a pool as its actors are given."""
+    def _has_enough(self, op: Any, pool: Any, ahead: float = 0) -> bool:
+        """Return whether as many tasks wait for a pool as its actors are given, and some more."""
         waiting: int = self._topology[op].total_enqueued_input_blocks()
-        return waiting >= int(pool.max_tasks_in_flight_per_actor()) * max(1, int(pool.current_size()))
+        return waiting >= int(pool.max_tasks_in_flight_per_actor()) * max(1, int(pool.current_size())) + ahead
 
     def _engines_wait(self) -> bool:
         """Return whether all engines run and some work on fewer shards than they could.

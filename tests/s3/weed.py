@@ -6,17 +6,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 BUCKET, KEY, SECRET = "lake", "test-key", "test-secret"
+_GRPC = 10_000
 
 
 class Weed:
     """A server with one bucket. `environment` is what clients need."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self._command = _command(folder, self.port)
+        self.folder = folder
+        self.port, *others = _free_ports(5)
+        self._command = _command(folder, self.port, others)
         self._starts = 0
         self.start()
 
@@ -61,7 +65,24 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _command(folder: Path, port: int) -> list[str]:
+def _free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on, and neither on the ones for gRPC, which are 10,000 above them."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = free_port()
+        if port + _GRPC < 2**16 and not {port - _GRPC, port + _GRPC} & found and _is_free(port + _GRPC):
+            found.add(port)
+    return list(found)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as s, suppress(OSError):
+        s.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+def _command(folder: Path, port: int, others: Sequence[int]) -> list[str]:
     identity = {
         "name": "test",
         "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
@@ -69,7 +90,8 @@ def _command(folder: Path, port: int) -> list[str]:
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
-    ports = [f"-{name}.port={free_port()}" for name in ("master", "volume", "filer", "admin")]
+    names = ("master", "volume", "filer", "admin")
+    ports = [f"-{name}.port={number}" for name, number in zip(names, others, strict=True)]
     off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
     where = [f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}"]
     (folder / "data").mkdir()

@@ -20,13 +20,18 @@ def pool(given: int, at_once: int, size: int, in_flight: int, alive: int | None 
     )
 
 
-def started(engines: SimpleNamespace, shards: int, routers: SimpleNamespace, tables: int = 0) -> str:
-    """Names of the stages that may start a task. ``shards``, ``tables``: that wait for engines and for routers."""
+def started(
+    engines: SimpleNamespace, shards: int, routers: SimpleNamespace, tables: int = 0, of_block: float | None = None
+) -> str:
+    """Names of the stages that may start a task. ``shards``, ``tables``: that wait for engines and for routers.
+
+    ``of_block``: shards of a block so far, None before the first one.
+    """
     stages: dict[str, list[Any]] = {"read": [], "route": [routers], "regroup": [], "generate": [engines], "commit": []}
     ops = {name: SimpleNamespace(get_autoscaling_actor_pools=lambda p=p: p) for name, p in stages.items()}
     waiting = {"route": tables, "generate": shards}
     topology = {
-        Op(name, op): SimpleNamespace(total_enqueued_input_blocks=lambda n=name: waiting.get(n, 0))
+        Op(name, op, of_block): SimpleNamespace(total_enqueued_input_blocks=lambda n=name: waiting.get(n, 0))
         for name, op in ops.items()
     }
     pace = RoutingPace(DataContext(), topology, None)
@@ -36,8 +41,9 @@ def started(engines: SimpleNamespace, shards: int, routers: SimpleNamespace, tab
 class Op:
     """A stage that can be a key."""
 
-    def __init__(self, name: str, op: SimpleNamespace) -> None:
+    def __init__(self, name: str, op: SimpleNamespace, outputs: float | None) -> None:
         self.name, self.get_autoscaling_actor_pools = name, op.get_autoscaling_actor_pools
+        self.metrics = SimpleNamespace(average_num_outputs_per_task=outputs if name == "regroup" else 1.0)
 
 
 ALL, WITHOUT_ROUTE, BEHIND = (
@@ -64,6 +70,12 @@ def test_routing_follows_the_engines(
     engines: SimpleNamespace, shards: int, routers: SimpleNamespace, expected: str
 ) -> None:
     assert started(engines, shards, routers) == expected
+
+
+def test_the_next_block_is_routed_while_one_waits() -> None:
+    engines, routers = pool(4, 2, 3, 12), pool(2, 1, 2, 0)
+    assert started(engines, 111, routers, of_block=100.0) == ALL
+    assert started(engines, 112, routers, of_block=100.0) == BEHIND
 
 
 def test_readers_follow_the_routers() -> None:
