@@ -27,7 +27,8 @@ SHARD_SECONDS = 20.0  # of an engine's work in a shard, at the speed measured so
 _FIRST_RECORDS = 512  # of a shard while no speed is known
 _MIN_RECORDS = 64  # of a shard that is made smaller: about a batch of an engine
 _PREFIX_TOKENS = 256  # by which prompts are sorted
-_TAIL_SHARDS = 4  # that each engine gets of the last block
+_TAIL_SHARDS = 4  # that each engine gets of the last block, at least
+_TAIL_PARTS = 4  # of each of the last shards: an engine that still has several should not keep the others waiting
 _BLOCK_BYTES = (
     2**28
 )  # of the input's files; records with their tokens, and a sorted copy of them, take several times that
@@ -49,19 +50,32 @@ class Regroup:
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield each shard as a table of one `PACKED` row."""
-        limits = replace(self.limits, records=self._shard_records(table.num_rows))
         is_dead = pc.is_valid(table["dead"])
-        for part in (table.filter(is_dead), table.filter(pc.invert(is_dead))):  # no engine holds up the error budget
-            for window in pc.unique(part["window"]).to_pylist():
-                for shard in cut_shards(part.filter(pc.equal(part["window"], window)), limits):
-                    yield pack(shard)
+        dead, alive = table.filter(is_dead), table.filter(pc.invert(is_dead))
+        is_last = table.num_rows < self.block or self.records <= self.block  # blocks are full until the records end
+        size = self._shard_records(table.num_rows if is_last else None)
+        tail = min(alive.num_rows, _TAIL_SHARDS * self.engines * size // 2) if is_last else 0
+        head = alive.num_rows - tail
+        yield from self._cut(dead, size)  # no engine holds up the error budget
+        yield from self._cut(alive.slice(0, head), size)
+        yield from self._cut(alive.slice(head), self._within_limits(size // _TAIL_PARTS))
 
-    def _shard_records(self, rows: int) -> int:
+    def _cut(self, table: pa.Table, shard_records: int) -> Iterator[pa.Table]:
+        limits = replace(self.limits, records=shard_records)
+        for window in pc.unique(table["window"]).to_pylist():
+            for shard in cut_shards(table.filter(pc.equal(table["window"], window)), limits):
+                yield pack(shard)
+
+    def _shard_records(self, last_rows: int | None) -> int:
+        """Return the records of a shard. ``last_rows``: of the last block, None if others follow."""
         speed = self.incidents.records_per_second("generate")
         wanted = int(speed * SHARD_SECONDS) if speed else _FIRST_RECORDS
-        if rows < self.block or self.records <= self.block:  # blocks are full until the records end
-            wanted = min(wanted, -(-rows // (_TAIL_SHARDS * self.engines)))
-        return min(self.limits.records, max(_MIN_RECORDS, wanted))
+        if last_rows is not None:
+            wanted = min(wanted, -(-last_rows // (_TAIL_SHARDS * self.engines)))
+        return self._within_limits(wanted)
+
+    def _within_limits(self, records: int) -> int:
+        return min(self.limits.records, max(_MIN_RECORDS, records))
 
 
 def fitting_records(plan: InputPlan) -> int:

@@ -130,10 +130,10 @@ def test_a_slow_engine_still_gets_about_a_batch(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_shards_of_the_last_block_are_smaller() -> None:
-    assert sizes(900, block=1000) == [225] * 4, "the last block of many"
-    assert sizes(900, block=1000, engines=2) == [113] * 7 + [109]
-    assert sizes(1000, block=1000, records=1000) == [250] * 4, "a pass of one block"
-    assert sizes(1000, block=1000, records=1001) == [512, 488]
+    assert sizes(9000, block=10_000) == [512] * 15 + [296] + [128] * 8, "the last block of many"
+    assert sizes(9000, block=10_000, engines=4) == [512] * 9 + [296] + [128] * 32
+    assert sizes(1000, block=1000, records=1000) == [250] * 2 + [64] * 7 + [52], "a pass of one block"
+    assert sizes(1000, block=1000, records=1001) == [512, 488], "others follow"
     assert sizes(300, block=1000, engines=8) == [64] * 4 + [44]
     assert sizes(3, block=1000, engines=8, most=1) == [1] * 3
 
