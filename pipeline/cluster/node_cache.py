@@ -21,7 +21,7 @@ def cache_for_engine(settings: JobSettings) -> JobSettings:
 def cache_for_checks(settings: JobSettings) -> JobSettings:
     """Like `cache_for_engine`, but the weights of model and bank are downloaded without their values.
 
-    Their headers, shapes and fingerprints are those of the whole files.
+    The headers, shapes and fingerprints of such copies are the same as those of whole files.
     """
     bank = local_copy(settings.bank, _copies(), "bank", values=False)
     return replace(_with_model_and_router(settings, values=False), bank=bank)

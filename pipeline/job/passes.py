@@ -123,10 +123,9 @@ class Passes:
                     if shard.refusal:  # no record is at fault, and further answers would be lost
                         raise StoppedError(StopReason(StopKind.STORE, f"commit: {shard.refusal}"))
                     watch.committed()
-                    rows = shard.counts.data + shard.counts.dead
-                    self._routing.committed(rows)
+                    self._routing.committed(shard.counts.rows)
                     self._add(shard.counts)
-                    left[shard.window] -= rows
+                    left[shard.window] -= shard.counts.rows
                     if left[shard.window] == 0:
                         self.ends.start(shard.window)
                     session.switch.check()

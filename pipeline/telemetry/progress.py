@@ -34,7 +34,7 @@ class Snapshot:
     @property
     def done(self) -> int:
         """Records that have an answer or a dead letter."""
-        return self.counts.data + self.counts.dead
+        return self.counts.rows
 
     @property
     def eta(self) -> float | None:
@@ -81,7 +81,7 @@ class JobProgress:
         self._started = time.monotonic()
         self._recent.append((self._started, before))
         self._add_point(before)
-        done = before.data + before.dead
+        done = before.rows
         self._change(records=records, windows=windows, counts=before, done_before=done)
 
     def set_stage(self, name: str) -> None:
@@ -122,6 +122,6 @@ class JobProgress:
             return None, None
         (start, first), (end, last) = self._recent[0], self._recent[-1]
         seconds = max(end - start, 1e-9)
-        done = last.data + last.dead - first.data - first.dead
+        done = last.rows - first.rows
         tokens = last.completion_tokens - first.completion_tokens
         return max(0, done) / seconds, max(0, tokens) / seconds

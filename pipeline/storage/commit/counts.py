@@ -29,6 +29,11 @@ class Counts:
     finish_reasons: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows: answers and dead letters."""
+        return self.data + self.dead
+
     def __add__(self, other: "Counts") -> "Counts":
         return sum_counts([self, other])
 

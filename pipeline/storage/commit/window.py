@@ -55,7 +55,7 @@ def finish_window(store: MarkerStore, window: int, rows: int, file_bytes: int = 
     which raises `FileNotFoundError`.
     """
     files = merge_shards(cut_overlap(store, window))
-    if files.counts.data + files.counts.dead == rows:
+    if files.counts.rows == rows:
         if file_bytes:
             data, dead = (_merge_files(store, window, file_bytes, kind, getattr(files, kind)) for kind in KINDS)
             files = WindowFiles(data, dead, files.counts)
