@@ -20,7 +20,7 @@ from .commit import CommitShards, Committed
 from .generate import GenerateRecords
 from .output_schema import OutputSchema
 from .read import Missing, SplitReader, count_missing, split_tables
-from .regroup import GenerateShards, Regroup, fitting_records
+from .regroup import GenerateShards, Regroup, block_size
 from .route import RouteRecords
 from .routing_pace import keep_pace
 from .shard_plan import ShardLimits
@@ -85,11 +85,11 @@ class Stream:
         settings, plan, incidents = self.settings, self.plan, self.incidents
         records, is_first_pass = count_missing(plan, missing), shard_records == settings.shard_records
         pools = self.pools if is_first_pass else self.pools.for_shards(-(-records // shard_records))
-        block = min(records, settings.block_records, fitting_records(plan))
+        block = block_size(records, settings.block_records, plan)
         route_rows = min(BATCH_ROWS, shard_records)
         limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
-        regroup = Regroup(limits, records, block, pools.generate.max_actors, incidents)
+        regroup = Regroup(limits, block, pools.generate.max_actors, incidents)
         commit = CommitShards(self.markers, self.schema, plan.window_rows, uuid.uuid4().hex[:8], incidents)
         device = "cuda" if pools.generate.gpus else "cpu"
         given, at_once = (1, 1) if alone else (_SHARDS_PER_ACTOR, _SHARDS_AT_ONCE)
@@ -110,7 +110,9 @@ class Stream:
                 **restarts,
                 **pools.route.ray_options,
             )
-            .map_batches(regroup, batch_size=block, **tasks, **pools.read.ray_options)
+            # Batches of that size would leave the rest of each group of blocks as a small batch of its own.
+            .repartition(target_num_rows_per_block=block, strict=True)
+            .map_batches(regroup, batch_size=None, **tasks, **pools.read.ray_options)
             .repartition(target_num_rows_per_block=1)
             .map_batches(
                 GenerateShards,

@@ -27,8 +27,7 @@ SHARD_SECONDS = 20.0  # of an engine's work in a shard, at the speed measured so
 _FIRST_RECORDS = 512  # of a shard while no speed is known
 _MIN_RECORDS = 64  # of a shard that is made smaller: about a batch of an engine
 _PREFIX_TOKENS = 256  # by which prompts are sorted
-_TAIL_SHARDS = 4  # that each engine gets of the last block, at least
-_TAIL_PARTS = 4  # of each of the last shards: an engine that still has several should not keep the others waiting
+_SHARES = 4  # of an engine in the rows that are left of the last block; a shard is one of them
 _BLOCK_BYTES = (
     2**28
 )  # of the input's files; records with their tokens, and a sorted copy of them, take several times that
@@ -38,12 +37,11 @@ _BLOCK_BYTES = (
 class Regroup:
     """Cuts blocks of routed records into shards, one mixture after another, and prompts with a common prefix together.
 
-    ``records``: of the whole pass; the last ``block`` of them are cut into smaller shards, so that no engine waits for
-    the last one. ``engines``: their number. ``incidents`` knows the speed of the engines.
+    Blocks have ``block`` records, only the last one of a pass has fewer: it is cut into smaller and smaller shards, so
+    that no engine waits for the last one. ``engines``: their number. ``incidents`` knows the speed of the engines.
     """
 
     limits: ShardLimits
-    records: int
     block: int
     engines: int
     incidents: Incidents
@@ -52,13 +50,23 @@ class Regroup:
         """Yield each shard as a table of one `PACKED` row."""
         is_dead = pc.is_valid(table["dead"])
         dead, alive = table.filter(is_dead), table.filter(pc.invert(is_dead))
-        is_last = table.num_rows < self.block or self.records <= self.block  # blocks are full until the records end
-        size = self._shard_records(table.num_rows if is_last else None)
-        tail = min(alive.num_rows, _TAIL_SHARDS * self.engines * size // 2) if is_last else 0
-        head = alive.num_rows - tail
+        size = self._shard_records()
         yield from self._cut(dead, size)  # no engine holds up the error budget
-        yield from self._cut(alive.slice(0, head), size)
-        yield from self._cut(alive.slice(head), self._within_limits(size // _TAIL_PARTS))
+        is_last = table.num_rows < self.block
+        for part, records in self._last_parts(alive, size) if is_last else [(alive, size)]:
+            yield from self._cut(part, records)
+
+    def _last_parts(self, table: pa.Table, most: int) -> Iterator[tuple[pa.Table, int]]:
+        """Yield parts of the last block with the records of their shards: of ``most``, then fewer and fewer.
+
+        A shard is a fixed share of what is left, as in guided self-scheduling (Polychronopoulos and Kuck 1987), but
+        half of what is left is cut at a time, so that mixtures stay together.
+        """
+        while table.num_rows:
+            size = min(most, self._within_limits(-(-table.num_rows // (_SHARES * self.engines))))
+            rows = -(-table.num_rows // 2) if size > self._within_limits(0) else table.num_rows
+            yield table.slice(0, rows), size
+            table = table.slice(rows)
 
     def _cut(self, table: pa.Table, shard_records: int) -> Iterator[pa.Table]:
         limits = replace(self.limits, records=shard_records)
@@ -66,21 +74,22 @@ class Regroup:
             for shard in cut_shards(table.filter(pc.equal(table["window"], window)), limits):
                 yield pack(shard)
 
-    def _shard_records(self, last_rows: int | None) -> int:
-        """Return the records of a shard. ``last_rows``: of the last block, None if others follow."""
+    def _shard_records(self) -> int:
         speed = self.incidents.records_per_second("generate")
-        wanted = int(speed * SHARD_SECONDS) if speed else _FIRST_RECORDS
-        if last_rows is not None:
-            wanted = min(wanted, -(-last_rows // (_TAIL_SHARDS * self.engines)))
-        return self._within_limits(wanted)
+        return self._within_limits(int(speed * SHARD_SECONDS) if speed else _FIRST_RECORDS)
 
     def _within_limits(self, records: int) -> int:
         return min(self.limits.records, max(_MIN_RECORDS, records))
 
 
-def fitting_records(plan: InputPlan) -> int:
-    """Return how many records of the input's average length a task can regroup together."""
-    return max(_MIN_RECORDS, _BLOCK_BYTES * plan.rows // max(1, sum(file.size for file in plan.files)))
+def block_size(records: int, most: int, plan: InputPlan) -> int:
+    """Return the records of each block of a pass but the last, which has fewer, and nearly as many if it can.
+
+    ``records``: of the pass. ``most``: of a block; fewer if records are so long that a task could not hold them.
+    """
+    fitting = _BLOCK_BYTES * plan.rows // max(1, sum(file.size for file in plan.files))
+    blocks = records // min(most, max(_MIN_RECORDS, fitting)) + 1
+    return records // blocks + 1
 
 
 class GenerateShards:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.records import DEAD_LETTER, DeadLetter, Mixture
 from pipeline.settings import JobSettings
 from pipeline.stages import regroup as module
-from pipeline.stages.regroup import GenerateShards, Regroup, fitting_records, pack, unpack
+from pipeline.stages.regroup import GenerateShards, Regroup, block_size, pack, unpack
 from pipeline.stages.shard_plan import DEAD_KEY, ShardLimits
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
@@ -42,7 +42,7 @@ def shards_of(
     rows: pa.Table, limits: ShardLimits, incidents: Incidents | None = None, **changes: Any
 ) -> list[pa.Table]:
     """The shards of rows, by default of one of many full blocks."""
-    values = {"records": 10**9, "block": rows.num_rows, "engines": 1} | changes
+    values = {"block": rows.num_rows, "engines": 1} | changes
     packed = list(Regroup(limits, incidents=incidents or Incidents(), **values)(rows))
     assert [table.num_rows for table in packed] == [1] * len(packed), "each shard is one row, and a block of its own"
     return [unpack(table["records"][0].as_py()) for table in packed]
@@ -129,13 +129,23 @@ def test_a_slow_engine_still_gets_about_a_batch(monkeypatch: pytest.MonkeyPatch)
     assert sizes(200, incidents, most=50) == [50] * 4
 
 
-def test_shards_of_the_last_block_are_smaller() -> None:
-    assert sizes(9000, block=10_000) == [512] * 15 + [296] + [128] * 8, "the last block of many"
-    assert sizes(9000, block=10_000, engines=4) == [512] * 9 + [296] + [128] * 32
-    assert sizes(1000, block=1000, records=1000) == [250] * 2 + [64] * 7 + [52], "a pass of one block"
-    assert sizes(1000, block=1000, records=1001) == [512, 488], "others follow"
+def test_shards_of_the_last_block_get_smaller() -> None:
+    several = [*[512] * 8, 404, *[282] * 7, 276, *[141] * 7, 138, *[71] * 7, 66, *[64] * 8, 50]
+    assert sizes(9000, block=10_000, engines=4) == several, "the last block of many"
+    assert sizes(1000, block=1001) == [250, 250, 125, 125, 64, 64, 64, 58]
+    assert sizes(1000, block=1000) == [512, 488], "others follow"
     assert sizes(300, block=1000, engines=8) == [64] * 4 + [44]
     assert sizes(3, block=1000, engines=8, most=1) == [1] * 3
+
+
+@given(ROWS, LIMITS, st.integers(1, 3))
+def test_each_row_of_the_last_block_is_in_one_shard(
+    rows: list[tuple[int, str, list[int]]], limits: ShardLimits, engines: int
+) -> None:
+    block = block_of(rows)
+    shards = shards_of(block, limits, block=len(rows) + 1, engines=engines)
+    assert all(0 < shard.num_rows <= limits.records for shard in shards)
+    assert (pa.concat_tables(shards) if shards else block).sort_by("row") == block
 
 
 def test_each_packed_shard_is_answered_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,4 +166,14 @@ def test_each_packed_shard_is_answered_for_itself(monkeypatch: pytest.MonkeyPatc
 def test_blocks_of_long_records_have_fewer_of_them(length: int, fitting: int) -> None:
     line = b'{"prompt": "' + b"x" * length + b'"}\n'
     write_file(f"{(url := memory_url())}/a.jsonl", line * 20)
-    assert fitting_records(plan_input(url, 100, Columns())) == pytest.approx(fitting, rel=0.1)
+    assert block_size(10**8, 10**8, plan_input(url, 100, Columns())) == pytest.approx(fitting, rel=0.1)
+
+
+@given(st.integers(1, 10**8), st.integers(20_000, 10**5))
+def test_the_last_block_is_a_little_smaller_than_the_others(records: int, most: int) -> None:
+    write_file(f"{(url := memory_url())}/a.jsonl", b'{"prompt": "a"}\n')
+    block = block_size(records, most, plan_input(url, 100, Columns()))
+    others, last = divmod(records, block)
+    assert block <= max(most, records + 1)
+    assert block - others - 1 <= last < block
+    assert last > 0
