@@ -66,7 +66,7 @@ def main() -> None:
 
 def _texts(path: Path) -> dict[str, list[str]]:
     return {
-        task: [r["prompt"] for r in rows] for task, rows in rows_by_task(str(path), None, ["task", "prompt"]).items()
+        task: [r["prompt"] for r in rows] for task, rows in rows_by_task([str(path)], (), ["task", "prompt"]).items()
     }
 
 

@@ -17,7 +17,7 @@ from jobs._cli import run_job
 # In the order in which a user needs them.
 COMMANDS = (
     *("train-adapters", "adapters", "train-router", "router", "add-adapter", "route"),
-    *("generate", "retry-dead", "evaluate", "report", "export", "submit"),
+    *("generate", "retry-dead", "evaluate", "review", "report", "export", "submit"),
 )
 
 

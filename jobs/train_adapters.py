@@ -1,5 +1,6 @@
 """Train one LoRA adapter for each task of a labelled data set."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -23,18 +24,25 @@ from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples,
 
 
 @click.command("train-adapters", cls=Job)
-@click.option("--data", required=True, metavar="URL", help="Labelled examples: columns task, prompt and answer.")
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="Examples: columns task, prompt, answer; may be repeated.",
+)
 @click.option("--output", required=True, type=Path, metavar="DIR", help="The bank: one folder for each task.")
 @task_option
 @config_words
-def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
     """Train one LoRA adapter for each task of a labelled data set.
 
     \b
     loraloom train-adapters --data train.parquet --output bank [--task TASK ...] [key=value ...]
 
-    The data has the columns task, prompt and answer. A task whose adapter was trained with the same settings is
-    skipped, so the same command continues after an interruption. --task may be repeated; default: all tasks.
+    The data has the columns task, prompt and answer; rows without a value in one of them are left out. A task whose
+    adapter was trained on the same examples with the same settings is skipped, so the same command continues after an
+    interruption. --task may be repeated; default: all tasks.
     """
     config = load_settings("train_adapters", overrides, TrainAdaptersConfig)
     if config.model.quantization != "none":
@@ -49,7 +57,7 @@ def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, 
     model = load_model(folder, config.model.dtype, device, config.model.trust_remote_code)
     trainer = AdapterTrainer(model, settings, pad_token_id=tokenizer.pad_token_id or 0)
     prompts = PromptFormat(tokenizer, config.model.prompt_format)
-    todo = [task for task in rows if not _is_done(output / task, config)]
+    todo = [task for task in rows if not _is_done(output / task, config, rows[task])]
     print(f"{len(rows) - len(todo)} of {len(rows)} adapters are there already", flush=True)
     start = time.monotonic()
     for number, task in enumerate(todo, start=1):
@@ -59,17 +67,26 @@ def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, 
     return OK
 
 
-def rows_by_task(url: str, wanted: Sequence[str], columns: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of a labelled table by task, in the order of ``wanted``; if that is empty, all tasks by name."""
-    rows = defaultdict(list)
-    for row in read_table(url, columns):
-        rows[row["task"]].append(row)
+def rows_by_task(urls: Sequence[str], wanted: Sequence[str], columns: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of labelled tables by task, in the order of ``wanted``; if that is empty, all tasks by name.
+
+    Rows without a value in one of ``columns`` are left out, and their number is printed.
+    """
+    shown, rows, empty = ", ".join(map(masked, urls)), defaultdict(list), 0
+    for row in (row for url in urls for row in read_table(url, columns)):
+        if any(row[column] is None for column in columns):
+            empty += 1
+        else:
+            rows[row["task"]].append(row)
+    if empty:
+        print(f"{empty} rows without a value in {', '.join(columns)} are left out", flush=True)
     for task in rows:
         if not is_adapter_name(task):
-            raise UserError(f"data: {masked(url)}: {task!r} cannot be the name of an adapter (column task)")
+            raise UserError(f"data: {shown}: {task!r} cannot be the name of an adapter (column task)")
     unknown = sorted(set(wanted) - set(rows))
-    if unknown:
-        raise UserError(f"data: {masked(url)} has no task {', '.join(unknown)}; it has {', '.join(sorted(rows))}")
+    if unknown or not rows:
+        missing = f"no task {', '.join(unknown)}" if unknown else "no row"
+        raise UserError(f"data: {shown} has {missing}; it has {', '.join(sorted(rows)) or 'nothing else'}")
     return {task: rows[task] for task in wanted or sorted(rows)}
 
 
@@ -95,17 +112,27 @@ def _train_one(
     part = bank / f".{task}.part"
     shutil.rmtree(part, ignore_errors=True)
     trainer.save(weights, part)
-    metrics |= {"task": task, "examples": len(train), "config": config.model_dump(mode="json")}
+    metrics |= {"task": task, "examples": len(train), "config": config.model_dump(mode="json"), "data": _hash(rows)}
     (part / "training.json").write_text(json.dumps(metrics, indent=1) + "\n")
     replace_folder(part, bank / task)
 
 
-def _is_done(folder: Path, config: TrainAdaptersConfig) -> bool:
+def _is_done(folder: Path, config: TrainAdaptersConfig, rows: Sequence[dict[str, Any]]) -> bool:
     record = folder / "training.json"
     if not record.is_file():
         return False
-    before, now = json.loads(record.read_text())["config"], config.model_dump(mode="json")
-    return all(before.get(part) == now[part] for part in ("model", "training"))
+    values, now = json.loads(record.read_text()), config.model_dump(mode="json")
+    return values.get("data") == _hash(rows) and all(
+        values["config"].get(part) == now[part] for part in ("model", "training")
+    )
+
+
+def _hash(rows: Sequence[dict[str, Any]]) -> str:
+    """Hash of what an adapter learns from, in its order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row["prompt"], row["answer"])).encode())
+    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from pipeline.routing.training import RouterSettings, train_router
 
 
 @click.command("train-router", cls=Job)
-@click.option("--data", required=True, metavar="URL", help="Labelled prompts: columns task and prompt.")
+@click.option(
+    "--data", required=True, multiple=True, metavar="URL", help="Prompts: columns task and prompt; may be repeated."
+)
 @click.option("--output", required=True, type=Path, metavar="DIR", help="Folder of the router.")
 @task_option
 @config_words
-def main(data: str, output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
     """Train the router on labelled prompts.
 
     \b

@@ -92,7 +92,10 @@ class Completion:
 
     ``sentences``: sentences that were routed during generation, which excludes the first; tokens are counted from the
     start of the prompt. ``logprobs``: of each token, if requested. ``answers``: all answers, this one first, if several
-    were requested. ``choice_log_likelihoods``: of each choice, if the answer is a choice.
+    were requested. ``choice_log_likelihoods``: of each choice, if the answer is a choice; ``choice_margin``: how much
+    more probable the likeliest is than the next one, among the choices. ``answer_logprob``: mean natural log
+    probability of the answer's tokens, with the end token, by the model alone: before temperature, penalties and
+    constraints.
     """
 
     output: str
@@ -103,6 +106,9 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     answers: tuple["Completion", ...] = ()
     choice_log_likelihoods: tuple[float, ...] | None = None
+    choice_margin: float | None = None
+    # In other batches it is equal up to the precision of the forward pass, and the answer is the same.
+    answer_logprob: float | None = field(default=None, compare=False)
 
 
 # Columns between the stages. The prefix `in.` marks passed-through columns, which may have any name.
@@ -119,7 +125,12 @@ STAGED = pa.schema(
         ("dead", DEAD_LETTER),  # null for a record that is still to be answered
     ]
 )
-_ROUTE = [("mixture", pa.string()), ("route_score", pa.float32()), ("fallback", pa.bool_())]
+_ROUTE = [
+    ("mixture", pa.string()),
+    ("route_score", pa.float32()),
+    ("route_confidence", pa.float32()),
+    ("fallback", pa.bool_()),
+]
 ROUTED = pa.schema([("tokens", pa.list_(pa.int32())), *_ROUTE])
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
 # Added by the route stage with routing.granularity=sentence, and the resulting column of the output.
@@ -131,6 +142,7 @@ COMPLETED = pa.schema(
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
+        ("answer_logprob", pa.float32()),
     ]
 )
 # Added by the generate stage if the settings, or those of some records, may request them; null for other records.
@@ -139,7 +151,12 @@ LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP))
 _OUTPUT = [("output", pa.string()), ("finish_reason", pa.string()), ("completion_tokens", pa.int32())]
 OUTPUTS = pa.list_(pa.struct([*_OUTPUT, ("logprobs", LOGPROBS)]))
 REQUESTED = pa.schema(
-    [("outputs", OUTPUTS), ("logprobs", LOGPROBS), ("choice_log_likelihoods", pa.list_(pa.float64()))]
+    [
+        ("outputs", OUTPUTS),
+        ("logprobs", LOGPROBS),
+        ("choice_log_likelihoods", pa.list_(pa.float64())),
+        ("choice_margin", pa.float32()),
+    ]
 )
 
 # Columns of the output, before and after the passed-through ones.

@@ -70,9 +70,11 @@ class JobSettings:
     def requested_columns(self) -> pa.Schema:
         """The columns of `records.REQUESTED` that these settings, or the settings of a record, may request."""
         per_record = self.columns.sampling is not None
+        has_choices = per_record or self.columns.choices is not None or bool(self.sampling.choices)
         is_requested = {
             "outputs": per_record or self.sampling.n > 1,
             "logprobs": per_record or self.sampling.logprobs is not None,
-            "choice_log_likelihoods": per_record or self.columns.choices is not None or bool(self.sampling.choices),
+            "choice_log_likelihoods": has_choices,
+            "choice_margin": has_choices,
         }
         return pa.schema([f for f in REQUESTED if is_requested[f.name]])

@@ -20,5 +20,6 @@ class AnswersAtOnce:
         """Append the columns of `records.COMPLETED`."""
         count = table.num_rows
         values: dict[str, Any] = {"output": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 0}
+        values["answer_logprob"] = 0.0
         with self.incidents.recording("generate", records=count):
             return with_columns(table, COMPLETED, {name: [value] * count for name, value in values.items()})

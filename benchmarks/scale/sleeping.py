@@ -59,6 +59,7 @@ class AssignsMixtures:
             "tokens": [[row % 600] for row in rows],
             "mixture": [self._mixture(row).key for row in rows],
             "route_score": [1.0] * len(rows),
+            "route_confidence": [1.0] * len(rows),
             "fallback": [False] * len(rows),
         }
         return with_columns(table, ROUTED, columns)
@@ -107,7 +108,9 @@ class Sleeps:
             self._note(start=start, end=time.time(), **shape)
         values = {"output": "", "finish_reason": "stop", "prompt_tokens": 1}
         columns = {name: [value] * table.num_rows for name, value in values.items()}
-        return with_columns(table, COMPLETED, columns | {"completion_tokens": lengths})
+        return with_columns(
+            table, COMPLETED, columns | {"completion_tokens": lengths, "answer_logprob": [0.0] * table.num_rows}
+        )
 
     def _note(self, **values: Any) -> None:
         self._trace.write(json.dumps(values) + "\n")
@@ -142,6 +145,7 @@ class SleepsByRow:
                 self._note(died=time.time())
                 os._exit(1)
         values = {"output": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+        values["answer_logprob"] = 0.0
         return with_columns(table, COMPLETED, {name: [value] * len(rows) for name, value in values.items()})
 
     def _note(self, **values: Any) -> None:

@@ -20,9 +20,9 @@ StepLogprobs = tuple[float, list[tuple[int, float]]]
 class Sequence:
     """One answer to a request, as `core.decoder.Decoder.start` makes it. Preemption drops its keys and values only.
 
-    ``token_counts``, ``stop_scanner`` and ``matcher``: None if the settings do not need them. ``sentences``: of the
-    answer, as `Reroute` takes them. ``num_computed``: tokens whose keys and values are in the slot. ``admission``:
-    index of its first admission; -1 before.
+    ``token_counts``, ``stop_scanner`` and ``matcher``: None if the settings do not need them. ``sum_logprob``: of all
+    new tokens. ``sentences``: of the answer, as `Reroute` takes them. ``num_computed``: tokens whose keys and values
+    are in the slot. ``admission``: index of its first admission; -1 before.
     """
 
     request: Request
@@ -35,6 +35,7 @@ class Sequence:
     stop_scanner: StopScanner | None = None
     matcher: Matcher | None = None
     logprobs: list[StepLogprobs] = field(default_factory=list)
+    sum_logprob: float = 0.0
     sentences: list[tuple[int, Mixture]] = field(init=False)
     slot: Slot | None = None
     num_computed: int = 0

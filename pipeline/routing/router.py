@@ -18,10 +18,15 @@ from .policy import RoutingPolicy
 
 @dataclass(frozen=True)
 class Route:
-    """The route of one prompt. ``score``: in-domain score; ``fallback``: the score is below the gate's threshold."""
+    """The route of one prompt.
+
+    ``score``: in-domain score; ``confidence``: calibrated probability of the likeliest class; ``fallback``: the score
+    is below the gate's threshold.
+    """
 
     mixture: Mixture
     score: float
+    confidence: float
     fallback: bool
 
 
@@ -70,11 +75,14 @@ class Router(ABC):
         if not prompts:
             return []
         found = self.classify(prompts, policy.acceptance)
-        mixtures = policy.mixtures(found.probabilities, self.labels)
         return [
-            Route(Mixture() if policy.gate and not accepted else mixture, score, policy.gate and not accepted)
-            for mixture, score, accepted in zip(
-                mixtures, found.scores.float().tolist(), found.accepted.tolist(), strict=True
+            Route(Mixture() if policy.gate and not accepted else mixture, score, sure, policy.gate and not accepted)
+            for mixture, score, sure, accepted in zip(
+                policy.mixtures(found.probabilities, self.labels),
+                found.scores.float().tolist(),
+                found.probabilities.amax(1).tolist(),
+                found.accepted.tolist(),
+                strict=True,
             )
         ]
 

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.result_cache import ANSWERS, LIKELIHOODS, ResultCache, work_folder
 from tests.storage import memory_url
 
-ROW = {"output": "yes", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 1}
+ROW = {"output": "yes", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 1, "answer_logprob": -0.5}
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -36,7 +36,13 @@ class Sleeps:
         time.sleep(SECONDS)
         with self.notes.open("a") as notes:
             notes.write("x")
-        made = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+        made = {
+            "output": "o",
+            "finish_reason": "stop",
+            "prompt_tokens": 1,
+            "completion_tokens": 1,
+            "answer_logprob": -0.5,
+        }
         return with_columns(table, COMPLETED, {name: [value] * table.num_rows for name, value in made.items()})
 
 

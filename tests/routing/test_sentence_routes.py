@@ -23,7 +23,8 @@ class ShownRouter:
     def route(self, prompts: Sequence[Sequence[int]], policy: RoutingPolicy) -> list[Route]:
         self.shown += [list(p) for p in prompts]
         return [
-            Route(Mixture() if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), p[-1] < 0) for p in prompts
+            Route(Mixture() if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), 0.5, p[-1] < 0)
+            for p in prompts
         ]
 
 

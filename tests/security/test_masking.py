@@ -56,9 +56,10 @@ def test_errors_of_committing_are_masked() -> None:
     table = with_columns(
         staged_table([Record(0, "a", "asked")], passed),
         ROUTED,
-        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "fallback": [False]},
+        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "route_confidence": [0.5], "fallback": [False]},
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
+    done["answer_logprob"] = [-0.5]
     table = with_columns(table, COMPLETED, done)
     table = table.append_column("window", pa.array([0], pa.int32()))
     commit = CommitShards(MarkerStore(memory_url()), OutputSchema(passed, False, "r", "b"), 10, "a", Incidents())

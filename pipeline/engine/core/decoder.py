@@ -69,27 +69,32 @@ class Decoder:
         ``logits`` [sequences x vocab], fp32. Sequences that finish get their finish reason. Those that had finished
         before are left as they are, and their token has no meaning.
         """
-        finite = logits.sum(1).isfinite().tolist()  # reads all logits once, `isfinite` would four times
+        total = logits.logsumexp(1)  # not finite if a logit of the row is NaN or infinite
+        finite = total.isfinite().tolist()
         if not all(finite):
-            finite = logits.isfinite().all(1).tolist()
             logits = logits.nan_to_num()
         tokens = self._choose(seqs, logits)
         self._add_logprobs(seqs, logits, tokens)
-        for seq, token, is_finite in zip(seqs, tokens.tolist(), finite, strict=True):
+        logprobs = (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - total).tolist()
+        for seq, token, logprob, is_finite in zip(seqs, tokens.tolist(), logprobs, finite, strict=True):
             if seq.finish_reason:
                 continue
             if is_finite:
-                self.append(seq, token)
+                self.append(seq, token, logprob)
             else:
                 seq.fail(Failure("NonFiniteLogits", "the model gave NaN or infinite logits for this record"))
         return tokens
 
-    def append(self, seq: Sequence, token: int) -> None:
-        """Append the next token to an unfinished sequence, and finish the sequence if the token ends it."""
+    def append(self, seq: Sequence, token: int, logprob: float) -> None:
+        """Append the next token to an unfinished sequence, and finish the sequence if the token ends it.
+
+        ``logprob``: natural log probability of the token by the model.
+        """
         if seq.matcher and not seq.matcher.add(token):
             seq.fail(Failure("ConstraintFailed", f"after {len(seq.new_tokens)} tokens: {seq.matcher.error}"))
             return
         seq.new_tokens.append(token)
+        seq.sum_logprob += logprob
         if seq.token_counts:
             seq.token_counts.add(token)
         if (
@@ -114,6 +119,7 @@ class Decoder:
             len(seq.new_tokens),
             tuple((prompt_length + start, mixture) for start, mixture in seq.sentences[1:]),
             None if seq.sampling.logprobs is None else self._logprobs(seq),
+            answer_logprob=seq.sum_logprob / len(seq.new_tokens),
         )
 
     def _choose(self, seqs: list[Sequence], logits: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,7 @@ def choose(
 def choice_outcome(item: Choices, scores: list[float], sampling: Sampling, seed: int) -> Outcome:
     """Return the outcome of a request whose choices have the log-likelihoods ``scores``."""
     likelihoods = torch.tensor([scores], dtype=torch.float64)
+    probabilities = sorted(likelihoods[0].softmax(0).tolist())
     settings = Sampling(temperature=sampling.temperature)
     outcomes: list[Outcome] = []
     for index in range(sampling.n):
@@ -58,6 +59,8 @@ def choice_outcome(item: Choices, scores: list[float], sampling: Sampling, seed:
                 len(item.request.tokens),
                 len(item.choices[choice]),
                 choice_log_likelihoods=tuple(scores),
+                choice_margin=probabilities[-1] - sum(probabilities[-2:-1]),
+                answer_logprob=scores[choice] / len(item.choices[choice]),
             )
         )
     return join_outcomes(outcomes)

@@ -30,7 +30,7 @@ def sampling_params(request: Request, sampling: Sampling, seed: int, end_tokens:
         frequency_penalty=sampling.frequency_penalty,
         stop=list(sampling.stop),
         stop_token_ids=sorted(end_tokens.union(sampling.stop_token_ids)),
-        logprobs=sampling.logprobs,
+        logprobs=sampling.logprobs or 0,  # of the chosen token, for the mean of the answer
         seed=request_generator(request, sampling, seed).initial_seed(),
         detokenize=bool(sampling.stop),
         skip_special_tokens=True,
@@ -74,13 +74,13 @@ def completion(decoder: Decoder, request: Request, output: Any) -> Completion | 
     if output.finish_reason not in ("stop", "length"):
         return Failure("EngineFailed", f"vLLM ended the answer with {output.finish_reason!r}")
     seq = decoder.start(request)
-    steps = output.logprobs or [None] * len(output.token_ids)
-    for token, logprobs in zip(output.token_ids, steps, strict=True):
-        if logprobs is not None:
+    for token, logprobs in zip(output.token_ids, output.logprobs, strict=True):
+        logprob = logprobs[token].logprob
+        if seq.sampling.logprobs is not None:
             found = [(other, value.logprob) for other, value in logprobs.items()]
             found.sort(key=lambda pair: (-pair[1], pair[0]))
-            seq.logprobs.append((logprobs[token].logprob, found[: seq.sampling.logprobs or 0]))
-        decoder.append(seq, token)
+            seq.logprobs.append((logprob, found[: seq.sampling.logprobs]))
+        decoder.append(seq, token, logprob)
         if seq.finish_reason:
             break
     seq.finish_reason = seq.finish_reason or output.finish_reason

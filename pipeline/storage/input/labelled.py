@@ -1,8 +1,10 @@
 """Read a small labelled table (training data, references) from a URL."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import IO, Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -12,21 +14,36 @@ from pipeline.storage.store.redact import masked, user_errors
 
 from .files import name_without_query
 
+
+def _read_csv(file: IO[bytes], columns: Sequence[str]) -> pa.Table:
+    """Read CSV whose values may hold line breaks; ``columns`` are texts as written, and only an empty one is null."""
+    return pyarrow.csv.read_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
+        ),
+    )
+
+
 _READERS: dict[str, Any] = {
-    ".parquet": pyarrow.parquet.read_table,
-    ".jsonl": pyarrow.json.read_json,
-    ".csv": pyarrow.csv.read_csv,
+    ".parquet": lambda file, columns: pyarrow.parquet.read_table(file),
+    ".jsonl": lambda file, columns: pyarrow.json.read_json(file),
+    ".csv": _read_csv,
 }
 
 
 def read_table(url: str, columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of one Parquet, JSONL or CSV file, with all columns; `UserError` if one of ``columns`` is missing."""
+    """The rows of one Parquet, JSONL or CSV file, with all columns; `UserError` if one of ``columns`` is missing.
+
+    In CSV, ``columns`` are texts exactly as written.
+    """
     shown = masked(url)
     suffix = next((s for s in _READERS if name_without_query(url).endswith(s)), None)
     if suffix is None:
         raise UserError(f"data: {shown} has none of the suffixes {', '.join(_READERS)}")
     with user_errors(f"data: cannot read {shown}", (OSError, ValueError)), fsspec.open(url, "rb") as f:
-        table = _READERS[suffix](f)
+        table = _READERS[suffix](f, columns)
     missing = [c for c in columns if c not in table.column_names]
     if missing:
         found = ", ".join(table.column_names)

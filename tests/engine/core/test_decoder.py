@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -118,6 +119,7 @@ def test_logprobs_equal_a_plain_forward_with_merged_weights(make_engine: Make, t
     answer = answers(engine, [asked], replace(SAMPLED, logprobs=3, presence_penalty=2.0))["a"]
     assert answer.logprobs is not None
     assert len(answer.logprobs) == answer.completion_tokens
+    assert answer.answer_logprob == pytest.approx(np.mean([token.logprob for token in answer.logprobs]), abs=1e-5)
     new = [token.token_id for token in answer.logprobs]
     plain = merged(load_model(str(tiny_model), "fp32"), engine.lora.bank, asked.mixture)
     with torch.no_grad():

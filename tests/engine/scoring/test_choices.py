@@ -70,6 +70,9 @@ def test_the_choice_of_highest_likelihood_is_the_answer(engine: Engine, tiny_mod
         likelihoods = [expected(engine, tiny_model, one, label) for label in LABELS]
         assert got.choice_log_likelihoods == pytest.approx(likelihoods, abs=1e-4)
         assert got.output == LABELS[likelihoods.index(max(likelihoods))]
+        first, second, _ = torch.tensor(likelihoods).softmax(0).sort(descending=True).values.tolist()
+        assert got.choice_margin == pytest.approx(first - second, abs=1e-4)
+        assert got.answer_logprob == pytest.approx(max(likelihoods) / got.completion_tokens, abs=1e-4)
         assert got.finish_reason == "choice"
         assert got.prompt_tokens == len(one.tokens)
         assert got.completion_tokens == len(engine.tokenizer(got.output).input_ids) + 1
