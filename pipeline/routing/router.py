@@ -18,7 +18,7 @@ from .policy import RoutingPolicy
 
 @dataclass(frozen=True)
 class Route:
-    """The route of one prompt. ``score``: in-domain score; ``fallback``: the score is below the gate's threshold."""
+    """The route of one prompt. ``score``: in-domain score; ``fallback``: rejected by the gate."""
 
     mixture: Mixture
     score: float
@@ -71,12 +71,21 @@ class Router(ABC):
             return []
         found = self.classify(prompts, policy.acceptance)
         mixtures = policy.mixtures(found.probabilities, self.labels)
+        rejected = ~found.accepted & policy.gate
+        fallbacks = iter(policy.fallbacks(found.probabilities[rejected], self.labels))
         return [
-            Route(Mixture() if policy.gate and not accepted else mixture, score, policy.gate and not accepted)
-            for mixture, score, accepted in zip(
-                mixtures, found.scores.float().tolist(), found.accepted.tolist(), strict=True
+            Route(next(fallbacks) if is_rejected else mixture, score, is_rejected)
+            for mixture, score, is_rejected in zip(
+                mixtures, found.scores.float().tolist(), rejected.tolist(), strict=True
             )
         ]
+
+    def without(self, labels: Collection[str]) -> "Router":
+        """Return this router as it would be if it did not know some classes, to measure what unknown tasks get.
+
+        Raises `UserError` if the kind of router cannot.
+        """
+        raise UserError(f"router: classes cannot be left out of the kind {self.kind}")
 
     def check_bank(self, adapters: Collection[str], bank: str) -> None:
         """Raise `UserError` if a label is no adapter of the bank."""
