@@ -10,6 +10,7 @@ from pipeline.estimate.cost import Estimate, Range, cost_of_run, cost_of_sample,
 from pipeline.estimate.sample import RoutedSample, answer_sample, route_sample
 from pipeline.job.generate import GenerateJob
 from pipeline.job.preflight import Prepared
+from pipeline.routing import RoutingPolicy
 
 
 def print_estimate(
@@ -20,7 +21,7 @@ def print_estimate(
     The speed is measured for ``seconds`` on the sample, or that of ``basis``, the output of an earlier run.
     """
     routed = route_sample(job.settings, prepared)
-    _print_routes(routed)
+    _print_routes(routed, job.settings.routing)
     plan, sampling = prepared.plan, job.settings.sampling
     cost = None
     if basis:
@@ -43,13 +44,13 @@ def _actors(config: GenerateConfig) -> int:
     return config.engine.actors or config.cluster.stages.generate.min_actors or max(1, torch.cuda.device_count())
 
 
-def _print_routes(routed: RoutedSample) -> None:
+def _print_routes(routed: RoutedSample, routing: RoutingPolicy) -> None:
     total = routed.records
     alive = total - routed.dead.total()
     print(
         f"sample     {total} records routed: {alive} to {len(routed.mixtures)} mixtures, {routed.dead.total()} refused"
     )
-    print(f"fallback   {routed.fallback} of them to the base model alone")
+    print(f"fallback   {routed.fallback} of them to {routing.fallback_name}")
     for kind, count in routed.dead.most_common():
         print(f"  {count:6d}  {count / total:6.1%}  dead: {kind}")
     for mixture, count in routed.mixtures.most_common(10):

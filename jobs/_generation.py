@@ -14,6 +14,7 @@ from pipeline.job.result import JobResult
 from pipeline.job.stop import stop_on_store_errors
 from pipeline.pools import start_pools
 from pipeline.report import check_tracking
+from pipeline.routing import RoutingPolicy
 from pipeline.storage.commit.counts import most_frequent
 from pipeline.storage.store.redact import masked
 from pipeline.telemetry.logs import write_json_lines
@@ -42,11 +43,12 @@ def run(job: GenerateJob, config: GenerateConfig, view: View) -> int:
         result = job.run(lambda: start_pools(config, view.log))
     with stop_on_store_errors():
         write_artifacts(output, config, result, view.log)
-    view.result(_summary(result, masked(output)), _values(result, masked(output)))
+    routing = job.settings.routing
+    view.result(_summary(result, routing, masked(output)), _values(result, routing, masked(output)))
     return _exit_code(result, masked(output))
 
 
-def _summary(result: JobResult, output: str) -> list[str]:
+def _summary(result: JobResult, routing: RoutingPolicy, output: str) -> list[str]:
     total = result.counts
     seconds = result.seconds
     rate = result.generated_tokens / max(seconds, 1e-9)
@@ -54,7 +56,7 @@ def _summary(result: JobResult, output: str) -> list[str]:
     return [
         f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing",
         f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {seconds:.1f} s with start-up",
-        f"fallback   {total.fallback} answered by the base model alone",
+        f"fallback   {total.fallback} answered by {routing.fallback_name}",
         *(f"dead       {count} {error}" for error, count in sorted(total.errors.items(), key=lambda item: -item[1])),
         f"mixtures   {'over ' if total.rare else ''}{len(total.mixtures)} distinct; the most frequent:",
         *(f"  {count:6d}  {mixture}" for mixture, count in mixtures),
@@ -62,7 +64,7 @@ def _summary(result: JobResult, output: str) -> list[str]:
     ]
 
 
-def _values(result: JobResult, output: str) -> dict[str, Any]:
+def _values(result: JobResult, routing: RoutingPolicy, output: str) -> dict[str, Any]:
     total = result.counts
     return {
         "records": result.records,
@@ -70,6 +72,7 @@ def _values(result: JobResult, output: str) -> dict[str, Any]:
         "dead": total.dead,
         "missing": result.incomplete,
         "fallback": total.fallback,
+        "fallback_kind": routing.fallback,
         "generated_tokens": result.generated_tokens,
         "seconds": round(result.seconds, 2),
         "errors": total.errors,

@@ -15,8 +15,14 @@ from jobs._cli import OK, Job, config_words, run_job, task_option
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BootstrapSettings
-from pipeline.evaluation.configurations import check_adapters, configurations, sentence_configuration
-from pipeline.evaluation.model_stack import load_model_stack
+from pipeline.evaluation.configurations import (
+    Configuration,
+    check_adapters,
+    configurations,
+    sentence_configuration,
+)
+from pipeline.evaluation.leave_one_out import few_shot, leave_one_out, oracle, read_examples
+from pipeline.evaluation.model_stack import ModelStack, load_model_stack
 from pipeline.evaluation.results import Evaluation, write_evaluation, write_results
 from pipeline.evaluation.runs import (
     GroupAccuracies,
@@ -26,13 +32,15 @@ from pipeline.evaluation.runs import (
     read_predictions,
     read_reference,
 )
-from pipeline.evaluation.suite import SUITES, load_suite
+from pipeline.evaluation.suite import SUITES, Suite, load_suite
 from pipeline.evaluation.suite_runner import SuiteRunner
 from pipeline.models import resolve_model
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.settings import ModelRef
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
+
+_DATA = PROJECT_DIR / "demo" / "data"
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Options:
     by: str
     tasks: tuple[str, ...]
     limit: int | None
+    leave_one_out: bool
+    examples: str | None
     work: str | None
     output: Path | None
     json: Path | None
@@ -64,6 +74,13 @@ class Options:
 @click.option("--suite", help=f"{', '.join(SUITES)}, or the URL of a file with their columns.")
 @task_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="With --suite: at most N records of each task.")
+@click.option("--leave-one-out", is_flag=True, help="With --suite: leave out each task's own adapter.")
+@click.option(
+    "--examples",
+    metavar="URL",
+    help="With --leave-one-out: table of examples (task, prompt, answer) for the few-shot control;"
+    " default: the training prompts of the demo's suite.",
+)
 @click.option(
     "--work", metavar="URL", help="With --suite: folder that keeps the answers; default: work, in the output."
 )
@@ -78,13 +95,14 @@ def main(**values: Any) -> int:
     \b
     loraloom evaluate --run URL [--against URL] [--reference URL] [--answer COLUMN] [--by COLUMN]
     loraloom evaluate --suite NAME [--task TASK ...] [--limit N] [group=option ...] [key=value ...]
+    loraloom evaluate --suite NAME --leave-one-out [--examples URL] [--task TASK ...] [--limit N] [...]
 
     The right answers of a run are in a column that it passed through, or by id in the table --reference (Parquet,
     JSONL or CSV). --against shows a second run over the same records beside it.
 
-    A suite is answered in this process under every configuration of pipeline.evaluation.configurations; an
-    interrupted command continues where it stopped. --output gets results.json, metrics.parquet, records.parquet and
-    tables.md.
+    A suite is answered in this process under every configuration of pipeline.evaluation.configurations, or those of
+    pipeline.evaluation.leave_one_out; an interrupted command continues where it stopped. --output gets results.json,
+    metrics.parquet, records.parquet and tables.md.
     """
     options = Options(**values)
     config = load_settings("evaluate", options.overrides, EvaluateConfig)
@@ -95,7 +113,10 @@ def main(**values: Any) -> int:
 def _check(options: Options) -> None:
     if (options.run is None) == (options.suite is None):
         raise UserError("evaluate: give --run or --suite")
-    other = {"--task": options.tasks, "--limit": options.limit, "--work": options.work}
+    other: dict[str, Any] = {"--task": options.tasks, "--limit": options.limit, "--work": options.work}
+    other |= {"--leave-one-out": options.leave_one_out, "--examples": options.examples}
+    if options.examples and not options.leave_one_out:
+        raise UserError("evaluate: --examples goes with --leave-one-out only")
     if options.suite:
         other = {"--against": options.against, "--reference": options.reference}
     wrong = [name for name, value in other.items() if value]
@@ -104,8 +125,8 @@ def _check(options: Options) -> None:
 
 
 def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -> int:
-    suite = load_suite(suite_name, PROJECT_DIR / "demo" / "data", options.tasks or None, options.limit)
-    output = options.output or Path("out/evaluate") / suite.name
+    suite = load_suite(suite_name, _DATA, options.tasks or None, options.limit)
+    output = options.output or Path("out/evaluate") / (suite.name + ("-leave-one-out" if options.leave_one_out else ""))
     if config.threads:
         torch.set_num_threads(config.threads)
     m, engine = config.model, EngineSettings(config.engine.batch_size, config.engine.prefill_tokens)
@@ -113,12 +134,15 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     bank = config.bank
     stack = load_model_stack(model, bank.path, config.router.path, bank.adapters, config.device, engine)
     adapters = stack.engine.lora.bank.names
-    check_adapters(suite.questions, adapters, _portable(config.bank.path))
     runner = SuiteRunner(stack, suite, config.max_new_tokens, config.engine.score_tokens, _log)
     policy = RoutingPolicy(**config.routing.model_dump())
-    compared = configurations(suite.composite, adapters, stack.router, policy)
-    if suite.composite:
-        compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
+    if options.leave_one_out:
+        compared = _left_out(options, suite, stack, policy, config.max_new_tokens)
+    else:
+        check_adapters(suite.questions, adapters, _portable(config.bank.path))
+        compared = configurations(suite.composite, adapters, stack.router, policy)
+        if suite.composite:
+            compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
     evaluation = Evaluation.of(runner.predictions(compared, options.work or str(output / "work")), _bootstrap(config))
     about = {
         "suite": suite.name,
@@ -129,6 +153,19 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     title = f"{suite.name}: {len(suite.questions)} questions, {len(adapters)} adapters"
     _write(options, output, title, evaluation, about)
     return OK
+
+
+def _left_out(
+    options: Options, suite: Suite, stack: ModelStack, policy: RoutingPolicy, max_new_tokens: int
+) -> list[Configuration]:
+    compared = leave_one_out(stack.router, policy) + oracle(suite.questions, stack.engine.lora.bank.names)
+    examples_url = options.examples or (str(_DATA / "suite-train.parquet") if suite.name == "suite-test" else None)
+    examples = read_examples(examples_url, suite.questions) if examples_url else {}
+    if all(examples.get(question.group) for question in suite.questions):
+        compared.append(few_shot(stack.prompts, examples, stack.engine.context - max_new_tokens))
+    else:
+        _log("few-shot   left out: no examples of every task (--examples)")
+    return compared
 
 
 def _evaluate_runs(options: Options, config: EvaluateConfig) -> int:

@@ -17,7 +17,7 @@ class Mixture:
     """Weights of the adapters that answer a record together; an empty mixture is the base model alone.
 
     Adapters are sorted by name and have no zero weights, so that equal mixtures are equal objects with one `key`. The
-    router makes the weights multiples of one step that sum to exactly 1.
+    router makes the weights multiples of one step that sum to exactly 1; those of a fallback are equal, 1/n each.
     """
 
     adapters: tuple[str, ...] = ()

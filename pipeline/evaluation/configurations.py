@@ -1,5 +1,6 @@
 """The compared ways to choose the mixture of each question."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.models import PromptFormat
 from pipeline.records import Mixture
 from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing.policy import blend
 from pipeline.routing.rerouting import SentenceRouter
 from pipeline.routing.router import Router
 from pipeline.routing.sentence_routes import route_sentences
@@ -25,6 +27,10 @@ class TokenizedQuestion:
 
     question: Question
     tokens: list[int]
+
+
+Choose = Callable[[Router, Sequence[Sequence[int]]], Sequence[Mixture]]
+"""From a router and prompts (token ids) to mixtures, in the same order."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,18 @@ def configurations(
     ungated = replace(policy, gate=False)
 
     def routed(name: str, top_p: float, **changes: Any) -> Configuration:
-        return _routed(name, router, replace(ungated, top_p=top_p, **changes))
+        policy = replace(ungated, top_p=top_p, **changes)
+        return by_router(name, router, lambda router, prompts: [r.mixture for r in router.route(prompts, policy)])
 
-    equal = Mixture.of({name: 1 / len(adapters) for name in adapters})
+    equal = blend(adapters)
     return [
-        _fixed("base", lambda question: Mixture()),
-        _fixed("oracle-blend" if composite else "oracle", own_adapters),
+        by_question("base", lambda question: Mixture()),
+        by_question("oracle-blend" if composite else "oracle", own_adapters),
         routed("routed p=0.6", 0.6),
         routed("routed p=0.6 + gate", 0.6, gate=True),
         routed("routed p=0.9", 0.9),
         routed("top-1", 0.6, max_adapters=1),
-        _fixed("equal", lambda question: equal),
+        by_question("equal", lambda question: equal),
         routed("softmax p=0.6", 0.6, weights="softmax"),
         routed("softmax p=0.9", 0.9, weights="softmax"),
     ]
@@ -73,8 +80,7 @@ def configurations(
 
 def own_adapters(question: Question) -> Mixture:
     """Mix the adapters of the question's own tasks with equal weights."""
-    tasks = sorted(set(question.tasks))
-    return Mixture.of({task: 1 / len(tasks) for task in tasks})
+    return blend(sorted(set(question.tasks)))
 
 
 def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank: str) -> None:
@@ -86,21 +92,30 @@ def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank:
         )
 
 
-def _fixed(name: str, mixture: Callable[[Question], Mixture]) -> Configuration:
+def by_question(name: str, mixture: Callable[[Question], Mixture]) -> Configuration:
+    """Choose the mixture of each question without a router."""
+
     def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
         return [Request(one.question.id, one.tokens, mixture(one.question)) for one in questions]
 
     return Configuration(name, requests)
 
 
-def _routed(name: str, router: Router, policy: RoutingPolicy) -> Configuration:
+def by_router(name: str, router: Router, choose: Choose, leave_out: bool = False) -> Configuration:
+    """Choose mixtures with a router; ``leave_out``: with one that does not know the question's own tasks."""
+
     def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
-        prompts = [one.tokens for one in questions]
-        parts = [prompts[start : start + _ROUTE_ROWS] for start in range(0, len(prompts), _ROUTE_ROWS)]
-        routes = [route for part in parts for route in router.route(part, policy)]
-        return [
-            Request(one.question.id, one.tokens, route.mixture) for one, route in zip(questions, routes, strict=True)
-        ]
+        groups: dict[tuple[str, ...], list[TokenizedQuestion]] = defaultdict(list)
+        for one in questions:
+            groups[one.question.tasks if leave_out else ()].append(one)
+        mixtures: dict[str, Mixture] = {}
+        for tasks, group in groups.items():
+            known = router.without(tasks) if tasks else router
+            for start in range(0, len(group), _ROUTE_ROWS):
+                part = group[start : start + _ROUTE_ROWS]
+                chosen = choose(known, [one.tokens for one in part])
+                mixtures |= {one.question.id: mixture for one, mixture in zip(part, chosen, strict=True)}
+        return [Request(one.question.id, one.tokens, mixtures[one.question.id]) for one in questions]
 
     return Configuration(name, requests)
 

@@ -149,9 +149,10 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
             f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
     bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)
-    spec_of(settings.engine).check(settings.engine, bank, settings.routing.max_adapters)
+    spec_of(settings.engine).check(settings.engine, bank, settings.routing.largest_mixture(len(bank.names)))
     router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
+    settings.routing.check_fallback(router.labels)
     _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:

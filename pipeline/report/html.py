@@ -88,7 +88,7 @@ def _charts(run: RunSummary, top: list[tuple[str, int]], sample: OutputSample) -
         found["finish"] = bars(reasons, "finish reasons", width=3.75)
     if sample.rows:
         fallback, prompts = sample.numbers["fallback"].astype(bool), sample.numbers["prompt_tokens"]
-        parts = [("routed", ~fallback), ("base model alone", fallback)] if fallback.any() else []
+        parts = [("routed", ~fallback), ("fallback", fallback)] if fallback.any() else []
         is_wide = bool(prompts.max() > 20 * max(1, prompts.min()))
         found["scores"] = histogram(sample.numbers["route_score"], "router score", parts)
         found["prompts"] = histogram(prompts, "prompt tokens", log=is_wide)

@@ -50,12 +50,13 @@ class RunSummary:
     def figures(self) -> dict[str, str]:
         """Return the figures that the report shows, formatted, by name."""
         counts, answered, hours = self.counts, max(1, self.counts["data"]), self.device_hours()
+        fallback = self.values["config"].get("routing", {}).get("fallback", "base")
         return {
             "records": f"{counts['records']:,}",
             "answered": f"{counts['data']:,}",
             "dead letters": f"{counts['dead']:,}",
             "missing": f"{counts['incomplete']:,}",
-            "base model alone": f"{counts['fallback'] / answered:.1%}",
+            "fallback": f"{counts['fallback'] / answered:.1%} ({fallback})",
             "distinct mixtures": f"{'over ' if self.rare else ''}{len(counts['mixtures']):,}",
             "adapters per mixture": f"{self.mean_adapters():.2f}",
             "prompt tokens": f"{counts['prompt_tokens']:,}",

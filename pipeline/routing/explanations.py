@@ -46,7 +46,7 @@ class Explanation:
 
     def _mixture_reason(self, policy: RoutingPolicy) -> str:
         if policy.gate and not self.accepted:
-            return "base  (fallback: the base model alone)"
+            return f"{self.mixture.key}  (fallback: {policy.fallback_name})"
         if policy.max_adapters == 0:
             return "base  (routing.max_adapters=0)"
         chosen = f"the fewest classes that reach routing.top_p={policy.top_p:g}, at most {policy.max_adapters}"

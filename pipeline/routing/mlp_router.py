@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,36 @@ class MlpRouter(Router):
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
         self.vocab_size = model.shape.vocab_size
+        self._trained = torch.arange(model.shape.classes)  # the network's classes that count, see `without`
         self._set_classes(known, head, card)
 
     def with_classes(self, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]) -> "MlpRouter":
         """Return a router that shares this network and has other classes beside the trained ones."""
         other = copy.copy(self)
         other._set_classes(known, head, card)
+        return other
+
+    def without(self, labels: Collection[str]) -> "MlpRouter":
+        """See `Router.without`. The classes' probabilities go to the others in proportion; their references are gone.
+
+        The network, the embeddings and the thresholds are still those of a training with them. It cannot be saved.
+        """
+        kept = torch.tensor([label not in labels for label in self.labels])
+        trained, added = kept[: len(self._trained)], kept[len(self._trained) :]
+        known, head = self.known, self.head
+        is_reference, is_held_out = kept[known.reference_targets], kept[known.held_out_targets]
+        indices = kept.cumsum(0) - 1
+        other = self.with_classes(
+            KnownPrompts(
+                known.references[is_reference],
+                indices[known.reference_targets[is_reference]],
+                known.held_out[is_held_out],
+                indices[known.held_out_targets[is_held_out]],
+            ),
+            CentroidHead(head.trained[trained], head.added[added], head.margins[added], head.floors[added]),
+            self.card | {"labels": [label for label in self.labels if label not in labels]},
+        )
+        other._trained = self._trained[trained]
         return other
 
     def _set_classes(self, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]) -> None:
@@ -83,7 +107,7 @@ class MlpRouter(Router):
     @torch.inference_mode()
     def probabilities(self, embedded: torch.Tensor) -> torch.Tensor:
         """Return calibrated class probabilities [n x labels] of mean embeddings [n x E]; `UserError` if not finite."""
-        trained = (self._network.classify(embedded) / self.temperature).softmax(1)
+        trained = (self._network.classify(embedded)[:, self._trained] / self.temperature).softmax(1)
         found = self._head.probabilities(embedded, trained)
         if not found.isfinite().all():
             raise UserError("router: its weights give NaN or infinite probabilities; train it again")

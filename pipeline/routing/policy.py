@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.errors import UserError
 from pipeline.records import Mixture
 
 if TYPE_CHECKING:  # the config reads the defaults below, and does not wait for torch
     import torch
 
 WeightRule = Literal["renormalize", "softmax"]
+Fallback = Literal["base", "all", "nearest"]
+
+_NEAREST = 3  # adapters of the fallback `nearest`
+_MAX_BLENDED = 100  # adapters of the fallback `all`: every row that gets it holds their names
 
 
 @dataclass(frozen=True)
@@ -17,11 +22,12 @@ class RoutingPolicy:
     """Rules that turn class probabilities into mixtures.
 
     ``top_p``: the smallest set of classes whose probabilities sum to at least this is kept (0.6 in the released code).
-    ``max_adapters``: adapters of a mixture at most; 0 is the base model alone.
+    ``max_adapters``: adapters of a routed mixture at most; 0 is the base model alone for every prompt.
     ``weights``: ``renormalize`` (p_i / sum) or the released code's ``softmax`` over the kept probabilities.
     ``weight_steps``: weights are multiples of one over this, so that mixtures repeat and group.
-    ``gate``: prompts below the router's in-domain threshold get the base model alone; ``acceptance`` is the share of
-    in-domain prompts that are above it.
+    ``gate``: prompts below the router's in-domain threshold get the ``fallback``; ``acceptance`` is the share of
+    in-domain prompts that are above it. ``fallback``: ``base`` is the base model alone, ``all`` every adapter of the
+    router at equal weight, ``nearest`` the three most likely ones, or ``max_adapters`` if that is fewer.
     """
 
     top_p: float = 0.6
@@ -29,6 +35,7 @@ class RoutingPolicy:
     weights: WeightRule = "renormalize"
     weight_steps: int = 16
     gate: bool = True
+    fallback: Fallback = "base"
     acceptance: float = 0.99
 
     def mixtures(self, probabilities: "torch.Tensor", labels: Sequence[str]) -> list[Mixture]:
@@ -41,6 +48,40 @@ class RoutingPolicy:
             Mixture.of({labels[c]: u / self.weight_steps for c, u in zip(cs, us, strict=True)})
             for cs, us in zip(classes.tolist(), units.tolist(), strict=True)
         ]
+
+    def fallbacks(self, probabilities: "torch.Tensor", labels: Sequence[str]) -> list[Mixture]:
+        """Return the fallback of each row of ``probabilities`` [n x classes]: its mixture if the gate rejects it."""
+        if self.fallback == "all" and self.max_adapters:
+            return [blend(labels)] * len(probabilities)
+        size = min(_NEAREST, self.max_adapters) if self.fallback == "nearest" else 0
+        likeliest = probabilities.double().sort(dim=1, descending=True, stable=True).indices[:, :size]
+        return [blend([labels[c] for c in row]) for row in likeliest.tolist()]
+
+    @property
+    def fallback_name(self) -> str:
+        """Name what answers a prompt that the gate rejects."""
+        names = {
+            "base": "the base model alone",
+            "all": "all adapters at equal weight",
+            "nearest": "the nearest adapters at equal weight",
+        }
+        return names[self.fallback if self.max_adapters else "base"]
+
+    def largest_mixture(self, adapters: int) -> int:
+        """Return how many adapters a mixture may have, with a bank of so many ``adapters``."""
+        return max(adapters, self.max_adapters) if self._blends_all else self.max_adapters
+
+    def check_fallback(self, labels: Sequence[str]) -> None:
+        """Raise `UserError` if the fallback would blend too many adapters."""
+        if self._blends_all and len(labels) > _MAX_BLENDED:
+            raise UserError(
+                f"config: routing.fallback=all blends {_MAX_BLENDED} adapters at most, this router has {len(labels)};"
+                " use routing.fallback=nearest or base"
+            )
+
+    @property
+    def _blends_all(self) -> bool:
+        return self.gate and self.fallback == "all" and self.max_adapters > 0
 
     def choose(self, probabilities: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
         """Choose by top-p: probabilities [n x k], zero if not chosen, and their classes [n x k], largest first."""
@@ -57,6 +98,14 @@ class RoutingPolicy:
         if self.weights == "softmax":
             chosen = chosen.exp() * (chosen > 0)
         return chosen / chosen.sum(1, keepdim=True)
+
+
+def blend(adapters: Sequence[str]) -> Mixture:
+    """Mix adapters at equal weight; of none, the base model alone.
+
+    Each weight is the float nearest to 1/n, not a multiple of a step: equal sets give equal mixtures anyway.
+    """
+    return Mixture.of({name: 1 / len(adapters) for name in adapters})
 
 
 def quantise(weights: "torch.Tensor", steps: int) -> "torch.Tensor":

@@ -20,8 +20,8 @@ from .policy import RoutingPolicy
 class Route:
     """The route of one prompt.
 
-    ``score``: in-domain score; ``confidence``: calibrated probability of the likeliest class; ``fallback``: the score
-    is below the gate's threshold.
+    ``score``: in-domain score; ``confidence``: calibrated probability of the likeliest class; ``fallback``: rejected
+    by the gate.
     """
 
     mixture: Mixture
@@ -75,16 +75,25 @@ class Router(ABC):
         if not prompts:
             return []
         found = self.classify(prompts, policy.acceptance)
+        rejected = ~found.accepted & policy.gate
+        fallbacks = iter(policy.fallbacks(found.probabilities[rejected], self.labels))
         return [
-            Route(Mixture() if policy.gate and not accepted else mixture, score, sure, policy.gate and not accepted)
-            for mixture, score, sure, accepted in zip(
+            Route(next(fallbacks) if is_rejected else mixture, score, confidence, is_rejected)
+            for mixture, score, confidence, is_rejected in zip(
                 policy.mixtures(found.probabilities, self.labels),
                 found.scores.float().tolist(),
                 found.probabilities.amax(1).tolist(),
-                found.accepted.tolist(),
+                rejected.tolist(),
                 strict=True,
             )
         ]
+
+    def without(self, labels: Collection[str]) -> "Router":
+        """Return this router as it would be if it did not know some classes, to measure what unknown tasks get.
+
+        Raises `UserError` if the kind of router cannot.
+        """
+        raise UserError(f"router: classes cannot be left out of the kind {self.kind}")
 
     def check_bank(self, adapters: Collection[str], bank: str) -> None:
         """Raise `UserError` if a label is no adapter of the bank."""

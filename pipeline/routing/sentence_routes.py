@@ -57,8 +57,8 @@ def router_inputs(prompt: Sequence[int], sentences: Sentences, context: int) -> 
 
 
 def _prompt_route(sentences: Sentences, routes: Sequence[Route]) -> SentenceRoute:
-    # An out-of-domain sentence ("Think step by step.") keeps the mixture before it.
-    mixtures = accumulate(routes, lambda previous, r: previous if r.fallback else r.mixture, initial=Mixture())
+    # An out-of-domain sentence ("Think step by step.") keeps the mixture before it; the first one has its fallback.
+    mixtures = accumulate(routes, lambda last, r: last if r.fallback else r.mixture, initial=routes[0].mixture)
     next(mixtures)
     return SentenceRoute(
         spans=tuple((s.start, mixture) for s, mixture in zip(sentences, mixtures, strict=True)),

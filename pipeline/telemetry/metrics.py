@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # write tasks count too, and must not load torch for it
 
 COUNTERS = {
     "loraloom_routed_records": "Records that got a mixture",
-    "loraloom_fallback_records": "Records that got a mixture of the base model alone, from the gate",
+    "loraloom_fallback_records": "Records that the gate rejected, so that they got the fallback",
     "loraloom_records": "Records that were answered and committed",
     "loraloom_dead_letters": "Records that were committed as dead letters",
     "loraloom_prompt_tokens": "Prompt tokens of committed records",

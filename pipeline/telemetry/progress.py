@@ -45,7 +45,7 @@ class Snapshot:
 
     @property
     def fallback_share(self) -> float:
-        """Share of the answered records that the base model answered alone."""
+        """Share of the answered records that got the fallback."""
         return self.counts.fallback / max(1, self.counts.data)
 
 

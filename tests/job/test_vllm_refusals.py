@@ -65,6 +65,10 @@ def test_a_bank_of_too_large_ranks(settings: JobSettings, tiny_model: Path, tmp_
     large = replace(settings, bank=str(tmp_path / "large"), routing=RoutingPolicy(max_adapters=4, gate=False))
     with pytest.raises(UserError, match="mixtures of 4 adapters of this bank may have rank 600"):
         check_models(large)
+    few = RoutingPolicy(max_adapters=3, fallback="nearest")
+    assert check_models(replace(large, routing=few))[0] == tiny.CONTEXT
+    with pytest.raises(UserError, match=r"mixtures of 8 adapters .* rank 1200, .* do without routing\.fallback=all"):
+        check_models(replace(large, routing=replace(few, fallback="all")))
     native = VllmSettings(over_rank="native")
     assert check_models(replace(large, engine=native))[0] == tiny.CONTEXT
     assert check_models(replace(large, routing=RoutingPolicy(max_adapters=3, gate=False)))[0] == tiny.CONTEXT

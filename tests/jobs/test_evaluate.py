@@ -124,6 +124,34 @@ def test_an_interrupted_suite_goes_on_where_it_stopped(
         assert pq.read_table(output / name).equals(pq.read_table(whole / name))
 
 
+def test_each_task_is_answered_without_its_own_adapter(
+    suite: str, words: list[str], tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, examples = tmp_path / "out", tmp_path / "examples.jsonl"
+    rows = [{"task": task, "prompt": f"{task}1", "answer": "x"} for task in ("red", "cold")]
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--suite", suite, "--output", str(output), "--leave-one-out", *words]
+    assert evaluate.main(command) == 0
+    assert "few-shot   left out" in capsys.readouterr().out
+    asked.clear()
+    assert evaluate.main([*command, "--examples", str(examples)]) == 0
+    assert len(asked) == 2 * PER_TASK, "only the prompts with examples are new"
+    records = pq.read_table(output / "records.parquet").to_pylist()
+    mixtures = {(row["configuration"], row["id"]): row["mixture"] for row in records}
+    others = sorted(set(tiny.ADAPTERS) - {"red"})
+    assert mixtures["all others", "red0"] == "+".join(f"{name}:{1 / 7!r}" for name in others)
+    assert mixtures["own adapter", "red0"] == "red:1.0"
+    assert "few-shot base" in figures(output)["metrics"]["accuracy"]
+
+
+def test_tasks_without_an_adapter_have_no_oracle(suite: str, words: list[str], tmp_path: Path) -> None:
+    rows = [row | {"task": "poetry"} for row in pq.read_table(suite).to_pylist()]
+    path, output = tmp_path / "unknown.parquet", tmp_path / "out"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert evaluate.main(["--suite", str(path), "--output", str(output), "--leave-one-out", *words]) == 0
+    assert "own adapter" not in figures(output)["metrics"]["accuracy"]
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, answers: int) -> None:
     plain = Engine.generate
 
@@ -226,6 +254,8 @@ def test_configurations_with_arguments_of_their_own_share_no_answers(
         (["--suite", "suite-test", "--limit", "0"], "Invalid value for '--limit': 0 is not in the range x>=1"),
         (["--suite", "suite-test", "--against", "x"], "--against does not go with --suite"),
         (["--run", "x", "--limit", "3"], "--limit does not go with --run"),
+        (["--run", "x", "--leave-one-out"], "--leave-one-out does not go with --run"),
+        (["--suite", "suite-test", "--examples", "x"], "--examples goes with --leave-one-out only"),
         (["--suite", "suite-test", "bootstrap.resamples=3"], "config: bootstrap.resamples"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.records import Mixture
 from pipeline.routing import RoutingPolicy, WeightRule
 from pipeline.routing.policy import quantise
+from tests.storage import user_error
 
 PARTS = 64  # probabilities are multiples of 1/64, so that floats hold their sums exactly
 
@@ -132,6 +133,38 @@ def test_a_row_is_routed_alike_alone_and_in_a_batch(rows: list[list[Fraction]]) 
     rows = [row + [Fraction(0)] * (7 - len(row)) for row in rows]
     alone = [mixture for row in rows for mixture in policy.mixtures(tensor(row), labels(7))]
     assert policy.mixtures(tensor(*rows), labels(7)) == alone
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (RoutingPolicy(fallback="base"), []),
+        (RoutingPolicy(fallback="all"), [0, 1, 2, 3, 4]),
+        (RoutingPolicy(fallback="nearest"), [1, 2, 4]),
+        (RoutingPolicy(fallback="nearest", max_adapters=2), [2, 4]),
+        (RoutingPolicy(fallback="nearest", max_adapters=0), []),
+        (RoutingPolicy(fallback="all", max_adapters=0), []),
+    ],
+)
+def test_a_fallback_is_the_base_model_or_adapters_at_equal_weight(policy: RoutingPolicy, expected: list[int]) -> None:
+    found = policy.fallbacks(tensor([0.0, 0.05, 0.15, 0.0, 0.8], [0.0, 0.05, 0.15, 0.0, 0.8]), labels(5))
+    assert found == [Mixture.of({f"adapter{c}": 1 / len(expected) for c in expected})] * 2
+    assert len(found[0].adapters) <= policy.largest_mixture(5)
+
+
+def test_only_a_blend_of_all_makes_mixtures_larger_than_max_adapters() -> None:
+    policies = [RoutingPolicy(fallback=kind) for kind in ("base", "nearest", "all")]
+    assert [policy.largest_mixture(26) for policy in policies] == [4, 4, 26]
+    assert RoutingPolicy(fallback="all", gate=False).largest_mixture(26) == 4
+    assert RoutingPolicy(fallback="all", max_adapters=0).largest_mixture(26) == 0
+
+
+def test_a_blend_of_all_adapters_of_a_large_router_is_refused() -> None:
+    RoutingPolicy(fallback="all").check_fallback(labels(100))
+    RoutingPolicy(fallback="nearest").check_fallback(labels(101))
+    RoutingPolicy(fallback="all", gate=False).check_fallback(labels(101))
+    with user_error("routing.fallback=all", "100", "101", "nearest"):
+        RoutingPolicy(fallback="all").check_fallback(labels(101))
 
 
 def test_no_rows_are_no_mixtures() -> None:

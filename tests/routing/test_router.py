@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from pipeline.records import Mixture
 from pipeline.routing import RoutingPolicy
+from pipeline.routing.calibration import gate_score
+from pipeline.routing.extension import add_class
 from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import MlpRouter
+from pipeline.routing.policy import Fallback
 from tests.routing import LABELS, make_prompts, make_router
 from tests.storage import user_error
 
@@ -80,13 +82,56 @@ def test_a_route_does_not_depend_on_the_rest_of_the_batch(router: MlpRouter) -> 
         assert [r.score for r in routes] == [r.score for r in together]
 
 
-def test_a_prompt_below_the_threshold_gets_the_base_model(router: MlpRouter) -> None:
-    scores = sorted(route.score for route in router.route(PROMPTS, RoutingPolicy()))
+@pytest.mark.parametrize("fallback", ["base", "all", "nearest"])
+def test_a_prompt_below_the_threshold_gets_the_fallback(router: MlpRouter, fallback: Fallback) -> None:
+    policy = RoutingPolicy(fallback=fallback, max_adapters=2)
+    scores = sorted(route.score for route in router.route(PROMPTS, policy))
     strict = with_threshold(router, scores[60])
-    routes = strict.route(PROMPTS, RoutingPolicy())
+    routes = strict.route(PROMPTS, policy)
     assert [r.fallback for r in routes] == [r.score < scores[60] for r in routes]
-    assert {r.mixture == Mixture() for r in routes if r.fallback} == {True}
-    assert {r.mixture == Mixture() for r in routes if not r.fallback} == {False}
+    likeliest = strict.probabilities(strict.embed(PROMPTS)).topk(2).indices.tolist()
+    expected = {
+        "base": [()] * len(routes),
+        "all": [LABELS] * len(routes),
+        "nearest": [tuple(sorted(LABELS[c] for c in pair)) for pair in likeliest],
+    }[fallback]
+    rejected = [(r.mixture.adapters, adapters) for r, adapters in zip(routes, expected, strict=True) if r.fallback]
+    assert len(rejected) == 60
+    assert all(found == adapters for found, adapters in rejected)
+    routed = router.route(PROMPTS, RoutingPolicy(gate=False, max_adapters=2))
+    assert [r for r in routes if not r.fallback] == [r for r in routed if r.score >= scores[60]]
+
+
+@pytest.mark.parametrize("left_out", LABELS)
+def test_a_router_without_a_class_gives_its_probability_to_the_others(router: MlpRouter, left_out: str) -> None:
+    other = router.without([left_out])
+    index = LABELS.index(left_out)
+    kept = [c for c in range(len(LABELS)) if c != index]
+    assert other.labels == [LABELS[c] for c in kept]
+    whole, found = (r.classify(PROMPTS, 0.99) for r in (router, other))
+    expected = whole.probabilities[:, kept] / whole.probabilities[:, kept].sum(1, keepdim=True)
+    assert torch.allclose(found.probabilities, expected, atol=1e-9)
+    others = router.known.references[router.known.reference_targets != index].double()
+    assert torch.allclose(found.scores, gate_score(router.embed(PROMPTS), others), atol=1e-9)
+    assert found.scores.mean() < whole.scores.mean() - 0.05
+    assert router.labels == list(LABELS), "the router itself has not changed"
+    rest = [label for label in LABELS if label != left_out]
+    assert other.without(rest[:1]).labels == router.without([left_out, rest[0]]).labels == rest[1:]
+    both = [r.probabilities(r.embed(PROMPTS)) for r in (other.without(rest[:1]), router.without([left_out, rest[0]]))]
+    assert torch.equal(*both)
+
+
+def test_a_router_can_do_without_a_class_that_was_added(router: MlpRouter) -> None:
+    prompts = [[50 + i % 7, 51, 52, 53 + i % 3] for i in range(12)]
+    extended, _ = add_class(router, "new", prompts, 0.05)
+    same = extended.without(["new"])
+    assert same.labels == router.labels
+    before, after = (r.classify([*PROMPTS, *prompts], 0.99) for r in (router, same))
+    assert torch.allclose(after.probabilities, before.probabilities, atol=1e-9)
+    assert torch.allclose(after.scores, before.scores, atol=1e-9)
+    one = extended.without(["legal"])
+    assert one.labels == ["art", "med", "new"]
+    assert one.classify(prompts, 0.99).probabilities.argmax(1).tolist() == [2] * len(prompts)
 
 
 def test_without_the_gate_nothing_falls_back(router: MlpRouter) -> None:

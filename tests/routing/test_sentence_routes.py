@@ -15,15 +15,16 @@ POLICY = RoutingPolicy(gate=False)
 
 
 class ShownRouter:
-    """Notes what it is shown; its route is the adapter ``t<last token>``, outside the domain for negative tokens."""
+    """Notes what it is shown; its route is the adapter ``t<last token>``, or ``outside`` for negative tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, outside: Mixture | None = None) -> None:
         self.shown: list[list[int]] = []
+        self.outside = outside or Mixture()
 
     def route(self, prompts: Sequence[Sequence[int]], policy: RoutingPolicy) -> list[Route]:
         self.shown += [list(p) for p in prompts]
         return [
-            Route(Mixture() if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), 0.5, p[-1] < 0)
+            Route(self.outside if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), 0.5, p[-1] < 0)
             for p in prompts
         ]
 
@@ -58,6 +59,13 @@ def test_a_sentence_below_the_gate_goes_on_with_the_mixture_before_it() -> None:
     assert (first.mixture, first.score, first.fallback) == (adapter("t7"), 7.0, False)
     assert (none.mixture, none.score, none.fallback) == (Mixture(), -1.0, True)
     assert (some.mixture, some.context, [start for start, _ in some.spans]) == (adapter("t6"), 2, [0, 1, 2, 3])
+
+
+def test_sentences_below_the_gate_before_any_other_have_the_fallback() -> None:
+    divided, blend = sentences((0, 0), (1, 0), (2, 2)), Mixture.of({"a": 0.5, "b": 0.5})
+    some, none = route_sentences(ShownRouter(blend), POLICY, [[-1, 5, -2], [-1, -2, -3]], [divided] * 2, 0)  # type: ignore[arg-type]
+    assert [m for _, m in some.spans] == [blend, adapter("t5"), adapter("t5")]
+    assert [m for _, m in none.spans] == [blend] * 3
 
 
 @pytest.mark.long

@@ -44,6 +44,12 @@ def test_prompts_outside_the_domain_get_the_base_model(route_settings: JobSettin
     assert outside["route_score"] < inside["route_score"]
 
 
+def test_prompts_outside_the_domain_can_get_a_blend(route_settings: JobSettings) -> None:
+    settings = replace(route_settings, routing=RoutingPolicy(fallback="all"))
+    [row] = route(settings, "(){}[];:?!" * 5)
+    assert (row["fallback"], row["mixture"]) == (True, "+".join(f"{name}:0.125" for name in sorted(tiny.ADAPTERS)))
+
+
 def test_no_adapters_allowed_is_the_base_model_for_all(route_settings: JobSettings) -> None:
     rows = route(replace(route_settings, routing=RoutingPolicy(max_adapters=0)), "red1 red2", "cold1")
     assert {row["mixture"] for row in rows} == {"base"}

@@ -33,8 +33,8 @@ def check_bank(settings: VllmSettings, bank: "AdapterBank", max_adapters: int) -
     if lora_rank(rank) is None and settings.over_rank == "refuse":
         raise UserError(
             f"config: engine=vllm: mixtures of {max_adapters} adapters of this bank may have rank {rank}, and vLLM"
-            f" takes {RANKS[-1]} at most; lower routing.max_adapters, use engine=native, or set engine.over_rank=native"
-            f" ({bank.folder})"
+            f" takes {RANKS[-1]} at most; lower routing.max_adapters, do without routing.fallback=all, use"
+            f" engine=native, or set engine.over_rank=native ({bank.folder})"
         )
 
 

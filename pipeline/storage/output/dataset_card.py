@@ -23,7 +23,7 @@ _DESCRIPTIONS = {
     "mixture": "both as one key",
     "route_score": "in-domain score of the router",
     "route_confidence": "the router's calibrated probability of its first choice",
-    "fallback": "the base model answered alone",
+    "fallback": "the gate rejected the prompt",
     "router_fingerprint": "the router that chose the mixture",
     "bank_fingerprint": "the adapters that made the answer",
 }
@@ -39,6 +39,7 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
     counts, config = run["counts"], run["config"]
     source = config.get("command", {}).get("input", "the input")
     model = config.get("model", {}).get("path", "the base model")
+    fallback = config.get("routing", {}).get("fallback", "base")
     top = most_frequent(counts["mixtures"], 10)
     lines = [
         *_front_matter(counts),
@@ -46,8 +47,8 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
         "# Answers with mixtures of LoRA adapters",
         "",
         f"{counts['data']:,} of {counts['records']:,} records of {_code(source)}, each answered by"
-        f" {_code(model)} with its own mixture of adapters. {counts['fallback']:,} were answered by the"
-        f" base model alone; {counts['dead']:,} are dead letters, with the reason of each.",
+        f" {_code(model)} with its own mixture of adapters. {counts['fallback']:,} are unlike the router's prompts and"
+        f" got the fallback {_code(fallback)}; {counts['dead']:,} are dead letters, with the reason of each.",
         "",
         "| column | type | |",
         "| --- | --- | --- |",
