@@ -41,9 +41,9 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     loraloom route --input URL --output URL [--explain N] [group=option ...] [key=value ...]
     loraloom route --prompt TEXT [--prompt TEXT ...] [group=option ...] [key=value ...]
 
-    Writes routes.parquet with id, mixture, adapters, weights, route_score, fallback, prompt_tokens and top_classes;
-    prints the histogram of mixtures, and explains the first ones: the router's most likely classes, the in-domain
-    score and the gate. With --prompt it explains the given prompts and writes nothing.
+    Writes routes.parquet with id, mixture, adapters, weights, route_score, route_confidence, fallback, prompt_tokens
+    and top_classes; prints the histogram of mixtures, and explains the first ones: the router's most likely classes,
+    the in-domain score and the gate. With --prompt it explains the given prompts and writes nothing.
 
     With routing.granularity=sentence the mixture is that of the prompt's last sentence, and sentence_mixtures holds
     the mixtures of all sentences, in the place of top_classes.

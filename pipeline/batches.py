@@ -34,6 +34,7 @@ ROUTES = pa.schema(
         ("weights", pa.list_(pa.float32())),
         ("mixture", pa.string()),
         ("route_score", pa.float32()),
+        ("route_confidence", pa.float32()),
         ("fallback", pa.bool_()),
         ("prompt_tokens", pa.int32()),
     ]
@@ -55,8 +56,9 @@ class Route:
         self._route = RouteRecords(self.settings, self.context)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Add the columns `id`, `adapters`, `weights`, `mixture`, `route_score`, `fallback`, `prompt_tokens`,
-        `top_classes` (null if sentences are routed one by one) and `error` (null, or why a record was refused).
+        """Add the columns `id`, `adapters`, `weights`, `mixture`, `route_score`, `route_confidence`, `fallback`,
+        `prompt_tokens`, `top_classes` (null if sentences are routed one by one) and `error` (null, or why a record was
+        refused).
 
         Columns of the batch with such a name become ``input_<name>``. Rows keep their order.
         """

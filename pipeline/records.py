@@ -119,7 +119,12 @@ STAGED = pa.schema(
         ("dead", DEAD_LETTER),  # null for a record that is still to be answered
     ]
 )
-_ROUTE = [("mixture", pa.string()), ("route_score", pa.float32()), ("fallback", pa.bool_())]
+_ROUTE = [
+    ("mixture", pa.string()),
+    ("route_score", pa.float32()),
+    ("route_confidence", pa.float32()),
+    ("fallback", pa.bool_()),
+]
 ROUTED = pa.schema([("tokens", pa.list_(pa.int32())), *_ROUTE])
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
 # Added by the route stage with routing.granularity=sentence, and the resulting column of the output.

@@ -59,6 +59,7 @@ class AssignsMixtures:
             "tokens": [[row % 600] for row in rows],
             "mixture": [self._mixture(row).key for row in rows],
             "route_score": [1.0] * len(rows),
+            "route_confidence": [1.0] * len(rows),
             "fallback": [False] * len(rows),
         }
         return with_columns(table, ROUTED, columns)

@@ -18,10 +18,15 @@ from .policy import RoutingPolicy
 
 @dataclass(frozen=True)
 class Route:
-    """The route of one prompt. ``score``: in-domain score; ``fallback``: rejected by the gate."""
+    """The route of one prompt.
+
+    ``score``: in-domain score. ``confidence``: calibrated probability of the most likely class. ``fallback``: rejected
+    by the gate.
+    """
 
     mixture: Mixture
     score: float
+    confidence: float
     fallback: bool
 
 
@@ -74,9 +79,13 @@ class Router(ABC):
         rejected = ~found.accepted & policy.gate
         fallbacks = iter(policy.fallbacks(found.probabilities[rejected], self.labels))
         return [
-            Route(next(fallbacks) if is_rejected else mixture, score, is_rejected)
-            for mixture, score, is_rejected in zip(
-                mixtures, found.scores.float().tolist(), rejected.tolist(), strict=True
+            Route(next(fallbacks) if is_rejected else mixture, score, confidence, is_rejected)
+            for mixture, score, confidence, is_rejected in zip(
+                mixtures,
+                found.scores.float().tolist(),
+                found.probabilities.amax(1).float().tolist(),
+                rejected.tolist(),
+                strict=True,
             )
         ]
 

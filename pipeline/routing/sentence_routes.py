@@ -16,11 +16,13 @@ class SentenceRoute:
     """The route of a prompt, sentence by sentence.
 
     ``spans``: each sentence's mixture. ``score``: the best in-domain score of a sentence; ``fallback``: even this score
-    is below the threshold. ``context``: index of the first token of the last paragraph, which holds the question.
+    is below the threshold. ``confidence``: of the last sentence, as in `Route`. ``context``: index of the first token
+    of the last paragraph, which holds the question.
     """
 
     spans: Spans
     score: float
+    confidence: float
     fallback: bool
     context: int
 
@@ -61,6 +63,7 @@ def _prompt_route(sentences: Sentences, routes: Sequence[Route]) -> SentenceRout
     return SentenceRoute(
         spans=tuple((s.start, mixture) for s, mixture in zip(sentences, mixtures, strict=True)),
         score=max(route.score for route in routes),
+        confidence=routes[-1].confidence,
         fallback=all(route.fallback for route in routes),
         context=sentences[-1].paragraph,
     )

@@ -33,7 +33,13 @@ class Routes:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         time.sleep(self.seconds)
-        made: dict[str, Any] = {"tokens": [1], "mixture": "red:1.0", "route_score": 1.0, "fallback": False}
+        made: dict[str, Any] = {
+            "tokens": [1],
+            "mixture": "red:1.0",
+            "route_score": 1.0,
+            "route_confidence": 1.0,
+            "fallback": False,
+        }
         return with_columns(table, ROUTED, {name: [value] * table.num_rows for name, value in made.items()})
 
 

@@ -59,7 +59,7 @@ class FixedRouter:
 
     def route(self, prompts: Sequence[Sequence[int]], policy: RoutingPolicy) -> list[Route]:
         self.shown += [list(p) for p in prompts]
-        return [Route(Mixture() if self.fallback else NEW, 0.0, self.fallback)] * len(prompts)
+        return [Route(Mixture() if self.fallback else NEW, 0.0, 0.5, self.fallback)] * len(prompts)
 
 
 def make(tokenizer: Words, router: FixedRouter | None = None, minimum: int = 2, language: str = "en") -> SentenceRouter:

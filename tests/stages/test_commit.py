@@ -35,7 +35,9 @@ def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> No
     passed = pa.schema([("prompt", pa.string())])
     table = staged_table([Record(0, "a", "asked", {"prompt": "passed"})], passed)
     table = with_columns(
-        table, ROUTED, {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "fallback": [False]}
+        table,
+        ROUTED,
+        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "route_confidence": [0.5], "fallback": [False]},
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     table = with_columns(table, COMPLETED, done)
@@ -74,7 +76,13 @@ def generated(rows: list[int], dead: tuple[int, ...] = ()) -> pa.Table:
     """What the generate stage makes of rows of a window; some are dead."""
     letter = DeadLetter("route", "PromptTooLong", "300 tokens")
     records = [Record(row, str(row), "asked", dead=letter if row in dead else None) for row in rows]
-    routed: dict[str, Any] = {"tokens": [1], "mixture": "a:1.0", "route_score": 0.5, "fallback": False}
+    routed: dict[str, Any] = {
+        "tokens": [1],
+        "mixture": "a:1.0",
+        "route_score": 0.5,
+        "route_confidence": 0.5,
+        "fallback": False,
+    }
     done: dict[str, Any] = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
     table = staged_table(records, pa.schema([]))
     for schema, values in ((ROUTED, routed), (COMPLETED, done)):

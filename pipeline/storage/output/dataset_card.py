@@ -21,6 +21,7 @@ _DESCRIPTIONS = {
     "weights": "their weights",
     "mixture": "both as one key",
     "route_score": "in-domain score of the router",
+    "route_confidence": "probability of the most likely adapter",
     "fallback": "the gate rejected the prompt",
     "router_fingerprint": "the router that chose the mixture",
     "bank_fingerprint": "the adapters that made the answer",
