@@ -125,7 +125,9 @@ def answers(rows: int) -> pa.Table:
     """Return the data of a shard, with answers of 40 words."""
     row = {"id": "0123456789", "output": "word " * 40, "finish_reason": "stop", "prompt_tokens": 100}
     more = {"completion_tokens": 48, "adapters": ["a"], "weights": [1.0], "mixture": "a:1.0"}
-    return pa.Table.from_pylist([row | more | {"route_score": 0.5, "fallback": False}] * rows, schema=DATA)
+    return pa.Table.from_pylist(
+        [row | more | {"route_score": 0.5, "route_confidence": 0.5, "fallback": False}] * rows, schema=DATA
+    )
 
 
 def _listing(count: int) -> float:

@@ -160,10 +160,7 @@ def _columns(
     columns: dict[str, list[Any]] = {f.name: [None] * rows for f in schema}
     columns["mixture"] = [DEAD_KEY] * rows
     for (row, prompt), route in zip(routed.items(), routes, strict=True):
-        values: tuple[Any, ...] = (
-            *(prompt.tokens, route.mixture.key),
-            *(route.score, route.confidence, route.fallback),
-        )
+        values: tuple[Any, ...] = (prompt.tokens, route.mixture.key, route.score, route.confidence, route.fallback)
         if isinstance(route, SentenceRoute):
             values += (span_rows(route.spans), route.context)
         for name, value in zip(schema.names, values, strict=True):

@@ -53,6 +53,7 @@ def _answers(generator: np.random.Generator, rows: np.ndarray) -> pa.Table:
         "weights": [m.weights for m in mixtures],
         "mixture": [m.key for m in mixtures],
         "route_score": scores,
+        "route_confidence": scores,
         "fallback": [not m.adapters for m in mixtures],
         "prompt": [f"What is {row} & more?" for row in rows],
         "router_fingerprint": ["r"] * len(rows),

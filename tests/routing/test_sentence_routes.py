@@ -24,7 +24,9 @@ class ShownRouter:
     def route(self, prompts: Sequence[Sequence[int]], policy: RoutingPolicy) -> list[Route]:
         self.shown += [list(p) for p in prompts]
         return [
-            Route(self.outside if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), 0.5, p[-1] < 0)
+            Route(
+                self.outside if p[-1] < 0 else Mixture.of({f"t{p[-1]}": 1.0}), float(p[-1]), abs(p[-1]) / 10, p[-1] < 0
+            )
             for p in prompts
         ]
 
@@ -58,6 +60,7 @@ def test_a_sentence_below_the_gate_goes_on_with_the_mixture_before_it() -> None:
     assert [m for _, m in first.spans] == [adapter("t7")] * 4
     assert (first.mixture, first.score, first.fallback) == (adapter("t7"), 7.0, False)
     assert (none.mixture, none.score, none.fallback) == (Mixture(), -1.0, True)
+    assert (some.confidence, first.confidence) == (0.6, 0.3)
     assert (some.mixture, some.context, [start for start, _ in some.spans]) == (adapter("t6"), 2, [0, 1, 2, 3])
 
 

@@ -42,6 +42,8 @@ def test_prompts_outside_the_domain_get_the_base_model(route_settings: JobSettin
     assert (inside["fallback"], inside["mixture"]) == (False, "red:1.0")
     assert (outside["fallback"], outside["mixture"]) == (True, "base")
     assert outside["route_score"] < inside["route_score"]
+    assert inside["route_confidence"] > 0.9
+    assert 1 / len(tiny.ADAPTERS) < outside["route_confidence"] <= 1
 
 
 def test_prompts_outside_the_domain_can_get_a_blend(route_settings: JobSettings) -> None:

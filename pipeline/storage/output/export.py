@@ -97,7 +97,7 @@ def openai_response(row: dict[str, Any], model: str) -> dict[str, Any]:
             "completion_tokens": row["completion_tokens"],
             "total_tokens": row["prompt_tokens"] + row["completion_tokens"],
         },
-        "loraloom": {"mixture": row["mixture"], "route_score": row["route_score"], "fallback": row["fallback"]},
+        "loraloom": {name: row[name] for name in ("mixture", "route_score", "route_confidence", "fallback")},
     }
     return {
         "id": f"batch-{row['id']}",

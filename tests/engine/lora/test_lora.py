@@ -15,6 +15,7 @@ from pipeline.engine.settings import LoraMode
 from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.records import Mixture
+from pipeline.routing.policy import blend
 from tests import examples, tiny
 from tests.engine.reference import assert_close, logits_of, merged
 
@@ -165,6 +166,27 @@ def test_merging_waits_until_it_pays(parts: tuple[Any, AdapterBank]) -> None:
     assert "merged" not in fused.forms
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     fused.detach()
+
+
+def test_a_blend_of_all_adapters_is_merged_and_exact(parts: tuple[Any, AdapterBank]) -> None:
+    """The fallback ``all``: weights of 1/n, here of seven adapters, so that they are no exact floats."""
+    model, bank = parts
+    mixture = blend(tiny.ADAPTERS[:7])
+    tokens = torch.randint(1, 600, (3, 12), generator=torch.Generator().manual_seed(4))
+    fused = FusedLora(model, bank)
+    fused.set_mixtures([mixture] * 3, expected_tokens=10**9)
+    assert fused.forms == ["merged"]
+    with torch.no_grad():
+        alone = model(tokens).logits
+        fused.set_mixtures([mixture, mixture, Mixture.of({"red": 1.0})])
+        assert "merged" not in fused.forms
+        mixed = model(tokens).logits
+    fused.detach()
+    for row in range(3):
+        expected = logits_of(merged(model, bank, mixture), tokens[row].tolist())
+        assert_close(alone[row], expected)
+        if row < 2:
+            assert_close(mixed[row], expected)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

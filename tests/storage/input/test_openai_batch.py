@@ -129,6 +129,7 @@ def test_an_answer_has_the_form_of_the_api() -> None:
         "completion_tokens": 2,
         "mixture": "red:1.0",
         "route_score": 0.9,
+        "route_confidence": 0.9,
         "fallback": False,
         "request_model": "gpt-x",
         "request_url": "/v1/chat/completions",
