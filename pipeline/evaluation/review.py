@@ -63,8 +63,8 @@ def certainty(table: pa.Table) -> np.ndarray:
     """
     choice, tokens = _numbers(table, "choice_margin"), np.exp(_numbers(table, "answer_logprob"))
     answer = np.where(np.isnan(choice), tokens, choice)
-    route = _numbers(table, "route_confidence")
-    return np.nan_to_num(route, nan=1.0) * np.nan_to_num(answer, nan=1.0)
+    both: np.ndarray = np.nan_to_num(_numbers(table, "route_confidence"), nan=1.0) * np.nan_to_num(answer, nan=1.0)
+    return both
 
 
 def quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
