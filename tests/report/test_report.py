@@ -16,6 +16,7 @@ from pipeline.report.run_summary import RunSummary, readable_mixture
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.counts import most_frequent
 from pipeline.storage.output.dataset_card import card
+from pipeline.storage.output.run import RunFolder
 from tests.report.browser import needs_browser, open_page, take_picture
 from tests.report.make import ADAPTERS, make_run, pairs_of
 from tests.storage import memory_url
@@ -131,6 +132,16 @@ def test_the_command_writes_it_where_it_is_told(tmp_path: Path, capsys: pytest.C
     assert f"report     {tmp_path}/a/report.html" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"there is no run\.json"):
         report.main(["--run", str(tmp_path)])
+
+
+def test_the_records_that_got_the_fallback_are_told_with_its_kind() -> None:
+    made = memory_url()
+    make_run(made, 300, config={"routing": {"fallback": "nearest"}})
+    share = np.mean(read_run(made).to_table()["fallback"].to_pylist())
+    assert RunSummary.read(made).figures()["fallback"] == f"{share:.1%} (nearest)"
+    told = card(json.loads(RunFolder(made).read("run.json") or b""), read_run(made).schema)
+    assert f"{sum(read_run(made).to_table()['fallback'].to_pylist())} are unlike the router's prompts" in told
+    assert "got the fallback `nearest`" in told
 
 
 def test_a_run_without_answers_has_a_report(tmp_path: Path) -> None:
