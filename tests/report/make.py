@@ -49,6 +49,7 @@ def _answers(generator: np.random.Generator, rows: np.ndarray) -> pa.Table:
         "finish_reason": ["length" if n == 64 else "stop" for n in answers],
         "prompt_tokens": lengths,
         "completion_tokens": answers,
+        "answer_logprob": [-1 / n for n in answers],
         "adapters": [m.adapters for m in mixtures],
         "weights": [m.weights for m in mixtures],
         "mixture": [m.key for m in mixtures],
