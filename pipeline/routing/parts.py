@@ -60,9 +60,10 @@ def cut_pieces(pieces: Sequence[Piece]) -> Cutting:
             changes = [first for first, changed in zip(firsts, _changes(seen.classes), strict=True) if changed]
             if len(changes) > 1:
                 return changes
-    for level in (Level.LINE, Level.SENTENCE):
-        if sum(piece.level >= level for piece in pieces) <= _MAX_PIECES:
-            starts = yield from _split(pieces, (0, len(pieces)), level)
+    for levels in ((Level.LINE, Level.PARAGRAPH), (Level.SENTENCE,)):
+        middles = [index for index, piece in enumerate(pieces) if index and piece.level in levels]
+        if len(middles) < _MAX_PIECES:
+            starts = yield from _split((0, len(pieces)), middles)
             if len(starts) > 1:
                 return starts
     return [0]
@@ -78,10 +79,13 @@ def _changes(classes: np.ndarray) -> np.ndarray:
     return np.concatenate([[True], classes[1:] != classes[:-1]])
 
 
-def _split(pieces: Sequence[Piece], span: Span, level: Level) -> Cutting:
-    """Cut a span in two where both sides are of different classes and nearer to training prompts, and go on in both."""
+def _split(span: Span, places: Sequence[int]) -> Cutting:
+    """Cut a span at one of ``places``, so that both sides have other classes and are nearer to the training prompts.
+
+    Goes on in both. Returns the starts of all.
+    """
     first, end = span
-    middles = [index for index in range(first + 1, end) if pieces[index].level >= level]
+    middles = [place for place in places if first < place < end]
     if not middles:
         return [first]
     whole = yield [span]
@@ -101,6 +105,6 @@ def _split(pieces: Sequence[Piece], span: Span, level: Level) -> Cutting:
         for place in range(len(middles))
     ]
     middle = middles[int(np.where(possible, fits, -np.inf).argmax())]
-    before = yield from _split(pieces, (first, middle), level)
-    after = yield from _split(pieces, (middle, end), level)
+    before = yield from _split((first, middle), middles)
+    after = yield from _split((middle, end), middles)
     return [*before, *after]

@@ -22,6 +22,7 @@ _DESCRIPTIONS = {
     "mixture": "both as one key",
     "route_score": "in-domain score of the router",
     "fallback": "the base model answered alone",
+    "parts": "the answers to the parts of a prompt that was cut",
     "router_fingerprint": "the router that chose the mixture",
     "bank_fingerprint": "the adapters that made the answer",
 }
