@@ -15,7 +15,12 @@ from jobs._cli import OK, Job, config_words, run_job, task_option
 from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import BootstrapSettings
-from pipeline.evaluation.configurations import check_adapters, configurations, sentence_configuration
+from pipeline.evaluation.configurations import (
+    check_adapters,
+    configurations,
+    part_configuration,
+    sentence_configuration,
+)
 from pipeline.evaluation.model_stack import load_model_stack
 from pipeline.evaluation.results import Evaluation, write_evaluation, write_results
 from pipeline.evaluation.runs import (
@@ -29,7 +34,7 @@ from pipeline.evaluation.runs import (
 from pipeline.evaluation.suite import SUITES, load_suite
 from pipeline.evaluation.suite_runner import SuiteRunner
 from pipeline.models import resolve_model
-from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import ModelRef
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
@@ -119,6 +124,7 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     compared = configurations(suite.composite, adapters, stack.router, policy)
     if suite.composite:
         compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
+        compared.append(part_configuration(stack.prompts, stack.router, policy, PartSettings()))
     evaluation = Evaluation.of(runner.predictions(compared, options.work or str(output / "work")), _bootstrap(config))
     about = {
         "suite": suite.name,

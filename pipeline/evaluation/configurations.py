@@ -1,5 +1,6 @@
 """The compared ways to choose the mixture of each question."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +9,9 @@ from pipeline.engine import Request
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat
 from pipeline.records import Mixture
-from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
+from pipeline.routing.part_routes import PartCutter
+from pipeline.routing.parts import join_answers
 from pipeline.routing.rerouting import SentenceRouter
 from pipeline.routing.router import Router
 from pipeline.routing.sentence_routes import route_sentences
@@ -28,15 +31,33 @@ class TokenizedQuestion:
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """A named function from questions to requests, in the same order.
+class Asked:
+    """The requests that answer one question: one, or one for each part of its prompt, with the parts' ``marks``."""
 
-    Configurations share answers by record and mixture. If answers depend on more (a mixture that changes along the
-    text), ``variant`` holds all of it. ``generate``: further arguments of `Engine.generate` for the requests.
+    requests: tuple[Request, ...]
+    marks: tuple[str, ...] = ("",)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Mean of the mixtures of all requests."""
+        return Mixture.mean([request.mixture for request in self.requests])
+
+    def join(self, outputs: Sequence[str]) -> str:
+        """Join the answers to all requests."""
+        return outputs[0] if len(outputs) == 1 else join_answers(self.marks, outputs)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A named function from questions to what is asked for them, in the same order.
+
+    Configurations share answers by request id and mixture; an id is that of the question, or holds that of a part. If
+    answers depend on more (a mixture that changes along the text), ``variant`` holds all of it. ``generate``: further
+    arguments of `Engine.generate` for the requests.
     """
 
     name: str
-    requests: Callable[[Sequence[TokenizedQuestion]], list[Request]]
+    asked: Callable[[Sequence[TokenizedQuestion]], list[Asked]]
     variant: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,22 +108,54 @@ def check_adapters(questions: Sequence[Question], adapters: Sequence[str], bank:
 
 
 def _fixed(name: str, mixture: Callable[[Question], Mixture]) -> Configuration:
-    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
-        return [Request(one.question.id, one.tokens, mixture(one.question)) for one in questions]
+    def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
+        return [Asked((Request(one.question.id, one.tokens, mixture(one.question)),)) for one in questions]
 
-    return Configuration(name, requests)
+    return Configuration(name, asked)
 
 
 def _routed(name: str, router: Router, policy: RoutingPolicy) -> Configuration:
-    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
-        prompts = [one.tokens for one in questions]
-        parts = [prompts[start : start + _ROUTE_ROWS] for start in range(0, len(prompts), _ROUTE_ROWS)]
-        routes = [route for part in parts for route in router.route(part, policy)]
+    def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
+        routes = _mixtures(router, policy, [one.tokens for one in questions])
         return [
-            Request(one.question.id, one.tokens, route.mixture) for one, route in zip(questions, routes, strict=True)
+            Asked((Request(one.question.id, one.tokens, mixture),))
+            for one, mixture in zip(questions, routes, strict=True)
         ]
 
-    return Configuration(name, requests)
+    return Configuration(name, asked)
+
+
+def _mixtures(router: Router, policy: RoutingPolicy, prompts: Sequence[list[int]]) -> list[Mixture]:
+    blocks = [prompts[start : start + _ROUTE_ROWS] for start in range(0, len(prompts), _ROUTE_ROWS)]
+    return [route.mixture for block in blocks for route in router.route(block, policy)]
+
+
+def part_configuration(
+    prompts: PromptFormat, router: Router, policy: RoutingPolicy, settings: PartSettings
+) -> Configuration:
+    """Ask each part of a prompt as a prompt of its own, and join the answers."""
+    policy = replace(policy, gate=True)
+
+    def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
+        cut = PartCutter(prompts, router, policy, settings).cut([one.question.prompt for one in questions])
+        tokens = prompts.encode([part.prompt for parts in cut for part in parts])
+        routed = iter(zip(tokens, _mixtures(router, policy, tokens), strict=True))
+        return [
+            Asked(
+                tuple(Request(_part_id(one, ids), ids, mixture) for ids, mixture in (next(routed) for _ in parts)),
+                tuple(part.mark for part in parts),
+            )
+            for one, parts in zip(questions, cut, strict=True)
+        ]
+
+    return Configuration("parts", asked)
+
+
+def _part_id(question: TokenizedQuestion, tokens: list[int]) -> str:
+    """Return the question's id if the prompt is its own, else with a hash of the part's prompt."""
+    if tokens == question.tokens:
+        return question.question.id
+    return f"{question.question.id} part {hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]}"
 
 
 def sentence_configuration(
@@ -111,20 +164,20 @@ def sentence_configuration(
     """Route every sentence of prompt and answer for itself; out-of-domain sentences keep the mixture before them."""
     policy = replace(policy, gate=True)
 
-    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
+    def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
         head, tail = map(len, prompts.template_tokens(False))
         encoded = prompts.encode_with_offsets([one.question.prompt for one in questions])
         sentences = [prompt_sentences(one.text, one.ends, head, tail, settings) for one in encoded]
         tokens = [one.tokens for one in encoded]
         routes = route_sentences(router, policy, tokens, sentences, settings.context_sentences)
         return [
-            Request(one.question.id, ids, route.mixture, route.spans, route.context)
+            Asked((Request(one.question.id, ids, route.mixture, route.spans, route.context),))
             for one, ids, route in zip(questions, tokens, routes, strict=True)
         ]
 
     return Configuration(
         name=f"sentence p={policy.top_p:g}",
-        requests=requests,
+        asked=asked,
         variant=f"{settings} {policy} {router.fingerprint}",
         generate={"reroute": SentenceRouter(router, policy, settings, prompts.tokenizer)},
     )
