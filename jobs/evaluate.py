@@ -18,7 +18,7 @@ from pipeline.evaluation.bootstrap import BootstrapSettings
 from pipeline.evaluation.configurations import (
     check_adapters,
     configurations,
-    part_configuration,
+    part_configurations,
     sentence_configuration,
 )
 from pipeline.evaluation.model_stack import load_model_stack
@@ -124,7 +124,7 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     compared = configurations(suite.composite, adapters, stack.router, policy)
     if suite.composite:
         compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
-        compared.append(part_configuration(stack.prompts, stack.router, policy, PartSettings()))
+        compared += part_configurations(stack.prompts, stack.router, policy, PartSettings())
     evaluation = Evaluation.of(runner.predictions(compared, options.work or str(output / "work")), _bootstrap(config))
     about = {
         "suite": suite.name,

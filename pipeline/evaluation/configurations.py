@@ -130,10 +130,13 @@ def _mixtures(router: Router, policy: RoutingPolicy, prompts: Sequence[list[int]
     return [route.mixture for block in blocks for route in router.route(block, policy)]
 
 
-def part_configuration(
+def part_configurations(
     prompts: PromptFormat, router: Router, policy: RoutingPolicy, settings: PartSettings
-) -> Configuration:
-    """Ask each part of a prompt as a prompt of its own, and join the answers."""
+) -> list[Configuration]:
+    """Ask each part of a prompt as a prompt of its own, and join the answers, with and without the marks of items.
+
+    References of composites are numbered, so that marks are right by themselves in some metrics.
+    """
     policy = replace(policy, gate=True)
 
     def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
@@ -148,7 +151,10 @@ def part_configuration(
             for one, parts in zip(questions, cut, strict=True)
         ]
 
-    return Configuration("parts", asked)
+    def without_marks(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
+        return [Asked(one.requests, ("",) * len(one.marks)) for one in asked(questions)]
+
+    return [Configuration("parts", asked), Configuration("parts without marks", without_marks)]
 
 
 def _part_id(question: TokenizedQuestion, tokens: list[int]) -> str:

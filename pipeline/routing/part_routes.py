@@ -17,6 +17,8 @@ from .policy import RoutingPolicy
 from .router import Router
 
 _ROUTED = 1024  # texts in one forward pass of the router
+_TOGETHER = 64  # prompts that are cut together: what the router sees of one may have many times its tokens
+_MAX_CHARACTERS = 2**15  # of a prompt that is cut; a longer one is a document
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,21 @@ class PartCutter:
     def cut(self, prompts: Sequence[Prompt]) -> list[list[PromptPart]]:
         """Return the parts of each prompt; a prompt that asks one thing is its only part, unchanged."""
         texts = [last_text(prompt) or "" for prompt in prompts]
-        pieces = [pieces_of(text, self.settings.language) for text in texts]
+        pieces = [pieces_of(text, self.settings.language) if len(text) <= _MAX_CHARACTERS else [] for text in texts]
         chosen = [index for index, some in enumerate(pieces) if len(some) > 1]
         encoded = self.prompts.encode_text([texts[index] for index in chosen])
-        cutters = {
-            index: _Cutter(pieces[index], found, self._frame(not isinstance(prompts[index], str)))
-            for index, found in zip(chosen, encoded, strict=True)
-        }
-        self._run(list(cutters.values()))
+        starts: dict[int, list[int]] = {}
+        for first in range(0, len(chosen), _TOGETHER):
+            together = slice(first, first + _TOGETHER)
+            cutters = [
+                _Cutter(pieces[index], found, self._frame(not isinstance(prompts[index], str)))
+                for index, found in zip(chosen[together], encoded[together], strict=True)
+            ]
+            self._run(cutters)
+            starts |= {index: cutter.starts for index, cutter in zip(chosen[together], cutters, strict=True)}
         return [
-            cut_prompt(prompt, pieces[index], cutters[index].starts) if index in cutters else [PromptPart(prompt)]
-            for index, prompt in enumerate(prompts)
+            cut_prompt(prompt, pieces[i], starts[i]) if i in starts else [PromptPart(prompt)]
+            for i, prompt in enumerate(prompts)
         ]
 
     def _run(self, cutters: Sequence["_Cutter"]) -> None:

@@ -15,7 +15,7 @@ from .pieces import Level, Piece
 # A part that is cut at a line or a sentence must be nearer to the training prompts than the whole prompt by this
 # cosine, or parts of one question would be taken for questions (docs/tune.md has the shares).
 _MARGIN = 0.01
-_MAX_PIECES = 48  # lines or sentences of a prompt that is cut at them: a longer one is a document
+_MAX_PIECES = 48  # of the kind that a prompt is cut at: one with more is a document, or a list of data
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cut_pieces(pieces: Sequence[Piece]) -> Cutting:
     items = [index for index, piece in enumerate(pieces) if piece.mark]
     paragraphs = [index for index, piece in enumerate(pieces) if piece.level == Level.PARAGRAPH or index == 0]
     for firsts in (items, paragraphs):
-        if len(firsts) > 1:
+        if 1 < len(firsts) <= _MAX_PIECES:
             seen = yield list(pairwise([*firsts, len(pieces)]))
             changes = [first for first, changed in zip(firsts, _changes(seen.classes), strict=True) if changed]
             if len(changes) > 1:

@@ -17,6 +17,8 @@ _MARK = re.compile(
     )(?=\s)""",
     re.VERBOSE,
 )
+_LINE = re.compile(r"^([^\S\n]*)\S.*$", re.MULTILINE)
+_SPACE = re.compile(r"\s*")
 _INLINE = re.compile(r"(?<!\S)\(?(?:\d{1,2}|[a-z])\)(?=\s)")  # "(a) ... (b) ..." within a line
 
 
@@ -48,24 +50,21 @@ def pieces_of(text: str, language: str) -> list[Piece]:
     Items are those of one list: the first with at least two items, of marks of one kind that count up if they count.
     Other marks, as of a list within an item, are text.
     """
+    lines = dict(_lines(text))
     found: list[Piece] = []
-    for start in sorted({*_line_starts(text), *_sentence_starts(text, language), *_inline_marks(text)}):
+    for start in sorted({*lines, *_sentence_starts(text, language), *_inline_marks(text)}):
         if not found or start > found[-1].body:  # the text of an item is no sentence beside its mark
-            found.append(_piece(text, start))
+            found.append(_piece(text, start, lines.get(start, Level.SENTENCE)))
     items = _items(found)
     return [piece if index in items else _without_mark(piece) for index, piece in enumerate(found)]
 
 
-def _piece(text: str, start: int) -> Piece:
-    line = text.rfind("\n", 0, start) + 1
-    is_first = not text[line:start].strip()
-    mark = (_MARK if is_first else _INLINE).match(text, start)
-    body = start if mark is None else len(text) - len(text[mark.end() :].lstrip())
-    level = Level.SENTENCE
-    if is_first:
-        before = len(text[:line].rstrip())
-        level = Level.PARAGRAPH if before == 0 or text.count("\n", before, start) > 1 else Level.LINE
-    return Piece(start, body, level, mark[0] if mark else "")
+def _piece(text: str, start: int, level: Level) -> Piece:
+    mark = (_INLINE if level == Level.SENTENCE else _MARK).match(text, start)
+    if mark is None:
+        return Piece(start, start, level)
+    space = _SPACE.match(text, mark.end())
+    return Piece(start, space.end() if space else mark.end(), level, mark[0])
 
 
 def _without_mark(piece: Piece) -> Piece:
@@ -95,8 +94,12 @@ def _kind(mark: str) -> tuple[str, int | None]:
     return mark, None
 
 
-def _line_starts(text: str) -> Iterator[int]:
-    yield from (match.end() for match in re.finditer(r"^[^\S\n]*(?=\S)", text, re.MULTILINE))
+def _lines(text: str) -> Iterator[tuple[int, Level]]:
+    """Yield where each line with text starts, and whether it starts a paragraph, as the first and after blank ones."""
+    end = -1  # of the line before
+    for line in _LINE.finditer(text):
+        yield line.end(1), Level.PARAGRAPH if end < 0 or text.count("\n", end, line.start()) > 1 else Level.LINE
+        end = line.end()
 
 
 def _sentence_starts(text: str, language: str) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.evaluation.configurations import Asked, TokenizedQuestion, part_configuration
+from pipeline.evaluation.configurations import Asked, TokenizedQuestion, part_configurations
 from pipeline.evaluation.suite import Question
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.records import Mixture
@@ -11,14 +11,15 @@ from pipeline.routing.loading import load_router
 from tests import tiny
 
 
-def asked(model: Path, router: Path, *prompts: str) -> list[Asked]:
+def asked(model: Path, router: Path, *prompts: str, name: str = "parts") -> list[Asked]:
     form = PromptFormat(load_tokenizer(str(model)))
     tokens = form.encode(prompts)
     questions = [
         TokenizedQuestion(Question(f"q{i}", "composite2", "composite", ("a", "b"), prompt=prompt), ids)
         for i, (prompt, ids) in enumerate(zip(prompts, tokens, strict=True))
     ]
-    return part_configuration(form, load_router(str(router)), RoutingPolicy(), PartSettings()).asked(questions)
+    found = part_configurations(form, load_router(str(router)), RoutingPolicy(), PartSettings())
+    return {one.name: one for one in found}[name].asked(questions)
 
 
 def test_a_question_is_asked_in_parts_and_its_answers_are_joined(tiny_model: Path, tiny_router: Path) -> None:
@@ -29,6 +30,8 @@ def test_a_question_is_asked_in_parts_and_its_answers_are_joined(tiny_model: Pat
     assert [request.mixture.key for request in both.requests] == ["red:1.0", "cold:1.0"]
     assert both.mixture == Mixture.of({"red": 0.5, "cold": 0.5})
     assert both.join(["yes", "no"]) == "1. yes\n2. no"
+    [plain] = asked(tiny_model, tiny_router, f"1. {red}\n2. {cold}", name="parts without marks")
+    assert (plain.requests, plain.join(["yes", "no"])) == (both.requests, "yes\nno")
     assert (one.requests[0].id, one.join(["yes"])) == ("q1", "yes")
-    ids = [request.id for asked in (both, one, again) for request in asked.requests]
+    ids = [request.id for some in (both, one, again) for request in some.requests]
     assert len(set(ids)) == len(ids), "answers are stored by id and mixture"
