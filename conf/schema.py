@@ -187,7 +187,7 @@ class GenerationSettings(Strict):
 
 
 class RoutingSettings(Strict):
-    """From the router's probabilities to mixtures; see `RoutingPolicy` and `SentenceSettings`."""
+    """From the router's probabilities to mixtures; see `RoutingPolicy`, `SentenceSettings` and `PartSettings`."""
 
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_adapters: NonNegativeInt
@@ -196,7 +196,7 @@ class RoutingSettings(Strict):
     gate: bool
     fallback: Literal["base", "all", "nearest"]
     acceptance: Share
-    granularity: Literal["record", "sentence"]
+    granularity: Literal["record", "sentence", "parts"]
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[a-zA-Z]+)*$")]
     context_sentences: NonNegativeInt
     min_sentence_tokens: PositiveInt

@@ -19,6 +19,7 @@ from pipeline.evaluation.configurations import (
     Configuration,
     check_adapters,
     configurations,
+    part_configurations,
     sentence_configuration,
 )
 from pipeline.evaluation.leave_one_out import few_shot, leave_one_out, oracle, read_examples
@@ -35,7 +36,7 @@ from pipeline.evaluation.runs import (
 from pipeline.evaluation.suite import SUITES, Suite, load_suite
 from pipeline.evaluation.suite_runner import SuiteRunner
 from pipeline.models import resolve_model
-from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import ModelRef
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
@@ -143,6 +144,7 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
         compared = configurations(suite.composite, adapters, stack.router, policy)
         if suite.composite:
             compared.append(sentence_configuration(stack.prompts, stack.router, policy, SentenceSettings()))
+            compared += part_configurations(stack.prompts, stack.router, policy, PartSettings())
     evaluation = Evaluation.of(runner.predictions(compared, options.work or str(output / "work")), _bootstrap(config))
     about = {
         "suite": suite.name,

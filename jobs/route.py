@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import click
@@ -12,14 +13,15 @@ import pyarrow.parquet as pq
 
 from jobs._cli import OK, Job, run_job
 from jobs._options import RecordOptions, record_options
-from pipeline.batches import ROUTES, TOP_CLASSES
+from pipeline.batches import ROUTES, TOP_CLASSES, top_classes
 from pipeline.errors import UserError
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
-from pipeline.records import SENTENCE_MIXTURES, Mixture, Record, concat_schemas
+from pipeline.records import PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Record, concat_schemas
 from pipeline.routing.explanations import Explanation, explain
 from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
+from pipeline.stages.part_requests import part_tokens
 from pipeline.stages.route import Encoded, RouteRecords
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
@@ -46,7 +48,8 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     the in-domain score and the gate. With --prompt it explains the given prompts and writes nothing.
 
     With routing.granularity=sentence the mixture is that of the prompt's last sentence, and sentence_mixtures holds
-    the mixtures of all sentences, in the place of top_classes.
+    the mixtures of all sentences, in the place of top_classes. With routing.granularity=parts the parts of a prompt
+    are explained one by one. prompt_parts holds their first tokens and mixtures, and mixture is the mean of these.
     """
     if prompts and (options.input or options.output or options.limit or options.date):
         raise UserError("command: --prompt goes without --input, --output, --date and --limit")
@@ -71,6 +74,7 @@ def read_settings(options: RecordOptions, with_files: bool = True) -> JobSetting
 def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> None:
     fs, root = open_url(settings.output)
     schema = concat_schemas(ROUTES, SENTENCE_MIXTURES if settings.sentences else TOP_CLASSES)
+    schema = concat_schemas(schema, PROMPT_PARTS if settings.parts else pa.schema([]))
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     buffer, left = io.BytesIO(), explained
@@ -96,11 +100,13 @@ def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:
             yield from staged_tables(records, plan.passed, 512)
 
 
-def _explanations(route: RouteRecords, alive: pa.Table) -> list[Explanation]:
-    """Explain each record; empty if sentences are routed one by one, as the whole prompt's classes do not decide."""
+def _explanations(route: RouteRecords, alive: pa.Table) -> list[list[Explanation]]:
+    """Explain each part of each record; empty if sentences are routed one by one, as a whole prompt does not decide."""
     if route.settings.sentences:
         return []
-    return explain(route.router, alive["tokens"].to_pylist(), route.settings.routing)
+    parts = [part_tokens(row["tokens"], row.get("prompt_parts")) for row in alive.to_pylist()]
+    reasons = iter(explain(route.router, list(chain.from_iterable(parts)), route.settings.routing))
+    return [[next(reasons) for _ in some] for some in parts]
 
 
 def _print_explanations(route: RouteRecords, table: pa.Table, limit: int) -> int:
@@ -109,15 +115,32 @@ def _print_explanations(route: RouteRecords, table: pa.Table, limit: int) -> int
     alive = shown.filter(shown["dead"].is_null())
     reasons = iter(_explanations(route, alive))
     for row in shown.to_pylist():
-        prompt = " ".join((row["prompt"] or row["messages"] or row["raw"] or "").split())
-        print(f"{row['id']}: {prompt[:_SHOWN]}{'...' if len(prompt) > _SHOWN else ''}")
+        print(f"{row['id']}: {_shown(row['prompt'] or row['messages'] or row['raw'] or '')}")
         if row["dead"]:
             print(f"  refused    {row['dead']['error_type']}: {row['dead']['message']}")
         elif route.settings.sentences:
             _print_sentences(route, row)
         else:
-            print("\n".join(f"  {line}" for line in next(reasons).lines(route.settings.routing)))
+            _print_parts(route, row, next(reasons))
     return int(shown.num_rows)
+
+
+def _print_parts(route: RouteRecords, row: dict[str, Any], reasons: list[Explanation]) -> None:
+    """Print why a record got its mixture, or each part of its prompt its own."""
+    indent = "  "
+    head, tail = map(len, route.frame(row["messages"] is not None))
+    tokens = part_tokens(row["tokens"], row.get("prompt_parts"))
+    for number, (part, reason) in enumerate(zip(tokens, reasons, strict=True), 1):
+        if len(tokens) > 1:
+            text = route.prompts.tokenizer.decode(part[head : len(part) - tail])
+            print(f"  part {number} of {len(tokens)}: {_shown(text)}")
+            indent = "    "
+        print("\n".join(indent + line for line in reason.lines(route.settings.routing)))
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return f"{line[:_SHOWN]}{'...' if len(line) > _SHOWN else ''}"
 
 
 def _print_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
@@ -133,13 +156,13 @@ def _print_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
         print("\n".join(f"    {line}" for line in reason.lines(settings.routing)[:2]))
 
 
-def _routes(table: pa.Table, schema: pa.Schema, reasons: list[Explanation]) -> pa.Table:
+def _routes(table: pa.Table, schema: pa.Schema, reasons: list[list[Explanation]]) -> pa.Table:
     mixtures = [Mixture.parse(key) for key in table["mixture"].to_pylist()]
     columns = {
         "adapters": [m.adapters for m in mixtures],
         "weights": [m.weights for m in mixtures],
         "prompt_tokens": [len(tokens) for tokens in table["tokens"].to_pylist()],
-        "top_classes": [[{"adapter": a, "probability": p} for a, p in reason.classes] for reason in reasons],
+        "top_classes": [top_classes(parts) for parts in reasons],
     }
     source = {"sentence_mixtures": "spans"}
     arrays = [

@@ -12,7 +12,7 @@ from conf.generate import load_config
 
 from .from_config import job_settings
 from .job.preflight import check_models
-from .records import DATA, SENTENCE_MIXTURES, Mixture, Record, concat_schemas
+from .records import DATA, Mixture, Record, concat_schemas
 from .routing.explanations import Explanation, explain
 from .stages.generate import GenerateRecords
 from .stages.output_schema import output_names
@@ -58,22 +58,27 @@ class Route:
     def __call__(self, batch: Batch) -> pa.Table:
         """Add the columns of `ROUTES`, `top_classes` and `error`.
 
-        `top_classes` is null if sentences are routed one by one; `error` is null, or why a record was refused.
+        `top_classes` is null if sentences or parts have mixtures of their own; `error` is null, or why a record was refused.
 
         Columns of the batch with such a name become ``input_<name>``. Rows keep their order.
         """
         table = as_table(batch)
         routed = self._routed(table)
-        alive = routed.filter(routed["dead"].is_null())
-        reasons = iter(explain(self._route.router, alive["tokens"].to_pylist(), self.settings.routing))
-        dead = routed["dead"].to_pylist()
         tokens = routed["tokens"].to_pylist()
-        classes = [None if d or self.settings.sentences else _classes(next(reasons)) for d in dead]
+        whole = [index for index, row in enumerate(routed.to_pylist()) if row["dead"] is None and self._is_whole(row)]
+        reasons = explain(self._route.router, [tokens[index] for index in whole], self.settings.routing)
+        classes: list[Any] = [None] * len(tokens)
+        for index, reason in zip(whole, reasons, strict=True):
+            classes[index] = top_classes([reason])
         computed: dict[str, list[Any]] = {
             "prompt_tokens": [None if t is None else len(t) for t in tokens],
             "top_classes": classes,
         }
         return _with_results(table, routed, concat_schemas(ROUTES, TOP_CLASSES, _ERROR), computed)
+
+    def _is_whole(self, row: dict[str, Any]) -> bool:
+        """Whether one mixture was chosen for the whole prompt."""
+        return not self.settings.sentences and not row.get("prompt_parts")
 
     def _routed(self, table: pa.Table) -> pa.Table:
         columns, rows = self.settings.columns, [InputRow(values) for values in table.to_pylist()]
@@ -95,8 +100,7 @@ class Generate(Route):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         threads = threads or self.config.engine.threads or os.cpu_count() or 1
         self._generate = GenerateRecords(self.settings, device, threads)
-        sentence_columns = [SENTENCE_MIXTURES] if self.settings.sentences else []
-        self._schema = concat_schemas(DATA, *sentence_columns, self.settings.requested_columns, _ERROR)
+        self._schema = concat_schemas(DATA, self.settings.divided_columns, self.settings.requested_columns, _ERROR)
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Add the columns of `records.DATA`, those of `records.REQUESTED` that the config may request, and `error`.
@@ -110,8 +114,11 @@ class Generate(Route):
         return _with_results(table, self._generate(self._routed(table)), self._schema, {})
 
 
-def _classes(reason: Explanation) -> list[dict[str, Any]]:
-    return [{"adapter": adapter, "probability": probability} for adapter, probability in reason.classes]
+def top_classes(parts: Sequence[Explanation]) -> list[dict[str, Any]] | None:
+    """Return the likeliest classes of a prompt as a value of `TOP_CLASSES`; None if it was cut into parts."""
+    if len(parts) > 1:
+        return None
+    return [{"adapter": adapter, "probability": probability} for adapter, probability in parts[0].classes]
 
 
 def as_table(batch: Batch) -> pa.Table:

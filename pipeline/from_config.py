@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from conf.generate import shown_config
 from conf.schema import GenerateConfig, GenerationSettings, RoutingSettings
@@ -11,19 +11,19 @@ from .engine import Constraint, Sampling, schema_text
 from .engine.registry import BACKENDS
 from .engine.settings import FROM_JOB, BackendSettings
 from .errors import UserError
-from .routing import RoutingPolicy, SentenceSettings
+from .routing import PartSettings, RoutingPolicy, SentenceSettings
 from .settings import JobSettings, ModelRef
 from .storage.input.columns import Columns
 from .storage.store.redact import masked, masked_error
 from .storage.store.urls import open_url
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar")
-_OF_SENTENCES = tuple(f.name for f in fields(SentenceSettings))
+_Routing = TypeVar("_Routing", RoutingPolicy, SentenceSettings, PartSettings)
 
 
 def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None) -> JobSettings:
     """Return the settings of a job."""
-    model, columns, adapters = config.model, config.input, config.bank.adapters
+    model, columns, adapters, granularity = config.model, config.input, config.bank.adapters, config.routing.granularity
     return JobSettings(
         input=input_url,
         output=output_url,
@@ -42,8 +42,9 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.keep_prompt,
         sampling=sampling_of(config.generation),
-        routing=RoutingPolicy(**config.routing.model_dump(exclude={"granularity", *_OF_SENTENCES})),
-        sentences=_sentences(config.routing),
+        routing=_of_routing(RoutingPolicy, config.routing),
+        sentences=_of_routing(SentenceSettings, config.routing) if granularity == "sentence" else None,
+        parts=_of_routing(PartSettings, config.routing) if granularity == "parts" else None,
         engine=engine_settings(config),
         error_budget=config.errors.budget,
         max_errors=config.errors.max,
@@ -102,7 +103,5 @@ def engine_settings(config: GenerateConfig) -> BackendSettings:
     return settings
 
 
-def _sentences(routing: RoutingSettings) -> SentenceSettings | None:
-    if routing.granularity == "record":
-        return None
-    return SentenceSettings(**routing.model_dump(include=set(_OF_SENTENCES)))
+def _of_routing(kind: type[_Routing], routing: RoutingSettings) -> _Routing:
+    return kind(**routing.model_dump(include={field.name for field in fields(kind)}))

@@ -1,6 +1,6 @@
 """The shared types: a record, the mixture that answers it, its completion or dead letter, and the Arrow schemas."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,17 @@ class Mixture:
         """Make the mixture of a mapping from adapter name to weight."""
         nonzero = sorted((name, float(weight)) for name, weight in weights.items() if weight)
         return Mixture(tuple(name for name, _ in nonzero), tuple(weight for _, weight in nonzero))
+
+    @staticmethod
+    def mean(mixtures: Sequence["Mixture"]) -> "Mixture":
+        """Return the mean of mixtures; adapters that a mixture lacks, as the base model lacks all, weigh zero there."""
+        if len(set(mixtures)) == 1:
+            return mixtures[0]
+        weights: dict[str, float] = {}
+        for mixture in mixtures:
+            for name, weight in zip(mixture.adapters, mixture.weights, strict=True):
+                weights[name] = weights.get(name, 0.0) + weight / len(mixtures)
+        return Mixture.of(weights)
 
     @cached_property
     def key(self) -> str:
@@ -136,6 +147,11 @@ SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
 # Added by the route stage with routing.granularity=sentence, and the resulting column of the output.
 SENTENCES = pa.schema([("spans", SPANS), ("context", pa.int32())])
 SENTENCE_MIXTURES = pa.schema([("sentence_mixtures", SPANS)])
+# Added by the route stage with routing.granularity=parts: each part's first token in `tokens`, which holds the prompts
+# of all parts one after another, its mixture, and the mark of its item ("2.", "-"). Null for a prompt of one part.
+PROMPT_PARTS = pa.schema(
+    [("prompt_parts", pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string()), ("mark", pa.string())])))]
+)
 COMPLETED = pa.schema(
     [
         ("output", pa.string()),
@@ -150,6 +166,8 @@ _TOP = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32
 LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP)))]))
 _OUTPUT = [("output", pa.string()), ("finish_reason", pa.string()), ("completion_tokens", pa.int32())]
 OUTPUTS = pa.list_(pa.struct([*_OUTPUT, ("logprobs", LOGPROBS)]))
+# The resulting column of the output: the answer to each part.
+PARTS = pa.schema([("parts", pa.list_(pa.struct([*COMPLETED, ("mixture", pa.string())])))])
 REQUESTED = pa.schema(
     [
         ("outputs", OUTPUTS),

@@ -9,8 +9,8 @@ from .engine import Sampling
 from .engine.registry import capabilities_of
 from .engine.settings import BackendSettings
 from .models import Quantization
-from .records import REQUESTED
-from .routing import RoutingPolicy, SentenceSettings
+from .records import PARTS, REQUESTED, SENTENCE_MIXTURES, concat_schemas
+from .routing import PartSettings, RoutingPolicy, SentenceSettings
 from .storage.input.columns import Columns
 
 
@@ -33,7 +33,8 @@ class ModelRef:
 class JobSettings:
     """One generation job. `job.guard` names the settings that decide the output, not just its speed.
 
-    ``adapters``: names of the bank's adapters to use, None for all. ``sentences``: None to route record by record.
+    ``adapters``: names of the bank's adapters to use, None for all. ``sentences``: to route sentence by sentence.
+    ``parts``: to cut prompts into parts. At most one of these two is given; if none is, records are routed whole.
     """
 
     input: str
@@ -48,6 +49,7 @@ class JobSettings:
     sampling: Sampling
     routing: RoutingPolicy
     sentences: SentenceSettings | None
+    parts: PartSettings | None
     engine: BackendSettings
     error_budget: float  # share of the records that may be dead letters
     max_errors: int | None  # dead letters; None: only the share counts
@@ -65,6 +67,11 @@ class JobSettings:
     def shard_mixtures(self) -> int:
         """Distinct mixtures of a shard at most, as many as the engine holds at a time; 0: no limit."""
         return capabilities_of(self.engine).max_mixtures
+
+    @property
+    def divided_columns(self) -> pa.Schema:
+        """The columns of the output for prompts of which each sentence or each part has a mixture of its own."""
+        return concat_schemas(*([SENTENCE_MIXTURES] if self.sentences else []), *([PARTS] if self.parts else []))
 
     @property
     def requested_columns(self) -> pa.Schema:

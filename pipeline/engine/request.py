@@ -52,6 +52,11 @@ class Sampling:
         return self.temperature >= 1e-5
 
     @property
+    def is_one_text(self) -> bool:
+        """Whether an answer is one free text and nothing else, so that answers of several requests can be joined."""
+        return self.n == 1 and self.logprobs is None and not self.choices and self.constraint is None
+
+    @property
     def has_penalties(self) -> bool:
         """Whether a penalty changes the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0

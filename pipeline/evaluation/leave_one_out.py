@@ -17,7 +17,7 @@ from pipeline.routing.policy import blend
 from pipeline.routing.router import Router
 from pipeline.storage.input.labelled import read_table
 
-from .configurations import Configuration, TokenizedQuestion, by_question, by_router, own_adapters
+from .configurations import Asked, Configuration, TokenizedQuestion, by_question, by_router, own_adapters
 from .suite import Question
 
 _SHOTS = 3  # examples in the prompt of the few-shot control
@@ -88,11 +88,11 @@ def few_shot(prompts: PromptFormat, examples: Examples, max_prompt_tokens: int) 
             shots.pop()
         return prompts.encode([question.prompt])[0]
 
-    def requests(questions: Sequence[TokenizedQuestion]) -> list[Request]:
-        return [Request(one.question.id, tokens(one.question), Mixture()) for one in questions]
+    def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
+        return [Asked((Request(one.question.id, tokens(one.question), Mixture()),)) for one in questions]
 
     digest = hashlib.sha256(repr([examples, max_prompt_tokens]).encode()).hexdigest()[:16]
-    return Configuration("few-shot base", requests, variant=f"few-shot {digest}")
+    return Configuration("few-shot base", asked, variant=f"few-shot {digest}")
 
 
 def _conversation(prompts: PromptFormat, shots: Sequence[tuple[str, str]], prompt: str) -> Prompt:

@@ -22,8 +22,8 @@ SUITES = ("suite-test", "composite2-test", "composite3-test")
 class Question:
     """One question and its right ``answers``: one, or one for each question of a composite.
 
-    ``group``: metrics are averaged within it first; its task, or the size of the composite. ``tasks``: names of the
-    adapters made for it.
+    ``group``: metrics are averaged within it first; its task, or the size or layout of the composite. ``tasks``: names
+    of the adapters made for it.
     """
 
     id: str
@@ -97,7 +97,7 @@ def _check_columns(rows: Sequence[dict[str, Any]], url: str) -> None:
 def _question(row: dict[str, Any]) -> Question:
     if "tasks" in row:
         answers = tuple(cleaned(answer) for answer in row["answers"])
-        group = f"composite{len(answers)}"
+        group = row.get("group") or f"composite{len(answers)}"
         return Question(str(row["id"]), group, "composite", answers, tuple(row["tasks"]), row["prompt"])
     return Question(
         id=str(row["id"]),

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.engine import Failure, Request, Sampling
 from pipeline.engine.scoring.score import Choices, score_choices
 
-from .configurations import Configuration, TokenizedQuestion
+from .configurations import Asked, Configuration, TokenizedQuestion
 from .metrics import Likelihoods, Prediction
 from .model_stack import ModelStack
 from .result_cache import ANSWERS, LIKELIHOODS, Key, ResultCache, work_folder
@@ -18,6 +18,7 @@ from .text_metrics import cleaned
 
 # Work units for the time left: on a CPU a new token costs about as much as ten of the prompt.
 _NEW_TOKEN_WORK = 10
+_WORST = ("failed", "length", "stop", "choice")  # finish reasons; of several parts the first of these counts
 _MIN_DONE = 20  # items before the time left is estimated: the first ones wait for a whole batch
 
 
@@ -45,11 +46,12 @@ class SuiteRunner:
         folder = work_folder(work, self.identity)
         tokens = self.stack.prompts.encode([question.prompt for question in self.suite.questions])
         questions = [TokenizedQuestion(*pair) for pair in zip(self.suite.questions, tokens, strict=True)]
-        requests = {one.name: one.requests(questions) for one in configurations}
+        asked = {one.name: one.asked(questions) for one in configurations}
         items: dict[Key, _Item] = {}
         for one in configurations:
-            for question, request in zip(questions, requests[one.name], strict=True):
-                items.setdefault((request.id, one.key(request)), _Item(question, request, one))
+            for question, some in zip(questions, asked[one.name], strict=True):
+                for request in some.requests:
+                    items.setdefault((request.id, one.key(request)), _Item(question, request, one))
         with ResultCache(folder, "answers", ANSWERS) as outputs:
             self._generate(items, outputs)
         with ResultCache(folder, "likelihoods", LIKELIHOODS) as likelihoods:
@@ -59,9 +61,9 @@ class SuiteRunner:
         if errors:
             self.log(f"{len(errors)} answers failed and count as empty or wrong; the first: {errors[0]}")
         return [
-            _prediction(one, question, request, outputs, likelihoods)
+            _prediction(one, question, some, outputs, likelihoods)
             for one in configurations
-            for question, request in zip(questions, requests[one.name], strict=True)
+            for question, some in zip(questions, asked[one.name], strict=True)
         ]
 
     def _generate(self, items: dict[Key, _Item], outputs: ResultCache) -> None:
@@ -142,15 +144,16 @@ def _score_work(item: Choices) -> float:
 
 
 def _prediction(
-    one: Configuration, question: TokenizedQuestion, request: Request, outputs: ResultCache, likelihoods: ResultCache
+    one: Configuration, question: TokenizedQuestion, asked: Asked, outputs: ResultCache, likelihoods: ResultCache
 ) -> Prediction:
-    key = (request.id, one.key(request))
-    row, scored = outputs.rows[key], likelihoods.rows.get(key, {})
+    keys = [(request.id, one.key(request)) for request in asked.requests]
+    rows, scored = [outputs.rows[key] for key in keys], likelihoods.rows.get(keys[0], {})
+    reasons = [row.get("finish_reason") or "failed" for row in rows]
     return Prediction(
         configuration=one.name,
         question=question.question,
-        output=cleaned(row.get("output") or ""),
-        mixture=request.mixture.key,
-        finish_reason=row.get("finish_reason") or "failed",
+        output=asked.join([cleaned(row.get("output") or "") for row in rows]),
+        mixture=asked.mixture.key,
+        finish_reason=min(reasons, key=_WORST.index),
         likelihoods=Likelihoods(tuple(scored["sums"]), tuple(scored["tokens"])) if scored.get("sums") else None,
     )

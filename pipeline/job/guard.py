@@ -14,15 +14,15 @@ from pipeline.storage.store.redact import masked, masked_path
 
 def make_guard(settings: JobSettings, fingerprints: dict[str, str], files: Sequence[InputFile]) -> dict[str, Any]:
     """Return the guard as JSON values. ``fingerprints``: of model, bank and router; ``files``: of the input."""
-    sentences = settings.sentences
-    granularity = {"granularity": "record" if sentences is None else "sentence"}
+    divided = settings.sentences or settings.parts
+    granularity = {"granularity": "sentence" if settings.sentences else "parts" if settings.parts else "record"}
     return {
         "fingerprints": {k: fingerprints[k] for k in ("model", "bank", "router")},
         "columns": asdict(settings.columns),
         "long_prompts": settings.long_prompts,
         "output.keep_prompt": settings.keep_prompt,
         "generation": orjson.loads(orjson.dumps(asdict(settings.sampling))),
-        "routing": asdict(settings.routing) | granularity | ({} if sentences is None else asdict(sentences)),
+        "routing": asdict(settings.routing) | granularity | ({} if divided is None else asdict(divided)),
         "seed": settings.engine.seed,
         "engine.backend": settings.engine.backend,
         "dtype": settings.model.dtype,

@@ -18,7 +18,7 @@ from pipeline.models import (
     load_tokenizer,
     model_fingerprint,
 )
-from pipeline.records import SENTENCE_MIXTURES, concat_schemas
+from pipeline.records import concat_schemas
 from pipeline.routing.loading import load_router_for
 from pipeline.settings import JobSettings
 from pipeline.stages.output_schema import OutputSchema
@@ -103,7 +103,7 @@ def _plan(settings: JobSettings, folder: RunFolder, files: list[InputFile], cont
 
 
 def _output_schema(settings: JobSettings, plan: InputPlan, fingerprints: dict[str, str]) -> OutputSchema:
-    extra = concat_schemas(*([SENTENCE_MIXTURES] if settings.sentences else []), settings.requested_columns)
+    extra = concat_schemas(settings.divided_columns, settings.requested_columns)
     return OutputSchema(plan.passed, settings.keep_prompt, fingerprints["router"], fingerprints["bank"], extra)
 
 
@@ -143,9 +143,10 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompt_format)
-    if settings.sentences and not tokenizer.is_fast:
+    if (settings.sentences or settings.parts) and not tokenizer.is_fast:
+        granularity = "sentence" if settings.sentences else "parts"
         raise UserError(
-            f"config: routing.granularity=sentence needs a fast tokenizer, which gives the offset of each token;"
+            f"config: routing.granularity={granularity} needs a fast tokenizer, which gives the offset of each token;"
             f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
     bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)

@@ -44,6 +44,10 @@ class PromptFormat:
         """Return the token ids of `encode` with the rendered text and their offsets in it; fast tokenizers only."""
         return _in_order([self._render(prompt) for prompt in prompts], self._tokenise_with_offsets)
 
+    def encode_text(self, texts: Sequence[str]) -> list[TokensWithOffsets]:
+        """Return the token ids and offsets of texts as they stand within a template; fast tokenizers only."""
+        return self._tokenise_with_offsets(list(texts), add_special_tokens=False)
+
     def template_tokens(self, conversation: bool) -> tuple[list[int], list[int]]:
         """Return the token ids that the template puts before and after one user message; none for raw prompts.
 

@@ -12,13 +12,13 @@ import torch
 
 from pipeline.adapters import AdapterBank
 from pipeline.cluster.node_cache import cache_for_engine
-from pipeline.engine import Failure, Request
+from pipeline.engine import Failure, Outcome, Request
 from pipeline.engine.backend import Backend, EngineContext
 from pipeline.engine.registry import spec_of
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.records import (
     COMPLETED,
-    SENTENCE_MIXTURES,
+    PROMPT_PARTS,
     SENTENCES,
     Completion,
     DeadLetter,
@@ -36,6 +36,7 @@ from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.logs import log_worker_event
 from pipeline.telemetry.metrics import EngineMetrics
 
+from .part_requests import PartRequests
 from .record_sampling import RecordSampling
 from .tables import with_columns, with_dead_letters
 
@@ -91,8 +92,9 @@ class GenerateRecords:
     def _start(self, settings: JobSettings, device: str, threads: int) -> None:
         settings = cache_for_engine(settings)
         self.sampling = RecordSampling(settings.sampling)
-        self.requested_columns = settings.requested_columns
+        self.extra_columns = concat_schemas(settings.requested_columns, settings.divided_columns)
         self.sentences = settings.sentences is not None
+        self.parts = settings.parts is not None
         self.backend = start_engine(settings, device, threads)
 
     def _report(self, metrics: EngineMetrics) -> None:
@@ -104,51 +106,57 @@ class GenerateRecords:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.COMPLETED`; records without an answer become dead letters.
 
-        Appends columns of `records.REQUESTED` too if the settings may request them, and `records.SENTENCE_MIXTURES` if
-        sentences are routed one by one.
+        Appends columns of `records.REQUESTED` too if the settings may request them, `records.SENTENCE_MIXTURES` if
+        sentences are routed one by one, and `records.PARTS` if prompts are cut into parts.
         """
         with self.incidents.recording("generate", records=table.num_rows):
             return self._answer_table(table)
 
     def _answer_table(self, table: pa.Table) -> pa.Table:
         alive = [i for i, dead in enumerate(table["dead"].to_pylist()) if dead is None]
-        requests = self._requests(table.take(pa.array(alive, pa.int64())))
-        schema = concat_schemas(COMPLETED, self.requested_columns, *([SENTENCE_MIXTURES] if self.sentences else []))
+        records = self._requests(table.take(pa.array(alive, pa.int64())))
+        schema = concat_schemas(COMPLETED, self.extra_columns)
         columns: dict[str, list[Any]] = {f.name: [None] * table.num_rows for f in schema}
         dead: dict[int, DeadLetter] = {}
-        for row, request, answer in zip(alive, requests, self._answer(requests), strict=True):
+        outcomes = iter(self._answer([request for record in records for request in record.requests]))
+        for row, record in zip(alive, records, strict=True):
+            answers = [next(outcomes) for _ in record.requests]
+            answer = record.join(answers)
             if isinstance(answer, Failure):
                 dead[row] = DeadLetter("generate", answer.error_type, answer.message)
                 continue
-            for name, value in _values(request, answer).items():
+            for name, value in _values(record, answers, answer).items():
                 if name in columns:
                     columns[name][row] = value
         return with_columns(with_dead_letters(table, dead), schema, columns)
 
-    def _requests(self, table: pa.Table) -> list[Request]:
-        names = ["id", "tokens", "mixture", "sampling", *(SENTENCES.names if self.sentences else [])]
-        return [
-            Request(
-                row["id"],
-                row["tokens"],
-                Mixture.parse(row["mixture"]),
-                parse_spans(row["spans"]) if self.sentences else (),
-                row["context"] if self.sentences else 0,
-                self.sampling(row["sampling"]),
-            )
-            for row in table.select(names).to_pylist()
-        ]
+    def _requests(self, table: pa.Table) -> list[PartRequests]:
+        extra = SENTENCES.names if self.sentences else PROMPT_PARTS.names if self.parts else []
+        rows = table.select(["id", "tokens", "mixture", "sampling", *extra]).to_pylist()
+        return [PartRequests.of(self._request(row), row["prompt_parts"] if self.parts else None) for row in rows]
 
-    def _answer(self, requests: Sequence[Request]) -> list[Completion | Failure]:
+    def _request(self, row: dict[str, Any]) -> Request:
+        return Request(
+            row["id"],
+            row["tokens"],
+            Mixture.parse(row["mixture"]),
+            parse_spans(row["spans"]) if self.sentences else (),
+            row["context"] if self.sentences else 0,
+            self.sampling(row["sampling"]),
+        )
+
+    def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
         return self.backend.answer(requests)
 
 
-def _values(request: Request, completion: Completion) -> dict[str, Any]:
+def _values(record: PartRequests, answers: Sequence[Outcome], joined: Completion) -> dict[str, Any]:
     """Return the values of all columns that an answer may have."""
     return {
-        **{name: getattr(completion, name) for name in COMPLETED.names},
-        "outputs": output_rows(completion.answers),
-        "logprobs": logprob_rows(completion.logprobs),
-        "choice_log_likelihoods": completion.choice_log_likelihoods,
-        "sentence_mixtures": span_rows(request.spans + completion.sentences),
+        **{name: getattr(joined, name) for name in COMPLETED.names},
+        "outputs": output_rows(joined.answers),
+        "logprobs": logprob_rows(joined.logprobs),
+        "choice_log_likelihoods": joined.choice_log_likelihoods,
+        "choice_margin": joined.choice_margin,
+        "sentence_mixtures": span_rows(record.requests[0].spans + joined.sentences),
+        "parts": record.rows(answers),
     }

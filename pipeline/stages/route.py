@@ -1,8 +1,9 @@
 """Route stage: tokenise each record once, and choose its mixture of adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +13,9 @@ from pipeline.cluster.node_cache import cache_for_routing
 from pipeline.engine import Sampling
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.models.prompt import TokensWithOffsets
-from pipeline.records import ROUTED, SENTENCES, DeadLetter, Prompt, concat_schemas, span_rows
+from pipeline.records import PROMPT_PARTS, ROUTED, SENTENCES, DeadLetter, Prompt, concat_schemas, span_rows
 from pipeline.routing.loading import load_router
+from pipeline.routing.part_routes import PartCutter, PartRoute, PromptPart
 from pipeline.routing.router import Route
 from pipeline.routing.sentence_routes import SentenceRoute, route_sentences
 from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences
@@ -31,10 +33,11 @@ _CACHED_CHOICES = 4096  # lists of choices whose tokens are kept; most records s
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids, and its sentences if they are routed one by one."""
+    """A prompt as token ids, its sentences if they are routed one by one, and the ``mark`` of its item if it is one."""
 
     tokens: list[int]
     sentences: Sentences = ()
+    mark: str = ""
 
 
 class RouteRecords:
@@ -53,14 +56,18 @@ class RouteRecords:
         self.prompts = PromptFormat(load_tokenizer(model.path, model.trust_remote_code), model.prompt_format)
         self.frame = cache(self.prompts.template_tokens)
         self.router = load_router(settings.router)
+        self._cutter = None
+        if settings.parts is not None:
+            self._cutter = PartCutter(self.prompts, self.router, settings.routing, settings.parts)
         self.context = context
         self.sampling = RecordSampling(settings.sampling)
         self._known_choices = lru_cache(_CACHED_CHOICES)(self.prompts.encode_answer)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Append the columns of `records.ROUTED`, and of `records.SENTENCES` if sentences are routed one by one.
+        """Append the columns of `records.ROUTED`.
 
-        Records that cannot be routed become dead letters.
+        Appends `records.SENTENCES` too if sentences are routed one by one, or `records.PROMPT_PARTS` if prompts are cut
+        into parts. Records that cannot be routed become dead letters.
         """
         with self.incidents.recording("route", records=table.num_rows):
             routed = self._route_table(table)
@@ -68,15 +75,35 @@ class RouteRecords:
         return routed
 
     def _route_table(self, table: pa.Table) -> pa.Table:
-        limits, refused = self._limits(table)
-        prompts = prompts_of(table.take(pa.array(list(limits), pa.int64())))
-        encoded = dict(zip(limits, self.tokenise(prompts, list(limits.values())), strict=True))
+        samplings, refused = self._samplings(table)
+        prompts = prompts_of(table.take(pa.array(list(samplings), pa.int64())))
+        parts = self._cut(prompts, list(samplings.values()))
+        encoded = dict(zip(samplings, self._encode_parts(parts, list(samplings.values())), strict=True))
         refused |= {row: found for row, found in encoded.items() if isinstance(found, DeadLetter)}
-        routed = {row: found for row, found in encoded.items() if isinstance(found, Encoded)}
-        routes = self._route(list(routed.values()))
-        table = with_dead_letters(table, refused)
-        schema = concat_schemas(ROUTED, SENTENCES) if self.settings.sentences else ROUTED
-        return with_columns(table, schema, _columns(table.num_rows, schema, routed, routes))
+        routed = {row: found for row, found in encoded.items() if not isinstance(found, DeadLetter)}
+        routes = iter(self._route(list(chain.from_iterable(routed.values()))))
+        rows = {row: _values(found, [next(routes) for _ in found]) for row, found in routed.items()}
+        schema = concat_schemas(ROUTED, *([SENTENCES] if self.settings.sentences else []))
+        schema = concat_schemas(schema, *([PROMPT_PARTS] if self._cutter else []))
+        return with_columns(with_dead_letters(table, refused), schema, _columns(table.num_rows, schema, rows))
+
+    def _cut(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[list[PromptPart]]:
+        """Return the parts of each prompt. Answers that cannot be joined are not asked for in parts."""
+        cut = [[PromptPart(prompt)] for prompt in prompts]
+        if self._cutter is not None:
+            rows = [row for row, sampling in enumerate(samplings) if sampling.is_one_text]
+            for row, parts in zip(rows, self._cutter.cut([prompts[row] for row in rows]), strict=True):
+                cut[row] = parts
+        return cut
+
+    def _encode_parts(
+        self, cut: Sequence[Sequence[PromptPart]], samplings: Sequence[Sampling]
+    ) -> list[list[Encoded] | DeadLetter]:
+        """Return the parts of each prompt as tokens, or why one of them is refused."""
+        limits = [self.context - self._max_answer_tokens(sampling) for sampling in samplings]
+        flat = [(part.prompt, limit) for parts, limit in zip(cut, limits, strict=True) for part in parts]
+        encoded = iter(self.tokenise([prompt for prompt, _ in flat], [limit for _, limit in flat]))
+        return [_with_marks(parts, [next(encoded) for _ in parts]) for parts in cut]
 
     def _route(self, prompts: list[Encoded]) -> Sequence[Route | SentenceRoute]:
         tokens, policy = [p.tokens for p in prompts], self.settings.routing
@@ -85,19 +112,19 @@ class RouteRecords:
         divided = [p.sentences for p in prompts]
         return route_sentences(self.router, policy, tokens, divided, self.settings.sentences.context_sentences)
 
-    def _limits(self, table: pa.Table) -> tuple[dict[int, int], dict[int, DeadLetter]]:
-        """Return the maximum number of prompt tokens by row, and a dead letter for each row of bad settings."""
-        limits: dict[int, int] = {}
+    def _samplings(self, table: pa.Table) -> tuple[dict[int, Sampling], dict[int, DeadLetter]]:
+        """Return the sampling settings by row, and a dead letter for each row of bad settings."""
+        samplings: dict[int, Sampling] = {}
         refused: dict[int, DeadLetter] = {}
         settings = zip(table["dead"].to_pylist(), table["sampling"].to_pylist(), strict=True)
         for row, (dead, text) in enumerate(settings):
             if dead is not None:
                 continue
             try:
-                limits[row] = self.context - self._max_answer_tokens(self.sampling(text))
+                samplings[row] = self.sampling(text)
             except ValueError as error:
                 refused[row] = DeadLetter("route", "BadSampling", str(error))
-        return limits, refused
+        return samplings, refused
 
     def _max_answer_tokens(self, sampling: Sampling) -> int:
         choices = sampling.choices
@@ -154,15 +181,49 @@ class RouteRecords:
         )
 
 
-def _columns(
-    rows: int, schema: pa.Schema, routed: dict[int, Encoded], routes: Sequence[Route | SentenceRoute]
-) -> dict[str, list[Any]]:
+def _with_marks(parts: Sequence[PromptPart], encoded: Sequence[Encoded | DeadLetter]) -> list[Encoded] | DeadLetter:
+    found: list[Encoded] = []
+    for number, (part, one) in enumerate(zip(parts, encoded, strict=True), 1):
+        if isinstance(one, DeadLetter):
+            where = f"part {number} of {len(parts)}: " if len(parts) > 1 else ""
+            return replace(one, message=where + one.message)
+        found.append(replace(one, mark=part.mark) if part.mark else one)
+    return found
+
+
+def _values(parts: Sequence[Encoded], routes: Sequence[Route | SentenceRoute]) -> dict[str, Any]:
+    """Return the values of a routed row by column."""
+    route: Route | SentenceRoute | PartRoute = routes[0]
+    if len(routes) > 1:
+        mixtures = tuple(each.mixture for each in routes)
+        route = PartRoute(
+            mixtures,
+            score=max(each.score for each in routes),
+            confidence=min(each.confidence for each in routes),
+            fallback=all(each.fallback for each in routes),
+        )
+    values = {
+        "tokens": list(chain.from_iterable(part.tokens for part in parts)),
+        "mixture": route.mixture.key,
+        "route_score": route.score,
+        "route_confidence": route.confidence,
+        "fallback": route.fallback,
+    }
+    if isinstance(route, SentenceRoute):
+        values |= {"spans": span_rows(route.spans), "context": route.context}
+    if isinstance(route, PartRoute):
+        starts = accumulate((len(part.tokens) for part in parts[:-1]), initial=0)
+        values["prompt_parts"] = [
+            {"start": start, "mixture": mixture.key, "mark": part.mark}
+            for start, mixture, part in zip(starts, route.mixtures, parts, strict=True)
+        ]
+    return values
+
+
+def _columns(rows: int, schema: pa.Schema, routed: dict[int, dict[str, Any]]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {f.name: [None] * rows for f in schema}
     columns["mixture"] = [DEAD_KEY] * rows
-    for (row, prompt), route in zip(routed.items(), routes, strict=True):
-        values: tuple[Any, ...] = (prompt.tokens, route.mixture.key, route.score, route.confidence, route.fallback)
-        if isinstance(route, SentenceRoute):
-            values += (span_rows(route.spans), route.context)
-        for name, value in zip(schema.names, values, strict=True):
+    for row, values in routed.items():
+        for name, value in values.items():
             columns[name][row] = value
     return columns

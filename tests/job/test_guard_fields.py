@@ -12,7 +12,7 @@ from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job.generate import GenerateJob
-from pipeline.routing import RoutingPolicy, SentenceSettings
+from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.output.run import RUN
@@ -90,6 +90,12 @@ def test_a_run_is_not_continued_with_other_sentences(begun: JobSettings) -> None
     begin(divided)
     said = difference(replace(divided, sentences=replace(SENTENCES, context_sentences=0)))
     assert "differs in routing.context_sentences (was 2, is 0)" in said
+
+
+def test_a_run_is_not_continued_with_other_parts(begun: JobSettings) -> None:
+    assert "routing.granularity (was 'record', is 'parts')" in difference(replace(begun, parts=PartSettings()))
+    begin(replace(begun, parts=PartSettings()))
+    assert "routing.language (was 'en', is 'de')" in difference(replace(begun, parts=PartSettings("de")))
 
 
 def test_a_run_is_not_continued_with_another_input(begun: JobSettings) -> None:

@@ -200,7 +200,12 @@ def test_a_composite_suite_has_a_blend_for_an_oracle(words: list[str], tmp_path:
     assert evaluate.main(["--suite", str(tmp_path / "pairs.jsonl"), "--output", str(output), *words]) == 0
     made = figures(output)
     assert set(made["metrics"]) == {"bleu", "chrf", "rouge1", "rougeL", "answers_found"}
-    assert set(made["metrics"]["bleu"]) == NAMES - {"oracle"} | {"oracle-blend", "sentence p=0.6"}
+    assert set(made["metrics"]["bleu"]) == NAMES - {"oracle"} | {
+        "oracle-blend",
+        "sentence p=0.6",
+        "parts",
+        "parts without marks",
+    }
     records = pq.read_table(output / "records.parquet").to_pylist()
     assert [r["mixture"] for r in records if r["configuration"] == "oracle-blend"] == ["cold:0.5+red:0.5"]
     assert {r["reference"] for r in records} == {"1. red1\n2. cold1"}
@@ -237,7 +242,7 @@ def test_configurations_with_arguments_of_their_own_share_no_answers(
 
     def extended(*args: Any) -> list[Configuration]:
         base, oracle, *_ = table(*args)
-        own = Configuration("own", oracle.requests, "own x", {"reroute": len})
+        own = Configuration("own", oracle.asked, "own x", {"reroute": len})
         return [base, oracle, own]
 
     monkeypatch.setattr(evaluate, "configurations", extended)
