@@ -1,39 +1,47 @@
-"""Measure the router: accuracy, calibration, gate, added adapters, and speed.
+"""Measure the router: accuracy by form of the prompts, calibration, gate, added adapters, and speed.
 
     python -m benchmarks.router_quality [--router demo/router] [--splits 3] [--repeats 5]
 
-The prompts come from the 26-task suite in `demo/data`. The leave-out test trains on 20 tasks and measures the gate
+The prompts come from the 26-task suite in `demo/data`, as they are and in the forms of
+`benchmarks/router_forms.py`. The leave-out test trains on 20 tasks and measures the gate
 on the other 6. Each of these is then added to the router of 20, from 8 and from 64 example prompts. It trains
-``--splits`` routers, about a minute each.
+``--splits`` routers, about two minutes each.
 """
 
 import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.router_forms import FORMS, TestForm
 from conf import load_settings
 from conf.schema_training import TrainRouterConfig
 from jobs.train_adapters import rows_by_task
 from pipeline.evaluation.results import write_results
-from pipeline.models import PromptFormat, load_tokenizer, resolve_model
+from pipeline.models import PromptFormat, load_token_embeddings, load_tokenizer, resolve_model
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.calibration import expected_calibration_error
+from pipeline.routing.centroid_router import CentroidSettings, fit_centroids
 from pipeline.routing.extension import add_class
 from pipeline.routing.loading import load_router
+from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.network import flatten_prompts
-from pipeline.routing.router import Router, tokenizer_fingerprint
+from pipeline.routing.router import tokenizer_fingerprint
 from pipeline.routing.training import RouterSettings, train_router
 
 DATA = Path("demo/data")
-WINDOW = 14  # words of a prompt that the hard setting shows
 UNSEEN = 6
+SHOTS = (8, 16, 32, 64)  # examples of a task from which centroids are made
+CARD = {"tokenizer_fingerprint": "", "prompt_format": "chat"}
 Prompts = list[list[int]]
+Texts = dict[str, list[str]]  # by task
+Encode = Callable[[Sequence[str]], Prompts]
+Maker = Callable[[Texts, int], MlpRouter]  # prompts and a seed -> a router for their tasks
 
 
 def main() -> None:
@@ -44,41 +52,78 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     config = load_settings("train_router", [], TrainRouterConfig)
-    tokenizer = load_tokenizer(resolve_model(config.model.path))
+    folder = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(folder)
     encode = PromptFormat(tokenizer, config.model.prompt_format).encode
     vocabulary = tokenizer.get_vocab()
     router = load_router(args.router)
+    assert isinstance(router, MlpRouter)
     router.check_prompts(tokenizer_fingerprint(vocabulary), config.model.prompt_format)
     texts = {name: _texts(DATA / f"suite-{name}.parquet") for name in ("train", "test")}
-    tokens = {name: {task: encode(prompts) for task, prompts in part.items()} for name, part in texts.items()}
-    known = {task: prompts for task, prompts in tokens["test"].items() if task in router.labels}
+    embeddings = load_token_embeddings(folder)[: max(vocabulary.values()) + 1]
+    makers = {"mlp": _train_mlp(encode, len(embeddings), config)}
+    makers |= {f"centroids_{shots}": _fit_centroids(encode, embeddings, config, shots) for shots in SHOTS}
+    known = {task: prompts for task, prompts in texts["test"].items() if task in router.labels}
+    routers = {"mlp": router} | {name: make(texts["train"], 0) for name, make in makers.items() if name != "mlp"}
     figures: dict[str, Any] = {
         "config": vars(args),
-        "training": router.card["metrics"] | {"temperature": router.card["temperature"]},
-        "test": _quality(router, known),
-        "hard": _quality(router, {task: encode(_windows(texts["test"][task])) for task in known}),
+        "training": {name: r.card["metrics"] | {"temperature": r.card["temperature"]} for name, r in routers.items()},
+        "forms": {form.name: _form(form, routers, known, encode) for form in FORMS},
         "throughput": _throughput(router, [p for prompts in texts["test"].values() for p in prompts], encode, args),
-        "left_out": [_left_out(seed, tokens, config, max(vocabulary.values()) + 1) for seed in range(args.splits)],
+        "left_out": {
+            name: [_left_out(seed, texts, encode, makers[name]) for seed in range(args.splits)]
+            for name in ("mlp", "centroids_32")
+        },
     }
     write_results(Path("benchmarks/results/router-quality.json"), figures)
     _print(figures)
 
 
-def _texts(path: Path) -> dict[str, list[str]]:
+def _texts(path: Path) -> Texts:
     return {
         task: [r["prompt"] for r in rows] for task, rows in rows_by_task([str(path)], (), ["task", "prompt"]).items()
     }
 
 
-def _windows(prompts: list[str]) -> list[str]:
-    """Cut a random stretch of `WINDOW` words from each prompt."""
+def _train_mlp(encode: Encode, size: int, config: TrainRouterConfig) -> Maker:
+    def make(texts: Texts, seed: int) -> MlpRouter:
+        settings = RouterSettings(**config.training.model_dump() | {"seed": seed})
+        return train_router(*_flat(texts), encode, size, settings, dict(CARD), lambda line: None)
+
+    return make
+
+
+def _fit_centroids(encode: Encode, embeddings: torch.Tensor, config: TrainRouterConfig, shots: int) -> Maker:
+    def make(texts: Texts, seed: int) -> MlpRouter:
+        settings = CentroidSettings(**config.centroids.model_dump() | {"seed": seed, "examples": shots})
+        return fit_centroids(*_flat(texts), encode, embeddings, settings, dict(CARD))
+
+    return make
+
+
+def _flat(texts: Texts) -> tuple[list[str], list[str]]:
+    """Return all prompts and their tasks."""
+    return [p for prompts in texts.values() for p in prompts], [task for task, ps in texts.items() for _ in ps]
+
+
+def _form(form: TestForm, routers: dict[str, MlpRouter], texts: Texts, encode: Encode) -> dict[str, Any]:
+    """Measure routers on prompts in one form."""
+    prompts = {task: encode(_in_form(form, prompts)) for task, prompts in texts.items()}
+    return {"group": form.group, "in_training": form.relative} | {n: _quality(r, prompts) for n, r in routers.items()}
+
+
+def _in_form(form: TestForm, prompts: list[str]) -> list[str]:
     rng = random.Random(0)
-    words = [prompt.split() for prompt in prompts]
-    starts = [rng.randint(0, max(0, len(w) - WINDOW)) for w in words]
-    return [" ".join(w[start : start + WINDOW]) for w, start in zip(words, starts, strict=True)]
+    return [form.apply(prompt, rng) for prompt in prompts]
 
 
-def _quality(router: Router, prompts: dict[str, Prompts]) -> dict[str, Any]:
+def _in_some_form(prompts: list[str]) -> list[str]:
+    """Write each prompt in a form drawn at random."""
+    rng = random.Random(0)
+    return [rng.choice(FORMS).apply(prompt, rng) for prompt in prompts]
+
+
+def _quality(router: MlpRouter, prompts: dict[str, Prompts]) -> dict[str, Any]:
     """Return top-1 accuracy, calibration with and without the temperature, and the share that passes the gate."""
     embedded = router.embed([p for task in prompts.values() for p in task])
     targets = torch.tensor([router.labels.index(task) for task, ps in prompts.items() for _ in ps])
@@ -86,51 +131,60 @@ def _quality(router: Router, prompts: dict[str, Prompts]) -> dict[str, Any]:
     right = scaled.argmax(1) == targets
     plain = (scaled.log() * router.temperature).softmax(1)
     accepted = {str(a): float(router.check_domain(embedded, a)[1].double().mean()) for a in (0.95, 0.99)}
+    by_task = {t: float(right[targets == router.labels.index(t)].double().mean()) for t in prompts}
     return {
         "prompts": len(targets),
         "top_1": float(right.double().mean()),
-        "top_1_by_task": {t: float(right[targets == router.labels.index(t)].double().mean()) for t in prompts},
+        "top_1_tasks": statistics.mean(by_task.values()),
+        "top_1_by_task": by_task,
         "ece": expected_calibration_error(plain, targets),
         "ece_scaled": expected_calibration_error(scaled, targets),
         "accepted": accepted,
     }
 
 
-def _left_out(seed: int, tokens: dict[str, dict[str, Prompts]], config: TrainRouterConfig, size: int) -> dict[str, Any]:
-    """Train on all but six tasks; measure the gate on the six, and the effect of adding them."""
-    unseen = sorted(random.Random(seed).sample(sorted(tokens["train"]), UNSEEN))
-    seen = {task: prompts for task, prompts in tokens["train"].items() if task not in unseen}
-    labels = [task for task, prompts in seen.items() for _ in prompts]
-    settings = RouterSettings(**config.training.model_dump() | {"seed": seed})
-    card = {"tokenizer_fingerprint": "", "prompt_format": config.model.prompt_format}
-    flat = [p for prompts in seen.values() for p in prompts]
-    router = train_router(flat, labels, size, settings, card, lambda line: None)
-    inside = router.embed([p for task in seen for p in tokens["test"][task]])
-    targets = torch.tensor([router.labels.index(task) for task in seen for _ in tokens["test"][task]])
-    outside = router.embed([p for task in unseen for p in tokens["test"][task]])
+def _left_out(seed: int, texts: dict[str, Texts], encode: Encode, make: Maker) -> dict[str, Any]:
+    """Make a router for all but six tasks; measure the gate on the six, and the effect of adding them."""
+    unseen = sorted(random.Random(seed).sample(sorted(texts["train"]), UNSEEN))
+    seen = [task for task in texts["train"] if task not in unseen]
+    router = make({task: texts["train"][task] for task in seen}, seed)
+    test = {
+        name: [p for task in tasks for p in texts["test"][task]] for name, tasks in (("seen", seen), ("unseen", unseen))
+    }
+    embedded = {name: router.embed(encode(prompts)) for name, prompts in test.items()}
+    embedded |= {f"{name}_in_forms": router.embed(encode(_in_some_form(prompts))) for name, prompts in test.items()}
+    targets = torch.tensor([router.labels.index(task) for task in seen for _ in texts["test"][task]])
     gate = {
-        str(a): {
-            name: float(router.check_domain(e, a)[1].double().mean())
-            for name, e in (("seen", inside), ("unseen", outside))
-        }
+        str(a): {name: float(router.check_domain(e, a)[1].double().mean()) for name, e in embedded.items()}
         for a in (0.9, 0.95, 0.98, 0.99)
     }
     added = {
-        str(shots): {task: _added(router, task, tokens, shots, inside, targets) for task in unseen} for shots in (8, 64)
+        str(shots): {
+            task: _added(
+                router,
+                task,
+                encode(texts["train"][task][:shots]),
+                encode(texts["test"][task]),
+                embedded["seen"],
+                targets,
+            )
+            for task in unseen
+        }
+        for shots in (8, 64)
     }
     return {"unseen": unseen, "accepted": gate, "added": added}
 
 
 def _added(
-    router: Router,
+    router: MlpRouter,
     task: str,
-    tokens: dict[str, dict[str, Prompts]],
-    shots: int,
+    examples: Prompts,
+    test: Prompts,
     inside: torch.Tensor,
     targets: torch.Tensor,
 ) -> dict[str, float]:
-    extended, _ = add_class(router, task, tokens["train"][task][:shots], 0.005)
-    new = extended.embed(tokens["test"][task])
+    extended, _ = add_class(router, task, examples, 0.005)
+    new = extended.embed(test)
     return {
         "top_1": float((extended.probabilities(new).argmax(1) == len(router.labels)).double().mean()),
         "accepted": float(extended.check_domain(new, 0.99)[1].double().mean()),
@@ -139,7 +193,7 @@ def _added(
     }
 
 
-def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], Prompts], args: Any) -> dict[str, Any]:
+def _throughput(router: MlpRouter, texts: list[str], encode: Encode, args: Any) -> dict[str, Any]:
     """Measure records per second of tokenising, routing and both, and rows per second of the network.
 
     Tokenising uses all cores; torch has one thread, as in a route actor.
@@ -169,16 +223,21 @@ def _throughput(router: Router, texts: list[str], encode: Callable[[list[str]], 
 
 
 def _print(figures: dict[str, Any]) -> None:
-    for name in ("test", "hard"):
-        q = figures[name]
-        print(f"{name}: top-1 {q['top_1']:.2%}, ECE {q['ece']:.4f} -> {q['ece_scaled']:.4f}, accepted {q['accepted']}")
+    for name, form in figures["forms"].items():
+        top = ", ".join(f"{n} {form[n]['top_1']:.1%}" for n in figures["training"])
+        mlp = form["mlp"]
+        print(
+            f"{form['group']:<15}{name:<37}{form['in_training']:<5}{top}, ECE {mlp['ece_scaled']:.3f},"
+            f" accepted {mlp['accepted']}"
+        )
     for name, rate in figures["throughput"].items():
         print(f"{name}: {rate['median']:,.0f} records/s")
-    for split in figures["left_out"]:
-        print(f"unseen {', '.join(split['unseen'])}\n  accepted {split['accepted']}")
-        for shots, tasks in split["added"].items():
-            means = {k: statistics.mean(t[k] for t in tasks.values()) for k in next(iter(tasks.values()))}
-            print(f"  added from {shots}: " + ", ".join(f"{k} {v:.2%}" for k, v in means.items()))
+    for router, splits in figures["left_out"].items():
+        for split in splits:
+            print(f"{router}, unseen {', '.join(split['unseen'])}\n  accepted {split['accepted']}")
+            for shots, tasks in split["added"].items():
+                means = {k: statistics.mean(t[k] for t in tasks.values()) for k in next(iter(tasks.values()))}
+                print(f"  added from {shots}: " + ", ".join(f"{k} {v:.2%}" for k, v in means.items()))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,17 @@ class RouterTraining(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     held_out: OpenShare
-    crop_share: Share
+    forms: Share
     references: PositiveInt
+    seed: int
+
+
+class CentroidMaking(Strict):
+    """Settings of a router without training; see `pipeline.routing.centroid_router.CentroidSettings`."""
+
+    examples: Annotated[int, Field(ge=8)]
+    forms: Annotated[int, Field(ge=0)]
+    dimensions: PositiveInt
     seed: int
 
 
@@ -52,6 +61,7 @@ class TrainRouterConfig(Strict):
 
     model: ModelSettings
     training: RouterTraining
+    centroids: CentroidMaking
     threads: int
 
 

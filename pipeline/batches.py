@@ -58,7 +58,8 @@ class Route:
     def __call__(self, batch: Batch) -> pa.Table:
         """Add the columns of `ROUTES`, `top_classes` and `error`.
 
-        `top_classes` is null if sentences or parts have mixtures of their own; `error` is null, or why a record was refused.
+        `top_classes` is null if sentences or parts have mixtures of their own; `error` is null, or why a record was
+        refused.
 
         Columns of the batch with such a name become ``input_<name>``. Rows keep their order.
         """

@@ -113,14 +113,13 @@ def make_router(folder: Path, model: Path, labels: Sequence[str] = ADAPTERS, pro
     """A trained router for the adapters ``labels``."""
     tokenizer = load_tokenizer(str(model))
     texts = {label: prompts_of(label, 40, seed=1) for label in labels}
-    tokens = PromptFormat(tokenizer, "raw" if prompt_format == "raw" else "chat").encode(
-        [text for label in labels for text in texts[label]]
-    )
+    encode = PromptFormat(tokenizer, "raw" if prompt_format == "raw" else "chat").encode
+    prompts = [text for label in labels for text in texts[label]]
     names = [label for label in labels for _ in texts[label]]
     vocabulary = tokenizer.get_vocab()
     card = {"tokenizer_fingerprint": tokenizer_fingerprint(vocabulary), "prompt_format": prompt_format}
-    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, crop_share=0.3, references=64, seed=0)
-    router: Router = train_router(tokens, names, max(vocabulary.values()) + 1, settings, card, lambda line: None)
+    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, forms=0.0, references=64, seed=0)
+    router: Router = train_router(prompts, names, encode, max(vocabulary.values()) + 1, settings, card, print)
     router.save(folder)
     return folder
 

@@ -102,6 +102,20 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def load_token_embeddings(folder: str, trust_remote_code: bool = False) -> torch.Tensor:
+    """Read the input embedding [tokens x hidden] of a model folder in fp32, and none of its other weights."""
+    skeleton = load_skeleton(load_config(folder, trust_remote_code), trust_remote_code)
+    wanted = skeleton.get_input_embeddings().weight
+    name = next(name for name, parameter in skeleton.named_parameters() if parameter is wanted)
+    check_weights(folder)
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                if name == key or name.endswith(f".{key}"):  # some files lack the prefix of the model's body
+                    return tensors.get_tensor(key).float()
+    raise UserError(f"model: {folder} has no safetensors with the weight {name} (model.path)")
+
+
 def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
     """Build the model of a transformers config with all its layers and no weights, on torch's meta device."""
     with torch.device("meta"):

@@ -6,7 +6,6 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 ACCEPTANCES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # shares of in-domain prompts with a threshold of their own
-_NEIGHBOUR = 3  # its similarity is the gate score; one near neighbour alone may be chance
 _BINS = 15
 
 
@@ -39,14 +38,30 @@ def expected_calibration_error(probabilities: torch.Tensor, targets: torch.Tenso
     return float(gaps.abs().sum() / len(targets))
 
 
-def gate_score(embedded: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Cosine [n] between mean embeddings [n x E] and their third nearest reference (unit vectors [m x E]).
+def held_out_metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Accuracy on held-out prompts as they are, and in other forms (the second half); calibration error on both.
+
+    The temperature is fitted on the first of each two prompts and measured on the others.
+    """
+    right = (logits.argmax(1) == targets).float()
+    half, other = slice(0, None, 2), slice(1, None, 2)
+    scaled = logits[other] / fit_temperature(logits[half], targets[half])
+    return {
+        "held_out_accuracy": float(right[: len(right) // 2].mean()),
+        "held_out_forms_accuracy": float(right[len(right) // 2 :].mean()),
+        "ece": expected_calibration_error(logits[other].softmax(1), targets[other]),
+        "ece_scaled": expected_calibration_error(scaled.softmax(1), targets[other]),
+    }
+
+
+def gate_score(embedded: torch.Tensor, references: torch.Tensor, neighbour: int) -> torch.Tensor:
+    """Cosine [n] between mean embeddings [n x E] and their ``neighbour``-th nearest reference (unit vectors [m x E]).
 
     Distance to the k-th nearest training example (Sun et al. 2022, arXiv 2204.06507), here between mean token
     embeddings: layers nearer to the classes map unseen tasks onto seen ones and let more of them through.
     """
     similarity = normalize(embedded, dim=1) @ references.T
-    return similarity.topk(min(_NEIGHBOUR, len(references)), dim=1).values[:, -1]
+    return similarity.topk(min(neighbour, len(references)), dim=1).values[:, -1]
 
 
 def gate_thresholds(scores: torch.Tensor) -> dict[str, float]:

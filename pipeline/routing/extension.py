@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import normalize
 
 from pipeline.errors import UserError
 
@@ -65,9 +64,10 @@ def add_class(
 def _extended(router: MlpRouter, name: str, examples: torch.Tensor, false_claim: float) -> MlpRouter:
     known, index = router.known, len(router.labels)
     head = router.head.to(torch.float64).with_class(examples, known.held_out.double(), false_claim)
+    references = router.references(examples).float()
     known = KnownPrompts(
-        torch.cat([known.references, normalize(examples, dim=1).float()]),
-        torch.cat([known.reference_targets, torch.full((len(examples),), index)]),
+        torch.cat([known.references, references]),
+        torch.cat([known.reference_targets, torch.full((len(references),), index)]),
         known.held_out,
         known.held_out_targets,
     )

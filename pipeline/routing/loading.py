@@ -8,10 +8,11 @@ from safetensors import SafetensorError
 from pipeline.errors import UserError, one_line
 from pipeline.untrusted import read_json, short_repr
 
+from .centroid_router import CentroidRouter
 from .mlp_router import MlpRouter
 from .router import Router, tokenizer_fingerprint
 
-ROUTER_KINDS: dict[str, type[Router]] = {MlpRouter.kind: MlpRouter}
+ROUTER_KINDS: dict[str, type[Router]] = {kind.kind: kind for kind in (MlpRouter, CentroidRouter)}
 """Every kind of router; a new kind is a subclass of `Router` and an entry here."""
 
 

@@ -6,17 +6,18 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from pipeline.errors import UserError
 from pipeline.untrusted import check_tensor_file
 
 from .calibration import gate_score
 from .centroids import CentroidHead
-from .network import RouterNetwork, RouterShape, flatten_prompts
+from .network import CentroidNetwork, RouterNetwork, flatten_prompts
 from .router import Classification, Router
 from .validation import check_files
 
@@ -45,8 +46,12 @@ class MlpRouter(Router):
     """Routes by a small network over the mean token embedding of a prompt."""
 
     kind = "mlp"
+    network_type: ClassVar[type[RouterNetwork] | type[CentroidNetwork]] = RouterNetwork
+    gate_neighbour: ClassVar[int] = 3  # one near training prompt alone may be chance
 
-    def __init__(self, model: RouterNetwork, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]) -> None:
+    def __init__(
+        self, model: RouterNetwork | CentroidNetwork, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]
+    ) -> None:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
@@ -119,8 +124,12 @@ class MlpRouter(Router):
 
         It accepts a prompt that is near to training prompts, or clearly one of an added class.
         """
-        scores = gate_score(embedded, self._references)
+        scores = gate_score(embedded, self._references, self.gate_neighbour)
         return scores, (scores >= self.threshold(acceptance)) | self._head.accepts(embedded)
+
+    def references(self, examples: torch.Tensor) -> torch.Tensor:
+        """Return the unit vectors [m x E] by which the gate knows a class, from mean embeddings [n x E] of examples."""
+        return normalize(examples, dim=1)
 
     def threshold(self, acceptance: float) -> float:
         """See `Router.threshold`."""
@@ -141,12 +150,12 @@ class MlpRouter(Router):
         (folder / _CARD).write_text(json.dumps(self.card, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, card: dict[str, Any]) -> "MlpRouter":
+    def load(cls, folder: Path, card: dict[str, Any]) -> Self:
         """See `Router.load`."""
         check_tensor_file(folder / _WEIGHTS, _MAX_BYTES)
         tensors = load_file(folder / _WEIGHTS)
-        check_files(card, tensors)
-        model = RouterNetwork(RouterShape(**card["shape"]))
+        check_files(card, tensors, cls.network_type)
+        model = cls.network_type.of(card["shape"])
         model.load_state_dict(_part(tensors, _NETWORK))
         router = cls(model, KnownPrompts(**_part(tensors, _KNOWN)), CentroidHead(**_part(tensors, _HEAD)), card)
         if not all(torch.isfinite(t).all() for t in router._tensors().values()):

@@ -1,10 +1,12 @@
-"""The network of the MLP router: a bag of the base model's own token ids, and four linear layers."""
+"""The networks of routers: a bag of the base model's own token ids, then four linear layers or centroids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class RouterNetwork(nn.Module):
         )
         self.head = nn.Linear(shape.features, shape.classes)
 
+    @classmethod
+    def of(cls, sizes: dict[str, int]) -> Self:
+        """Create it from the ``shape`` of ``router.json``."""
+        return cls(RouterShape(**sizes))
+
     def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Mean token embeddings [n x E] of n prompts: flat ``ids``, and the ``offsets`` [n] where each starts."""
         embedded: torch.Tensor = self.embedding(ids, offsets)
@@ -50,6 +57,45 @@ class RouterNetwork(nn.Module):
         """Class logits [n x classes] of mean embeddings [n x E]."""
         logits: torch.Tensor = self.head(self.body(embedded))
         return logits
+
+    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Class logits [n x classes]."""
+        return self.classify(self.embed(ids, offsets))
+
+
+@dataclass(frozen=True)
+class CentroidShape:
+    """Sizes of the network of a centroid router."""
+
+    vocab_size: int
+    classes: int
+    embedding: int
+
+
+class CentroidNetwork(nn.Module):
+    """Prompt token ids -> mean token vector [n x E] -> class logits [n x classes]: cosines to the centroids, scaled."""
+
+    SCALE: ClassVar = 20.0  # of the logits, so that the fitted temperature is near 1
+
+    def __init__(self, shape: CentroidShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
+        self.centroids = nn.Parameter(torch.empty(shape.classes, shape.embedding))
+
+    @classmethod
+    def of(cls, sizes: dict[str, int]) -> Self:
+        """Create it from the ``shape`` of ``router.json``."""
+        return cls(CentroidShape(**sizes))
+
+    def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """See `RouterNetwork.embed`."""
+        embedded: torch.Tensor = self.embedding(ids, offsets)
+        return embedded
+
+    def classify(self, embedded: torch.Tensor) -> torch.Tensor:
+        """See `RouterNetwork.classify`."""
+        return normalize(embedded, dim=1) @ normalize(self.centroids, dim=1).T * self.SCALE
 
     def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Class logits [n x classes]."""

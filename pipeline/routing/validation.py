@@ -1,4 +1,4 @@
-"""Check the files of a saved MLP router before anything is built from them."""
+"""Check the files of a saved router before anything is built from them."""
 
 from typing import Any
 
@@ -6,14 +6,17 @@ import torch
 
 from pipeline.untrusted import short_repr
 
-from .network import RouterNetwork, RouterShape
+from .network import CentroidNetwork, RouterNetwork
 
 _MAX_SIZE = 2**31  # of any dimension in the card; the tensors must have it too
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-3, 1e3  # beyond, one class is certain, or all are alike, or NaN
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+NetworkType = type[RouterNetwork] | type[CentroidNetwork]
+
+
+def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor], network_type: NetworkType) -> None:
     """Raise `ValueError` for the first value that `MlpRouter.save` would not write; allocate nothing large."""
     if not isinstance(card.get("shape"), dict):
         raise ValueError("the card has no shape")
@@ -22,7 +25,7 @@ def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     for name, size in shape.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < _MAX_SIZE:
             raise ValueError(f"the shape's {short_repr(name)} is {short_repr(size)}")
-    _check_tensors(RouterShape(**shape), len(card["labels"]), tensors)
+    _check_tensors(network_type, shape, len(card["labels"]), tensors)
 
 
 def _check_card(card: dict[str, Any]) -> None:
@@ -42,12 +45,16 @@ def _check_card(card: dict[str, Any]) -> None:
             raise ValueError(f"the {name} is {short_repr(card.get(name))}, not text")
 
 
-def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Tensor]) -> None:
+def _check_tensors(
+    network_type: NetworkType, sizes: dict[str, int], labels: int, tensors: dict[str, torch.Tensor]
+) -> None:
+    with torch.device("meta"):
+        model = network_type.of(sizes)
+    shape = model.shape
     references, held_out, added = (
         _rows(tensors, name) for name in ("known.references", "known.held_out", "classes.added")
     )
-    with torch.device("meta"):
-        network = {f"model.{name}": tuple(t.shape) for name, t in RouterNetwork(shape).state_dict().items()}
+    network = {f"model.{name}": tuple(t.shape) for name, t in model.state_dict().items()}
     wanted = network | {
         "known.references": (references, shape.embedding),
         "known.reference_targets": (references,),
@@ -60,10 +67,10 @@ def _check_tensors(shape: RouterShape, labels: int, tensors: dict[str, torch.Ten
     }
     if set(wanted) != set(tensors):
         raise ValueError(f"missing or unknown tensors: {short_repr(sorted(set(wanted) ^ set(tensors)))}")
-    for name, sizes in wanted.items():
+    for name, wanted_shape in wanted.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != sizes:
-            raise ValueError(f"{name} has the shape {short_repr(list(tensor.shape))}, not {list(sizes)}")
+        if tuple(tensor.shape) != wanted_shape:
+            raise ValueError(f"{name} has the shape {short_repr(list(tensor.shape))}, not {list(wanted_shape)}")
         if not (tensor.dtype == torch.int64 if name.endswith("_targets") else tensor.dtype in _FLOATS):
             raise ValueError(f"{name} holds {tensor.dtype} values")
     if shape.classes + added != labels:

@@ -84,6 +84,19 @@ def test_a_router_is_trained_and_routes(
 
 
 @pytest.mark.long
+def test_a_router_is_made_without_training(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:
+    router = tmp_path / "router"
+    command = ["--data", str(labelled), "--output", str(router), "--method", "centroids", *model_words(tiny_model)]
+    assert train_router.main([*command, "centroids.examples=16"]) == 0
+    loaded = load_router(router)
+    assert (loaded.kind, loaded.labels) == ("centroids", ["cold", "red"])
+    encode = PromptFormat(load_tokenizer(str(tiny_model))).encode
+    for name in loaded.labels:
+        routes = loaded.route(encode(tiny.prompts_of(name, 20, seed=9)), RoutingPolicy(gate=False))
+        assert sum(route.mixture.adapters == (name,) for route in routes) >= 18, name
+
+
+@pytest.mark.long
 def test_an_adapter_is_added_without_retraining(
     tiny_model: Path, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.routing.training import train_router
-from tests.routing import CARD, LABELS, SETTINGS, VOCABULARY, make_prompts, make_router
+from tests import tiny
+from tests.routing import CARD, LABELS, SETTINGS, VOCABULARY, encode, make_prompts, make_router, written
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +71,27 @@ def test_training_does_not_depend_on_random_numbers_drawn_before(tmp_path: Path)
 def test_progress_is_told_after_each_epoch() -> None:
     lines: list[str] = []
     prompts, labels = make_prompts(60)
-    train_router(prompts, labels, VOCABULARY, replace(SETTINGS, epochs=3), dict(CARD), lines.append)
+    train_router(written(prompts), labels, encode, VOCABULARY, replace(SETTINGS, epochs=3), dict(CARD), lines.append)
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+
+
+@pytest.mark.long
+def test_forms_of_prompts_are_learned(tmp_path: Path) -> None:
+    """Upper-case letters are other tokens: a router that never saw them cannot know the task."""
+    tiny.make_tokenizer(tmp_path)
+    encode = PromptFormat(load_tokenizer(str(tmp_path))).encode
+    names = ["red", "tall", "cold"]
+    texts = [text for name in names for text in tiny.prompts_of(name, 60)]
+    labels = [name for name in names for _ in range(60)]
+    upper = encode([text.upper() for name in names for text in tiny.prompts_of(name, 40, seed=1)])
+    found = []
+    for share in (0.0, 0.7):
+        settings = replace(SETTINGS, epochs=20, batch_size=16, learning_rate=1e-2, forms=share)
+        router = train_router(texts, labels, encode, 600, settings, dict(CARD), lambda line: None)
+        routes = router.route(upper, RoutingPolicy(gate=False, max_adapters=1))
+        found.append(sum(r.mixture.adapters == (names[i // 40],) for i, r in enumerate(routes)) / len(upper))
+        assert router.card["metrics"]["held_out_accuracy"] > 0.8
+    assert found[0] < 0.7 < 0.9 < found[1]
 
 
 def test_the_network_has_the_size_of_the_paper() -> None:
