@@ -57,7 +57,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 
 def with_threshold(router: MlpRouter, threshold: float) -> MlpRouter:
     card = router.card | {"gate_thresholds": {"0.99": threshold}}
-    return MlpRouter(router.model, router.known, router.head, card)
+    return MlpRouter(router.model, router.held_out, router.head, card)
 
 
 def test_a_saved_router_routes_as_it_did_before(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any
 WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "a weight": lambda tensors: tensors["model.head.bias"].add_(1e-3),
     "no head": lambda tensors: tensors.pop("model.head.weight"),
-    "a reference": lambda tensors: tensors["known.references"][3].mul_(-1),
+    "a centroid": lambda tensors: tensors["classes.trained"][1].mul_(-1),
     "no centroids": lambda tensors: tensors.pop("classes.trained"),
     "one more": lambda tensors: tensors.update(other=torch.zeros(1)),
     "shape": lambda tensors: tensors.update({"model.head.bias": torch.zeros(9)}),
