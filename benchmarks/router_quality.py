@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # as in a route actor; tokenising uses all cores
     config = load_settings("train_router", [], TrainRouterConfig)
     folder = resolve_model(config.model.path)
     tokenizer = load_tokenizer(folder)
@@ -194,10 +195,7 @@ def _added(
 
 
 def _throughput(router: MlpRouter, texts: list[str], encode: Encode, args: Any) -> dict[str, Any]:
-    """Measure records per second of tokenising, routing and both, and rows per second of the network.
-
-    Tokenising uses all cores; torch has one thread, as in a route actor.
-    """
+    """Measure records per second of tokenising, routing and both, and rows per second of the network."""
     tokens = encode(texts)
     flat = flatten_prompts(tokens)
     network = router.model
@@ -209,8 +207,6 @@ def _throughput(router: MlpRouter, texts: list[str], encode: Encode, args: Any) 
             router.route(encode(texts[i : i + 1024]), RoutingPolicy()) for i in range(0, len(texts), 1024)
         ],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rates: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for _ in range(args.repeats):
@@ -218,7 +214,6 @@ def _throughput(router: MlpRouter, texts: list[str], encode: Encode, args: Any) 
                 start = time.perf_counter()
                 call()
                 rates[name].append(len(texts) / (time.perf_counter() - start))
-    torch.set_num_threads(threads)
     return {name: {"median": statistics.median(values), "all": values} for name, values in rates.items()}
 
 

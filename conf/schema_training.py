@@ -43,7 +43,7 @@ class RouterTraining(Strict):
     learning_rate: PositiveFloat
     held_out: OpenShare
     forms: Share
-    references: PositiveInt
+    examples: PositiveInt
     seed: int
 
 

@@ -28,6 +28,10 @@ OTHER_THINGS = {
     # Trainings and the bootstrap are no engines.
     "evaluate.yaml: bootstrap.seed and BackendSettings.seed",
     *(f"train_{what}.yaml: training.seed and BackendSettings.seed" for what in ("adapters", "router")),
+    "train_router.yaml: centroids.seed and BackendSettings.seed",
+    # Examples of a class, and rows that a report shows.
+    "train_router.yaml: centroids.examples and OutputSample.examples",
+    "train_router.yaml: training.examples and OutputSample.examples",
     *(
         f"train_{what}.yaml: training.batch_size and {engine}.batch_size"
         for what in ("adapters", "router")

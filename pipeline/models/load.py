@@ -112,7 +112,8 @@ def load_token_embeddings(folder: str, trust_remote_code: bool = False) -> torch
         with safe_open(str(file), framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 if name == key or name.endswith(f".{key}"):  # some files lack the prefix of the model's body
-                    return tensors.get_tensor(key).float()
+                    found: torch.Tensor = tensors.get_tensor(key)
+                    return found.float()
     raise UserError(f"model: {folder} has no safetensors with the weight {name} (model.path)")
 
 

@@ -54,14 +54,13 @@ def held_out_metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, f
     }
 
 
-def gate_score(embedded: torch.Tensor, references: torch.Tensor, neighbour: int) -> torch.Tensor:
-    """Cosine [n] between mean embeddings [n x E] and their ``neighbour``-th nearest reference (unit vectors [m x E]).
+def gate_score(embedded: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Cosine [n] between mean embeddings [n x E] and their nearest centroid (unit vectors [classes x E]).
 
-    Distance to the k-th nearest training example (Sun et al. 2022, arXiv 2204.06507), here between mean token
-    embeddings: layers nearer to the classes map unseen tasks onto seen ones and let more of them through.
+    Distance to the nearest class mean (Lee et al. 2018, arXiv 1807.03888), here between mean token embeddings: layers
+    nearer to the classes map unseen tasks onto seen ones and let more of them through.
     """
-    similarity = normalize(embedded, dim=1) @ references.T
-    return similarity.topk(min(neighbour, len(references)), dim=1).values[:, -1]
+    return (normalize(embedded, dim=1) @ centroids.T).amax(1)
 
 
 def gate_thresholds(scores: torch.Tensor) -> dict[str, float]:

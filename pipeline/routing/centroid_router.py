@@ -21,7 +21,7 @@ from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_
 from .centroids import CentroidHead, centroid
 from .extension import MIN_EXAMPLES
 from .forms import vary
-from .mlp_router import KnownPrompts, MlpRouter
+from .mlp_router import HeldOut, MlpRouter
 from .network import CentroidNetwork, CentroidShape, flatten_prompts
 
 _FOLDS = 4  # for temperature, gate and metrics: each fold is measured with the centroids of the others
@@ -47,11 +47,6 @@ class CentroidRouter(MlpRouter):
 
     kind = "centroids"
     network_type = CentroidNetwork
-    gate_neighbour = 1  # the references are centroids, one of each class
-
-    def references(self, examples: torch.Tensor) -> torch.Tensor:
-        """See `MlpRouter.references`."""
-        return centroid(examples).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -105,14 +100,13 @@ def fit_centroids(
     with torch.no_grad():
         network.embedding.weight.copy_(projection(token_embeddings).half())
         embedded = projection(pooled)
-        network.centroids.copy_(_centroids(embedded, targets, len(names)).half())
-    references = normalize(network.centroids.detach(), dim=1)
-    known = KnownPrompts(references, torch.arange(len(names)), embedded[0], targets)
+        centroids = _centroids(embedded, targets, len(names)).half().float()
+        network.centroids.copy_(centroids)
     card |= {
         "labels": names,
         "shape": asdict(network.shape),
         "temperature": fit_temperature(logits.flatten(0, 1), targets.repeat(len(views))),
-        "gate_thresholds": gate_thresholds(scores.flatten()),
+        "gate_thresholds": gate_thresholds(scores),
         "settings": asdict(settings),
         "metrics": {
             "train_prompts": len(texts),
@@ -122,7 +116,7 @@ def fit_centroids(
             "parameters": sum(p.numel() for p in network.parameters()),
         },
     }
-    return CentroidRouter(network, known, CentroidHead.of(references.clone()), card)
+    return CentroidRouter(network, HeldOut(embedded[0], targets), CentroidHead.of(centroids), card)
 
 
 def _examples(
@@ -152,17 +146,16 @@ def _pool(prompts: list[list[int]], token_embeddings: torch.Tensor) -> torch.Ten
 def _cross_validate(
     pooled: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, classes: int, dimensions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [views x n x classes] and gate scores [views x n], each fold by the centroids of the others."""
+    """Logits [views x n x classes], gate scores [n] of the first view; each fold by the centroids of the others."""
     logits = torch.empty(*pooled.shape[:2], classes)
-    scores = torch.empty(pooled.shape[:2], dtype=torch.float64)
+    scores = torch.empty(len(targets), dtype=torch.float64)
     for fold in range(_FOLDS):
         rest, held = folds != fold, folds == fold
         projection = _Projection.fit(*_flat(pooled[:, rest], targets[rest]), classes, dimensions)
         centroids = _centroids(projection(pooled[:, rest]), targets[rest], classes)
         embedded = projection(pooled[:, held])
-        logits[:, held] = normalize(embedded, dim=-1) @ normalize(centroids, dim=1).T * CentroidNetwork.SCALE
-        for view, part in enumerate(embedded):
-            scores[view, held] = gate_score(part.double(), normalize(centroids, dim=1).double(), 1)
+        logits[:, held] = normalize(embedded, dim=-1) @ centroids.T * CentroidNetwork.SCALE
+        scores[held] = gate_score(embedded[0].double(), centroids.double())
     return logits, scores
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import UserError
 
-from .mlp_router import KnownPrompts, MlpRouter
+from .mlp_router import MlpRouter
 from .policy import RoutingPolicy
 from .router import Router
 
@@ -48,7 +48,7 @@ def add_class(
     if len(prompts) < MIN_EXAMPLES:
         raise UserError(f"router: {len(prompts)} example prompt(s) of {name!r}; at least {MIN_EXAMPLES} are needed")
     examples = router.embed(prompts)
-    held_out, targets = router.known.held_out.double(), router.known.held_out_targets
+    held_out, targets = router.held_out.embedded.double(), router.held_out.targets
     new = _extended(router, name, examples, false_claim)
     before, after = (r.probabilities(held_out).argmax(1) for r in (router, new))
     left_out = _left_out(router, name, examples, false_claim)
@@ -62,18 +62,10 @@ def add_class(
 
 
 def _extended(router: MlpRouter, name: str, examples: torch.Tensor, false_claim: float) -> MlpRouter:
-    known, index = router.known, len(router.labels)
-    head = router.head.to(torch.float64).with_class(examples, known.held_out.double(), false_claim)
-    references = router.references(examples).float()
-    known = KnownPrompts(
-        torch.cat([known.references, references]),
-        torch.cat([known.reference_targets, torch.full((len(references),), index)]),
-        known.held_out,
-        known.held_out_targets,
-    )
+    head = router.head.to(torch.float64).with_class(examples, router.held_out.embedded.double(), false_claim)
     added = [*router.card.get("added", []), {"label": name, "examples": len(examples), "false_claim": false_claim}]
     card = router.card | {"labels": [*router.labels, name], "added": added}
-    return router.with_classes(known, head.to(torch.float32), card)
+    return router.with_classes(head.to(torch.float32), card)
 
 
 def _left_out(router: MlpRouter, name: str, examples: torch.Tensor, false_claim: float) -> list[tuple[bool, bool]]:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import normalize
 
 from pipeline.errors import UserError
 from pipeline.untrusted import check_tensor_file
@@ -23,23 +22,20 @@ from .validation import check_files
 
 _WEIGHTS, _CARD = "router.safetensors", "router.json"
 _MAX_BYTES = 2**29  # of a router's tensors: they are held several times over, as fp64 too
-_NETWORK, _KNOWN, _HEAD = "model.", "known.", "classes."  # prefixes of the tensors' names
+_NETWORK, _HELD_OUT, _HEAD = "model.", "held_out.", "classes."  # prefixes of the tensors' names
 # The values of router.json that decide routes, besides the tensors.
 _HASHED = ("labels", "temperature", "gate_thresholds", "tokenizer_fingerprint", "prompt_format")
 
 
 @dataclass(frozen=True)
-class KnownPrompts:
-    """Mean token embeddings of the prompts that the gate and added classes are measured by.
+class HeldOut:
+    """Mean embeddings [h x E] of prompts that were not trained on, by which added classes are measured.
 
-    ``references`` [m x E]: unit vectors of training prompts, and of the examples of added classes; ``held_out``
-    [h x E]: prompts that were not trained on. The targets [m] and [h] are indices of their classes in the labels.
+    ``targets`` [h] are the indices of their classes in the labels.
     """
 
-    references: torch.Tensor
-    reference_targets: torch.Tensor
-    held_out: torch.Tensor
-    held_out_targets: torch.Tensor
+    embedded: torch.Tensor
+    targets: torch.Tensor
 
 
 class MlpRouter(Router):
@@ -47,51 +43,42 @@ class MlpRouter(Router):
 
     kind = "mlp"
     network_type: ClassVar[type[RouterNetwork] | type[CentroidNetwork]] = RouterNetwork
-    gate_neighbour: ClassVar[int] = 3  # one near training prompt alone may be chance
 
     def __init__(
-        self, model: RouterNetwork | CentroidNetwork, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]
+        self, model: RouterNetwork | CentroidNetwork, held_out: HeldOut, head: CentroidHead, card: dict[str, Any]
     ) -> None:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
         self.vocab_size = model.shape.vocab_size
         self._trained = torch.arange(model.shape.classes)  # the network's classes that count, see `without`
-        self._set_classes(known, head, card)
+        self.held_out = held_out
+        self._set_classes(head, card)
 
-    def with_classes(self, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]) -> "MlpRouter":
+    def with_classes(self, head: CentroidHead, card: dict[str, Any]) -> "MlpRouter":
         """Return a router that shares this network and has other classes beside the trained ones."""
         other = copy.copy(self)
-        other._set_classes(known, head, card)
+        other._set_classes(head, card)
         return other
 
     def without(self, labels: Collection[str]) -> "MlpRouter":
-        """See `Router.without`. The classes' probabilities go to the others in proportion; their references are gone.
+        """See `Router.without`. The classes' probabilities go to the others in proportion; their centroids are gone.
 
-        The network, the embeddings and the thresholds are still those of a training with them. It cannot be saved.
+        The network, the embeddings and the thresholds are still those of a training with them. It cannot be saved, nor
+        be given further classes.
         """
         kept = torch.tensor([label not in labels for label in self.labels])
         trained, added = kept[: len(self._trained)], kept[len(self._trained) :]
-        known, head = self.known, self.head
-        is_reference, is_held_out = kept[known.reference_targets], kept[known.held_out_targets]
-        indices = kept.cumsum(0) - 1
+        head = self.head
         other = self.with_classes(
-            KnownPrompts(
-                known.references[is_reference],
-                indices[known.reference_targets[is_reference]],
-                known.held_out[is_held_out],
-                indices[known.held_out_targets[is_held_out]],
-            ),
             CentroidHead(head.trained[trained], head.added[added], head.margins[added], head.floors[added]),
             self.card | {"labels": [label for label in self.labels if label not in labels]},
         )
         other._trained = self._trained[trained]
         return other
 
-    def _set_classes(self, known: KnownPrompts, head: CentroidHead, card: dict[str, Any]) -> None:
-        self.known = known
+    def _set_classes(self, head: CentroidHead, card: dict[str, Any]) -> None:
         self.head = head
-        self._references = known.references.double()
         self._head = head.to(torch.float64)
         self.card = card
         self.labels = card["labels"]
@@ -122,14 +109,10 @@ class MlpRouter(Router):
     def check_domain(self, embedded: torch.Tensor, acceptance: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the in-domain scores [n] of mean embeddings [n x E], and whether the gate accepts each [n].
 
-        It accepts a prompt that is near to training prompts, or clearly one of an added class.
+        It accepts a prompt that is near to the centroid of a class, or clearly one of an added class.
         """
-        scores = gate_score(embedded, self._references, self.gate_neighbour)
+        scores = gate_score(embedded, torch.cat([self._head.trained, self._head.added]))
         return scores, (scores >= self.threshold(acceptance)) | self._head.accepts(embedded)
-
-    def references(self, examples: torch.Tensor) -> torch.Tensor:
-        """Return the unit vectors [m x E] by which the gate knows a class, from mean embeddings [n x E] of examples."""
-        return normalize(examples, dim=1)
 
     def threshold(self, acceptance: float) -> float:
         """See `Router.threshold`."""
@@ -157,7 +140,7 @@ class MlpRouter(Router):
         check_files(card, tensors, cls.network_type)
         model = cls.network_type.of(card["shape"])
         model.load_state_dict(_part(tensors, _NETWORK))
-        router = cls(model, KnownPrompts(**_part(tensors, _KNOWN)), CentroidHead(**_part(tensors, _HEAD)), card)
+        router = cls(model, HeldOut(**_part(tensors, _HELD_OUT)), CentroidHead(**_part(tensors, _HEAD)), card)
         if not all(torch.isfinite(t).all() for t in router._tensors().values()):
             raise ValueError(f"NaN or infinite weights in {_WEIGHTS}")
         if set(tensors) != set(router._tensors()) or router._hash() != card.get("fingerprint"):
@@ -166,7 +149,7 @@ class MlpRouter(Router):
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         halved = {name: tensor.half() for name, tensor in self.model.state_dict().items()}
-        parts = {_NETWORK: halved, _KNOWN: vars(self.known), _HEAD: vars(self.head)}
+        parts = {_NETWORK: halved, _HELD_OUT: vars(self.held_out), _HEAD: vars(self.head)}
         return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
     def _hash(self) -> str:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_metrics
 from .centroids import CentroidHead, centroid
 from .forms import vary
-from .mlp_router import KnownPrompts, MlpRouter
+from .mlp_router import HeldOut, MlpRouter
 from .network import RouterNetwork, RouterShape, flatten_prompts
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -23,8 +23,8 @@ class RouterSettings:
     """Settings that decide the result of a training, besides the data.
 
     ``held_out``: share of the prompts that temperature, gate and metrics are measured on. ``forms``: share of the
-    training prompts that an epoch sees in another form (`pipeline/routing/forms.py`). ``references``: training prompts
-    of each class that the gate compares with.
+    training prompts that an epoch sees in another form (`pipeline/routing/forms.py`). ``examples``: prompts of each
+    class whose mean is its centroid, for the gate and for added classes.
     """
 
     epochs: int
@@ -32,7 +32,7 @@ class RouterSettings:
     learning_rate: float
     held_out: float
     forms: float
-    references: int
+    examples: int
     seed: int
 
 
@@ -63,37 +63,48 @@ def train_router(
     model = model.half().float()  # as saved: everything below must be measured on the same weights
     held_out = _embed(model, encode(prompts[:size]))
     varied = _embed(model, encode(_some_varied(prompts[:size], settings.forms, rng)))
-    # The first prompts of each class; their order is random already.
-    by_class = [size + (targets[size:] == c).nonzero().flatten()[: settings.references] for c in range(len(names))]
-    chosen = torch.cat(by_class)
-    references = _embed(model, encode([prompts[i] for i in chosen]))
-    known = KnownPrompts(normalize(references, dim=1), targets[chosen], held_out, targets[:size])
     # Prompts in other forms are in domain too.
-    both, both_targets = torch.cat([held_out, varied]), targets[:size].repeat(2)
     with torch.inference_mode():
-        logits = model.classify(both)
+        logits = model.classify(torch.cat([held_out, varied]))
+    centroids = _centroids(model, prompts, targets, size, encode, settings, rng)
     card |= {
         "labels": names,
         "shape": asdict(model.shape),
-        "temperature": fit_temperature(logits, both_targets),
-        "gate_thresholds": gate_thresholds(
-            gate_score(both.double(), known.references.double(), MlpRouter.gate_neighbour)
-        ),
+        "temperature": fit_temperature(logits, targets[:size].repeat(2)),
+        # On prompts as they are: some forms leave no trace of the task, and would decide the thresholds alone.
+        "gate_thresholds": gate_thresholds(gate_score(held_out.double(), centroids.double())),
         "settings": asdict(settings),
         "metrics": {
             "train_prompts": len(prompts) - size,
             "held_out_prompts": size,
-            **held_out_metrics(logits, both_targets),
+            **held_out_metrics(logits, targets[:size].repeat(2)),
             "seconds": round(time.monotonic() - start, 1),
             "parameters": sum(p.numel() for p in model.parameters()),
         },
     }
-    # A class with few prompts may have no training prompt: then its held-out ones give the centroid.
-    centroids = [
-        centroid(references[targets[chosen] == c] if len(i) else held_out[targets[:size] == c])
-        for c, i in enumerate(by_class)
-    ]
-    return MlpRouter(model, known, CentroidHead.of(torch.stack(centroids)), card)
+    return MlpRouter(model, HeldOut(held_out, targets[:size]), CentroidHead.of(centroids), card)
+
+
+def _centroids(
+    model: RouterNetwork,
+    prompts: list[str],
+    targets: torch.Tensor,
+    held_size: int,
+    encode: Encode,
+    settings: RouterSettings,
+    rng: random.Random,
+) -> torch.Tensor:
+    """Centroids [classes x E] of training prompts, each as it is and as an epoch sees it.
+
+    The first ``held_size`` prompts are not among them, except for a class that has no others.
+    """
+    found = []
+    for index in range(model.shape.classes):
+        own = (targets == index).nonzero().flatten()
+        trained = own[own >= held_size]
+        texts = [prompts[i] for i in (trained if len(trained) else own)[: settings.examples]]
+        found.append(centroid(_embed(model, encode([*texts, *_some_varied(texts, settings.forms, rng)]))))
+    return torch.stack(found)
 
 
 def _fit(

@@ -51,15 +51,11 @@ def _check_tensors(
     with torch.device("meta"):
         model = network_type.of(sizes)
     shape = model.shape
-    references, held_out, added = (
-        _rows(tensors, name) for name in ("known.references", "known.held_out", "classes.added")
-    )
+    held_out, added = (_rows(tensors, name) for name in ("held_out.embedded", "classes.added"))
     network = {f"model.{name}": tuple(t.shape) for name, t in model.state_dict().items()}
     wanted = network | {
-        "known.references": (references, shape.embedding),
-        "known.reference_targets": (references,),
-        "known.held_out": (held_out, shape.embedding),
-        "known.held_out_targets": (held_out,),
+        "held_out.embedded": (held_out, shape.embedding),
+        "held_out.targets": (held_out,),
         "classes.trained": (shape.classes, shape.embedding),
         "classes.added": (added, shape.embedding),
         "classes.margins": (added,),
@@ -71,15 +67,13 @@ def _check_tensors(
         tensor = tensors[name]
         if tuple(tensor.shape) != wanted_shape:
             raise ValueError(f"{name} has the shape {short_repr(list(tensor.shape))}, not {list(wanted_shape)}")
-        if not (tensor.dtype == torch.int64 if name.endswith("_targets") else tensor.dtype in _FLOATS):
+        if not (tensor.dtype == torch.int64 if name == "held_out.targets" else tensor.dtype in _FLOATS):
             raise ValueError(f"{name} holds {tensor.dtype} values")
     if shape.classes + added != labels:
         raise ValueError(f"{labels} labels for {shape.classes} trained and {added} added classes")
-    if not references:
-        raise ValueError("known.references is empty")
-    for name in ("known.reference_targets", "known.held_out_targets"):
-        if not ((tensors[name] >= 0) & (tensors[name] < labels)).all():
-            raise ValueError(f"{name} holds an index of no label")
+    targets = tensors["held_out.targets"]
+    if not ((targets >= 0) & (targets < labels)).all():
+        raise ValueError("held_out.targets holds an index of no label")
 
 
 def _rows(tensors: dict[str, torch.Tensor], name: str) -> int:

@@ -29,7 +29,7 @@ def questions() -> list[TokenizedQuestion]:
 
 def mixtures(router: MlpRouter, questions: list[TokenizedQuestion], policy: RoutingPolicy) -> dict[str, list[Mixture]]:
     compared = leave_one_out(router, policy) + oracle([one.question for one in questions], LABELS)
-    return {one.name: [request.mixture for request in one.requests(questions)] for one in compared}
+    return {one.name: [asked.mixture for asked in one.asked(questions)] for one in compared}
 
 
 def test_no_question_gets_its_own_adapter_but_from_the_oracle(
@@ -76,7 +76,8 @@ def test_random_adapters_are_drawn_by_id() -> None:
 
 
 def asked(configuration: Configuration, prompts: PromptFormat, question: Question) -> str:
-    [request] = configuration.requests([TokenizedQuestion(question, [1])])
+    [one] = configuration.asked([TokenizedQuestion(question, [1])])
+    [request] = one.requests
     assert request.mixture == Mixture()
     text: str = prompts.tokenizer.decode(request.tokens)
     return text

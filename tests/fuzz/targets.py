@@ -23,7 +23,7 @@ from pipeline.records import Record
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.centroids import CentroidHead
 from pipeline.routing.loading import load_router
-from pipeline.routing.mlp_router import KnownPrompts, MlpRouter
+from pipeline.routing.mlp_router import HeldOut, MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.stages.record_sampling import RecordSampling
 from pipeline.storage.input.columns import Columns, record_text, settings_text
@@ -282,8 +282,7 @@ def _small_router() -> MlpRouter:
         "tokenizer_fingerprint": "tok1",
         "prompt_format": "chat",
     }
-    known = KnownPrompts(unit, places, unit.clone(), places.clone())
-    return MlpRouter(RouterNetwork(shape), known, CentroidHead.of(unit.clone()), card)
+    return MlpRouter(RouterNetwork(shape), HeldOut(unit, places), CentroidHead.of(unit.clone()), card)
 
 
 def outcome(target: Target, content: bytes) -> str:

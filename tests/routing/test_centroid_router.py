@@ -75,7 +75,6 @@ def test_a_class_is_added(router: CentroidRouter, tmp_path: Path) -> None:
     assert sum(route.mixture.adapters == ("news",) for route in routes) > 85
     assert share_right(new, *make_prompts(300, seed=3)) > 0.95
     assert (found.recall > 0.8, found.taken <= 0.01) == (True, True)
-    assert len(new.known.references) == len(new.labels) == 4
 
 
 def test_too_few_examples_are_refused() -> None:

@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.extension import add_class
@@ -62,7 +61,7 @@ def test_two_classes_are_added_one_after_the_other(router: MlpRouter, tmp_path: 
     routes = loaded.route(strangers(100, 5), RoutingPolicy(gate=False))
     assert sum("news" in route.mixture.adapters for route in routes) > 80
     assert router.labels == first.labels[:-1]
-    assert torch.equal(loaded.known.reference_targets.unique(), torch.arange(5))
+    assert len(loaded.head.trained) + len(loaded.head.added) == 5
 
 
 def test_the_new_router_has_a_fingerprint_of_its_own(router: MlpRouter, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 
 def with_threshold(router: MlpRouter, threshold: float) -> MlpRouter:
     card = router.card | {"gate_thresholds": {"0.99": threshold}}
-    return MlpRouter(router.model, router.known, router.head, card)
+    return MlpRouter(router.model, router.held_out, router.head, card)
 
 
 def test_a_saved_router_routes_as_it_did_before(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_router_without_a_class_gives_its_probability_to_the_others(router: Ml
     whole, found = (r.classify(PROMPTS, 0.99) for r in (router, other))
     expected = whole.probabilities[:, kept] / whole.probabilities[:, kept].sum(1, keepdim=True)
     assert torch.allclose(found.probabilities, expected, atol=1e-9)
-    others = router.known.references[router.known.reference_targets != index].double()
+    others = router.head.trained[kept].double()
     assert torch.allclose(found.scores, gate_score(router.embed(PROMPTS), others), atol=1e-9)
     assert found.scores.mean() < whole.scores.mean() - 0.05
     assert router.labels == list(LABELS), "the router itself has not changed"
@@ -219,7 +219,7 @@ def test_a_changed_card_is_refused(folder: Path, change: Callable[[dict[str, Any
 WEIGHT_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "a weight": lambda tensors: tensors["model.head.bias"].add_(1e-3),
     "no head": lambda tensors: tensors.pop("model.head.weight"),
-    "a reference": lambda tensors: tensors["known.references"][3].mul_(-1),
+    "a centroid": lambda tensors: tensors["classes.trained"][1].mul_(-1),
     "no centroids": lambda tensors: tensors.pop("classes.trained"),
     "one more": lambda tensors: tensors.update(other=torch.zeros(1)),
     "shape": lambda tensors: tensors.update({"model.head.bias": torch.zeros(9)}),

@@ -110,14 +110,13 @@ def test_a_card_that_would_fill_the_memory_is_not_read(folder: Path) -> None:
 
 
 TENSORS: dict[str, Callable[[Tensors], object]] = {
-    "references of another width": lambda t: t.update({"known.references": t["known.references"][:, :7].clone()}),
-    "no references": lambda t: t.update({n: t[n][:0] for n in ("known.references", "known.reference_targets")}),
-    "references of whole numbers": lambda t: t.update({"known.references": t["known.references"].int()}),
-    "targets of no label": lambda t: t.update({"known.held_out_targets": t["known.held_out_targets"] + 99}),
-    "negative targets": lambda t: t.update({"known.reference_targets": t["known.reference_targets"] - 9}),
-    "targets that are no whole numbers": lambda t: t.update(
-        {"known.reference_targets": t["known.references"][:, 0].clone()}
+    "held-out prompts of another width": lambda t: t.update(
+        {"held_out.embedded": t["held_out.embedded"][:, :7].clone()}
     ),
+    "centroids of whole numbers": lambda t: t.update({"classes.trained": t["classes.trained"].int()}),
+    "targets of no label": lambda t: t.update({"held_out.targets": t["held_out.targets"] + 99}),
+    "negative targets": lambda t: t.update({"held_out.targets": t["held_out.targets"] - 9}),
+    "targets that are no whole numbers": lambda t: t.update({"held_out.targets": t["held_out.embedded"][:, 0].clone()}),
     "flat centroids": lambda t: t.update({"classes.trained": t["classes.trained"][0].clone()}),
     "a centroid without a label": lambda t: t.update({"classes.added": t["classes.trained"][:1].clone()}),
     "a network of whole numbers": lambda t: t.update({"model.head.bias": t["model.head.bias"].int()}),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import numpy as np
 import pytest
 
 from jobs import route as route_job
@@ -108,7 +109,13 @@ def test_a_part_is_answered_as_a_record_of_its_own(settings: JobSettings) -> Non
     alone = generated(settings, routed(settings, [question(name) for tasks in TASKS for name in tasks]))
     for index, row in enumerate(rows[:-1]):
         names = ("output", "finish_reason", "prompt_tokens", "completion_tokens", "mixture")
-        assert row["parts"] == [{name: one[name] for name in names} for one in alone[2 * index : 2 * index + 2]]
+        parts, records = row["parts"], alone[2 * index : 2 * index + 2]
+        assert [[one[name] for name in names] for one in parts] == [[one[name] for name in names] for one in records]
+        logprobs = [one["answer_logprob"] for one in records]
+        assert [one["answer_logprob"] for one in parts] == pytest.approx(logprobs, abs=1e-5), "in other batches"
+        assert row["answer_logprob"] == pytest.approx(
+            np.average(logprobs, weights=[one["completion_tokens"] for one in parts])
+        )
         assert row["output"] == "\n".join(
             f"{n} {one['output']}" for n, one in zip(["1.", "2."], row["parts"], strict=True)
         )
