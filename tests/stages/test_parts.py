@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import route as route_job
+from pipeline.batches import Generate, Route
 from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
@@ -180,6 +181,17 @@ def test_the_route_command_shows_the_cut(
     printed = capsys.readouterr().out
     assert f"  part 1 of 2: {question(first)}\n    classes    {first} " in printed
     assert f"  part 2 of 2: {question(second)}\n    classes    {second} " in printed
+
+
+def test_batches_of_other_pipelines_are_answered_in_parts(settings: JobSettings) -> None:
+    config = [word for word in words_of(settings, Path("out")) if "=" in word] + ["generation.max_new_tokens=4"]
+    batch = [{"id": "a", "prompt": numbered("red", "cold")}, {"id": "b", "prompt": question("red")}]
+    rows = Route(config)(batch).to_pylist()
+    assert [row["mixture"] for row in rows] == ["cold:0.5+red:0.5", "red:1.0"]
+    assert [row["top_classes"] is None for row in rows] == [True, False]
+    cut, whole = Generate(config, "cpu", 1)(batch).to_pylist()
+    assert cut["output"] == "\n".join(f"{n}. {part['output']}" for n, part in enumerate(cut["parts"], 1))
+    assert (cut["parts"][0]["output"], whole["parts"]) == (whole["output"], None)
 
 
 @pytest.mark.slow
