@@ -19,8 +19,11 @@ from pipeline.records import DATA, PROVENANCE, Mixture, Prompt, Record
 from pipeline.routing import PartSettings
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.part_requests import part_tokens
+from pipeline.stages.regroup import cut_shards, pack, unpack
 from pipeline.stages.route import RouteRecords
+from pipeline.stages.shard_plan import ShardLimits
 from pipeline.storage import read_run
 from pipeline.storage.input.read import staged_table
 from tests import tiny
@@ -145,6 +148,22 @@ def test_a_part_that_fails_in_the_engine_makes_one_dead_letter(settings: JobSett
     assert (row["dead"]["stage"], row["dead"]["error_type"]) == ("generate", "KvBudget")
     assert row["dead"]["message"].startswith("part 2 of 2: ")
     assert (row["output"], row["parts"], other["dead"]) == (None, None, None)
+
+
+def test_parts_pass_through_shards_into_the_output(settings: JobSettings) -> None:
+    table = routed(settings, [*(numbered(*tasks) for tasks in TASKS), question("red")])
+    shards = [unpack(pack(shard)["records"][0].as_py()) for shard in cut_shards(table, ShardLimits(4, 4))]
+    assert all(
+        len({a for key in shard["mixture"].to_pylist() for a in Mixture.parse(key).adapters}) <= 4 for shard in shards
+    )
+    generate = GenerateRecords(settings, "cpu", 1)
+    schema = OutputSchema(pa.schema([]), False, "router", "bank", settings.divided_columns)
+    rows = pa.concat_tables([schema.data_table(generate(shard)) for shard in shards]).to_pylist()
+    assert {row["id"]: row["parts"] for row in rows} == {row["id"]: row["parts"] for row in generated(settings, table)}
+    assert {(*row["adapters"], *row["weights"]) for row in rows} == {
+        *((*sorted(tasks), 0.5, 0.5) for tasks in TASKS),
+        ("red", 1.0),
+    }
 
 
 def words_of(settings: JobSettings, output: Path) -> list[str]:
