@@ -104,7 +104,7 @@ class Generate(Route):
         self._schema = concat_schemas(DATA, self.settings.divided_columns, self.settings.requested_columns, _ERROR)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Add the columns of `records.DATA`, those of `records.REQUESTED` that the config may request, and `error`.
+        """Add the columns of `records.DATA`, those of sentences, parts and requests, if the config asks, and `error`.
 
         ``error`` is null, or why there is no answer. Columns of the batch with such a name become ``input_<name>``.
         Rows keep their order.

@@ -82,7 +82,7 @@ def estimate(records: int, duplicates: int, routed: RoutedSample, max_new_tokens
         alive,
         alive.times(prompt),
         alive.times(cost.completion_tokens),
-        math.ceil(alive.high) * max_new_tokens,
+        math.ceil(alive.high * routed.answers_each) * max_new_tokens,
         alive.times(cost.seconds).times(1 / 3600),
         alive.times(cost.size),
         cost,

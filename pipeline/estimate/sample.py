@@ -25,13 +25,17 @@ _RECORDS, _SPLITS = 512, 32  # routed records, and the splits that they come fro
 
 @dataclass(frozen=True)
 class RoutedSample:
-    """The routed records of the sample. ``prompt_tokens`` [n]: of the records that would be answered."""
+    """The routed records of the sample. ``prompt_tokens`` [n]: of the records that would be answered.
+
+    ``answers_each``: mean number of answers of such a record, one for each part of its prompt.
+    """
 
     table: pa.Table
     prompt_tokens: np.ndarray
     mixtures: Counter[str]
     dead: Counter[str]
     fallback: int
+    answers_each: float = 1.0
 
     @property
     def records(self) -> int:
@@ -62,7 +66,8 @@ def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
     tokens = np.array([len(ids) for ids in alive["tokens"].to_pylist()])
     dead = Counter(letter["error_type"] for letter in table["dead"].drop_null().to_pylist())
     fallback = int(alive["fallback"].to_numpy(zero_copy_only=False).sum())
-    return RoutedSample(table, tokens, Counter(alive["mixture"].to_pylist()), dead, fallback)
+    mixtures = Counter(alive["mixture"].to_pylist())
+    return RoutedSample(table, tokens, mixtures, dead, fallback, _answers_each(alive))
 
 
 def answer_sample(
@@ -98,6 +103,12 @@ def _tables(settings: JobSettings, plan: InputPlan) -> Iterator[pa.Table]:
         part = replace(split, take=min(per_split, split.take))
         records = read_split(settings.input, part, settings.columns, plan.duplicates_of(window))
         yield pa.concat_tables(staged_tables(records, plan.passed, part.take))
+
+
+def _answers_each(alive: pa.Table) -> float:
+    if "prompt_parts" not in alive.schema.names or not alive.num_rows:
+        return 1.0
+    return float(np.mean([len(parts or [None]) for parts in alive["prompt_parts"].to_pylist()]))
 
 
 def _bytes(schema: OutputSchema, table: pa.Table) -> tuple[float, float]:

@@ -1,10 +1,9 @@
 """Cut prompts into parts with a router, and fold the routes of the parts into one."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -141,9 +140,9 @@ class _Cutter:
     def __init__(self, pieces: Sequence[Piece], text: TextTokens, frame: tuple[list[int], list[int]]) -> None:
         self._tokens, self._frame = text.tokens, frame
         # A token belongs to the piece of its last character; tokens that a tokenizer adds have the end 0.
-        last = list(accumulate((max(end - 1, 0) for end in text.ends), max))
-        self._starts = [*(bisect_left(last, piece.start) for piece in pieces), len(last)]
-        self._bodies = [bisect_left(last, piece.body) for piece in pieces]
+        last = np.maximum.accumulate(np.maximum(np.array(text.ends) - 1, 0))
+        self._starts = [*np.searchsorted(last, [piece.start for piece in pieces]).tolist(), len(last)]
+        self._bodies = np.searchsorted(last, [piece.body for piece in pieces]).tolist()
         self._cutting = cut_pieces(pieces)
         self.starts: list[int] = []
         self.asked: list[list[int]] = []

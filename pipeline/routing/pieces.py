@@ -56,7 +56,10 @@ def pieces_of(text: str, language: str) -> list[Piece]:
         if not found or start > found[-1].body:  # the text of an item is no sentence beside its mark
             found.append(_piece(text, start, lines.get(start, Level.SENTENCE)))
     items = _items(found)
-    return [piece if index in items else _without_mark(piece) for index, piece in enumerate(found)]
+    return [
+        replace(piece, body=piece.start, mark="") if piece.mark and index not in items else piece
+        for index, piece in enumerate(found)
+    ]
 
 
 def _piece(text: str, start: int, level: Level) -> Piece:
@@ -65,10 +68,6 @@ def _piece(text: str, start: int, level: Level) -> Piece:
         return Piece(start, start, level)
     space = _SPACE.match(text, mark.end())
     return Piece(start, space.end() if space else mark.end(), level, mark[0])
-
-
-def _without_mark(piece: Piece) -> Piece:
-    return replace(piece, body=piece.start, mark="")
 
 
 def _items(pieces: Sequence[Piece]) -> set[int]:

@@ -1,6 +1,7 @@
 """Estimates from samples: whole samples give exact counts, others intervals that hold the truth."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ def test_a_sample_of_everything_is_exact() -> None:
     assert found.prompt_tokens == Range(15, 15)
     assert found.completion_tokens == Range(30, 36)
     assert found.max_tokens == 48
+    in_parts = replace(routed([3, 5, 7], Counter()), answers_each=4 / 3)
+    assert estimate(3, 0, in_parts, 16, COST).max_tokens == 64
     assert (found.device_hours.low * 3600, found.device_hours.high * 3600) == pytest.approx((1.5, 1.8))
     assert found.size == Range(300, 600)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs import route as route_job
+from pipeline.batches import Generate, Route
 from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
@@ -19,8 +20,11 @@ from pipeline.records import DATA, PROVENANCE, Mixture, Prompt, Record
 from pipeline.routing import PartSettings
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
+from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.part_requests import part_tokens
+from pipeline.stages.regroup import cut_shards, pack, unpack
 from pipeline.stages.route import RouteRecords
+from pipeline.stages.shard_plan import ShardLimits
 from pipeline.storage import read_run
 from pipeline.storage.input.read import staged_table
 from tests import tiny
@@ -153,6 +157,22 @@ def test_a_part_that_fails_in_the_engine_makes_one_dead_letter(settings: JobSett
     assert (row["output"], row["parts"], other["dead"]) == (None, None, None)
 
 
+def test_parts_pass_through_shards_into_the_output(settings: JobSettings) -> None:
+    table = routed(settings, [*(numbered(*tasks) for tasks in TASKS), question("red")])
+    shards = [unpack(pack(shard)["records"][0].as_py()) for shard in cut_shards(table, ShardLimits(4, 4))]
+    assert all(
+        len({a for key in shard["mixture"].to_pylist() for a in Mixture.parse(key).adapters}) <= 4 for shard in shards
+    )
+    generate = GenerateRecords(settings, "cpu", 1)
+    schema = OutputSchema(pa.schema([]), False, "router", "bank", settings.divided_columns)
+    rows = pa.concat_tables([schema.data_table(generate(shard)) for shard in shards]).to_pylist()
+    assert {row["id"]: row["parts"] for row in rows} == {row["id"]: row["parts"] for row in generated(settings, table)}
+    assert {(*row["adapters"], *row["weights"]) for row in rows} == {
+        *((*sorted(tasks), 0.5, 0.5) for tasks in TASKS),
+        ("red", 1.0),
+    }
+
+
 def words_of(settings: JobSettings, output: Path) -> list[str]:
     values = {
         "model": "custom",
@@ -187,6 +207,17 @@ def test_the_route_command_shows_the_cut(
     printed = capsys.readouterr().out
     assert f"  part 1 of 2: {question(first)}\n    classes    {first} " in printed
     assert f"  part 2 of 2: {question(second)}\n    classes    {second} " in printed
+
+
+def test_batches_of_other_pipelines_are_answered_in_parts(settings: JobSettings) -> None:
+    config = [word for word in words_of(settings, Path("out")) if "=" in word] + ["generation.max_new_tokens=4"]
+    batch = [{"id": "a", "prompt": numbered("red", "cold")}, {"id": "b", "prompt": question("red")}]
+    rows = Route(config)(batch).to_pylist()
+    assert [row["mixture"] for row in rows] == ["cold:0.5+red:0.5", "red:1.0"]
+    assert [row["top_classes"] is None for row in rows] == [True, False]
+    cut, whole = Generate(config, "cpu", 1)(batch).to_pylist()
+    assert cut["output"] == "\n".join(f"{n}. {part['output']}" for n, part in enumerate(cut["parts"], 1))
+    assert (cut["parts"][0]["output"], whole["parts"]) == (whole["output"], None)
 
 
 @pytest.mark.slow
