@@ -64,8 +64,9 @@ class MlpRouter(Router):
     def without(self, labels: Collection[str]) -> "MlpRouter":
         """See `Router.without`. The classes' probabilities go to the others in proportion; their centroids are gone.
 
-        The network, the embeddings and the thresholds are still those of a training with them. It cannot be saved, nor
-        be given further classes.
+        Network, embeddings and thresholds are still those of a training with them, so its gate rejects more of their
+        prompts than one that never saw them, and other classes may be nearest. It cannot be saved, nor be
+        given further classes.
         """
         kept = torch.tensor([label not in labels for label in self.labels])
         trained, added = kept[: len(self._trained)], kept[len(self._trained) :]
