@@ -168,16 +168,15 @@ def cut_prompt(prompt: Prompt, pieces: Sequence[Piece], starts: Sequence[int]) -
 
     What stands before the first part is put before every part if it has several pieces: then it is a text that the
     questions are about. A single sentence ("Answer each of these.") is left out. A part of a single item loses its
-    mark.
+    mark; an item without text asks nothing.
     """
-    if len(starts) == 1:
-        return [PromptPart(prompt)]
     text = last_text(prompt) or ""
     head = text[: pieces[starts[0]].start] if starts[0] > 1 else ""
-    return [
-        PromptPart(with_last_text(prompt, head + text[begin:end].rstrip()), mark)
-        for begin, end, mark in _bounds(pieces, starts, len(text))
-    ]
+    bounds = _bounds(pieces, starts, len(text))
+    asked = [(text[begin:end].strip(), mark) for begin, end, mark in bounds if text[begin:end].strip()]
+    if len(asked) < 2:
+        return [PromptPart(prompt)]
+    return [PromptPart(with_last_text(prompt, head + question), mark) for question, mark in asked]
 
 
 def _bounds(pieces: Sequence[Piece], starts: Sequence[int], length: int) -> Iterator[tuple[int, int, str]]:

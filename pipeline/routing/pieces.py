@@ -18,7 +18,7 @@ _MARK = re.compile(
     re.VERBOSE,
 )
 _LINE = re.compile(r"^([^\S\n]*)\S.*$", re.MULTILINE)
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"[^\S\n]*")
 _INLINE = re.compile(r"(?<!\S)\(?(?:\d{1,2}|[a-z])\)(?=\s)")  # "(a) ... (b) ..." within a line
 
 

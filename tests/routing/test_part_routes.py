@@ -31,6 +31,7 @@ RED, COLD, TALL = map(question, ("red", "cold", "tall"))
         (f"Do it all.\n\n- {RED}\n\n- {COLD}\n", [(RED, "-"), (COLD, "-")]),
         (f"One. Two.\n- {RED}\n- {COLD}", [(f"One. Two.\n{RED}", "-"), (f"One. Two.\n{COLD}", "-")]),
         (f"1. {RED}\n2. {RED}\n3. {COLD}", [(f"1. {RED}\n2. {RED}", ""), (COLD, "3.")]),
+        (f"1.\n{RED}\n2.\n{COLD}\n3. ", [(RED, "1."), (COLD, "2.")]),
         (f"{RED}\n\n{COLD}\n\n{TALL}", [(RED, ""), (COLD, ""), (TALL, "")]),
         (f"(a) {RED} (b) {COLD}", [(RED, "(a)"), (COLD, "(b)")]),
         (f"{RED}\n{RED}\n{COLD}\n{COLD}", [(f"{RED}\n{RED}", ""), (f"{COLD}\n{COLD}", "")]),
@@ -48,10 +49,11 @@ def test_prompts_are_cut(cutter: PartCutter, prompt: str, parts: list[tuple[str,
         RED,
         f"- {RED}\n- {RED}\n\n{RED}",
         f"1. {RED}\n\n{RED}",
+        f"1. {RED}\n2. ",
         f"1. {RED}\n2. " + f"{COLD} " * 1000,
         "".join(f"- {question(name, seed)}\n" for seed in range(7) for name in tiny.ADAPTERS),
     ],
-    ids=["empty", "blank", "one", "one class", "one item", "document", "data"],
+    ids=["empty", "blank", "one", "one class", "one item", "one item with text", "document", "data"],
 )
 def test_other_prompts_stay_as_they_are(cutter: PartCutter, prompt: str) -> None:
     assert cutter.cut([prompt]) == [[PromptPart(prompt)]]
