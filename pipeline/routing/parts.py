@@ -50,14 +50,18 @@ def cut_pieces(pieces: Sequence[Piece]) -> Cutting:
     """Decide which of a prompt's pieces (at least one) start a part; the first does, or the first item of a list.
 
     The clearest signs go first, and the first kind that gives several parts decides: items of the list, paragraphs,
-    lines, sentences. Items and paragraphs are cut where the class changes. Lines and sentences also need the margin.
+    lines, sentences. Items and paragraphs are cut where the class changes, and on both sides of an item without text.
+    Lines and sentences also need the margin.
     """
     items = [index for index, piece in enumerate(pieces) if piece.mark]
     paragraphs = [index for index, piece in enumerate(pieces) if piece.level == Level.PARAGRAPH or index == 0]
     for firsts in (items, paragraphs):
         if 1 < len(firsts) <= _MAX_PIECES:
             seen = yield list(pairwise([*firsts, len(pieces)]))
-            changes = [first for first, changed in zip(firsts, _changes(seen.classes), strict=True) if changed]
+            blank = np.array([pieces[first].is_blank for first in firsts])
+            after_blank = np.concatenate([[False], blank[:-1]])
+            is_new = _changes(seen.classes) | blank | after_blank
+            changes = [first for first, starts_part in zip(firsts, is_new, strict=True) if starts_part]
             if len(changes) > 1:
                 return changes
     for levels in ((Level.LINE, Level.PARAGRAPH), (Level.SENTENCE,)):

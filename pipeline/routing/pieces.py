@@ -35,13 +35,14 @@ class Piece:
     """A stretch of a text that is not cut further, up to the ``start`` of the next piece.
 
     ``start`` and ``body`` are indices of characters; between them is the ``mark`` of an item, such as "2.", which no
-    other piece has.
+    other piece has. ``is_blank``: an item without text up to the next one.
     """
 
     start: int
     body: int
     level: Level
     mark: str = ""
+    is_blank: bool = False
 
 
 def pieces_of(text: str, language: str) -> list[Piece]:
@@ -56,8 +57,12 @@ def pieces_of(text: str, language: str) -> list[Piece]:
         if not found or start > found[-1].body:  # the text of an item is no sentence beside its mark
             found.append(_piece(text, start, lines.get(start, Level.SENTENCE)))
     items = _items(found)
+    ends = [*(found[index].start for index in items[1:]), len(text)]
+    blank = {index for index, end in zip(items, ends, strict=False) if not text[found[index].body : end].strip()}
     return [
-        replace(piece, body=piece.start, mark="") if piece.mark and index not in items else piece
+        replace(piece, body=piece.start, mark="")
+        if piece.mark and index not in items
+        else replace(piece, is_blank=index in blank)
         for index, piece in enumerate(found)
     ]
 
@@ -70,7 +75,7 @@ def _piece(text: str, start: int, level: Level) -> Piece:
     return Piece(start, space.end() if space else mark.end(), level, mark[0])
 
 
-def _items(pieces: Sequence[Piece]) -> set[int]:
+def _items(pieces: Sequence[Piece]) -> list[int]:
     """Return the indices of the pieces that are items of the prompt's list."""
     lists: dict[str, list[int]] = defaultdict(list)
     for index, piece in enumerate(pieces):
@@ -79,7 +84,7 @@ def _items(pieces: Sequence[Piece]) -> set[int]:
             before = lists[kind]
             if count is None or not before or count == (_kind(pieces[before[-1]].mark)[1] or 0) + 1:
                 before.append(index)
-    return set(min((items for items in lists.values() if len(items) > 1), default=[]))
+    return min((items for items in lists.values() if len(items) > 1), default=[])
 
 
 def _kind(mark: str) -> tuple[str, int | None]:

@@ -32,6 +32,7 @@ RED, COLD, TALL = map(question, ("red", "cold", "tall"))
         (f"One. Two.\n- {RED}\n- {COLD}", [(f"One. Two.\n{RED}", "-"), (f"One. Two.\n{COLD}", "-")]),
         (f"1. {RED}\n2. {RED}\n3. {COLD}", [(f"1. {RED}\n2. {RED}", ""), (COLD, "3.")]),
         (f"1.\n{RED}\n2.\n{COLD}\n3. ", [(RED, "1."), (COLD, "2.")]),
+        (f"1.\n{RED}\n2.\n\n3. {RED}\n4. {COLD}", [(RED, "1."), (RED, "3."), (COLD, "4.")]),
         (f"{RED}\n\n{COLD}\n\n{TALL}", [(RED, ""), (COLD, ""), (TALL, "")]),
         (f"(a) {RED} (b) {COLD}", [(RED, "(a)"), (COLD, "(b)")]),
         (f"{RED}\n{RED}\n{COLD}\n{COLD}", [(f"{RED}\n{RED}", ""), (f"{COLD}\n{COLD}", "")]),
