@@ -74,8 +74,8 @@ class Decoder:
         if not all(finite):
             logits = logits.nan_to_num()
         tokens = self._choose(seqs, logits)
-        self._add_logprobs(seqs, logits, tokens)
         logprobs = (logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - total).tolist()
+        self._add_logprobs(seqs, logits, total, logprobs)
         for seq, token, logprob, is_finite in zip(seqs, tokens.tolist(), logprobs, finite, strict=True):
             if seq.finish_reason:
                 continue
@@ -144,7 +144,13 @@ class Decoder:
         apply_penalties(logits, rows, [counts for _, counts in counted], [seqs[row].sampling for row in rows])
         return choose_tokens(logits, [seq.sampling for seq in seqs], [seq.generator for seq in seqs])
 
-    def _add_logprobs(self, seqs: list[Sequence], logits: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _add_logprobs(
+        self, seqs: list[Sequence], logits: torch.Tensor, total: torch.Tensor, chosen: list[float]
+    ) -> None:
+        """Note the requested log probabilities: of the ``chosen`` tokens, and of the most likely ones.
+
+        ``total`` [sequences]: the log of the sum of a row's exponentials.
+        """
         wanted = [
             (row, seq, seq.sampling.logprobs)
             for row, seq in enumerate(seqs)
@@ -153,11 +159,10 @@ class Decoder:
         if not wanted:
             return
         indices = torch.tensor([row for row, _, _ in wanted], device=logits.device)
-        logprobs = logits[indices].log_softmax(1)
-        chosen = logprobs.gather(1, tokens[indices].unsqueeze(1)).squeeze(1).tolist()
+        logprobs = logits[indices] - total[indices].unsqueeze(1)
         values, ids = (top.tolist() for top in logprobs.topk(max(count for _, _, count in wanted), dim=1))
-        for (_, seq, count), logprob, top_ids, top_values in zip(wanted, chosen, ids, values, strict=True):
-            seq.logprobs.append((logprob, list(zip(top_ids[:count], top_values[:count], strict=True))))
+        for (row, seq, count), top_ids, top_values in zip(wanted, ids, values, strict=True):
+            seq.logprobs.append((chosen[row], list(zip(top_ids[:count], top_values[:count], strict=True))))
 
     def _end_tokens_of(self, seq: Sequence) -> set[int]:
         return self.end_tokens.union(seq.sampling.stop_token_ids)
