@@ -16,7 +16,7 @@ from pipeline.untrusted import check_tensor_file
 
 from .calibration import gate_score
 from .centroids import CentroidHead
-from .network import CentroidNetwork, RouterNetwork, flatten_prompts
+from .network import RouterNetwork, TokenBag, flatten_prompts
 from .router import Classification, Router
 from .validation import check_files
 
@@ -42,11 +42,9 @@ class MlpRouter(Router):
     """Routes by a small network over the mean token embedding of a prompt."""
 
     kind = "mlp"
-    network_type: ClassVar[type[RouterNetwork] | type[CentroidNetwork]] = RouterNetwork
+    network_type: ClassVar[type[TokenBag]] = RouterNetwork
 
-    def __init__(
-        self, model: RouterNetwork | CentroidNetwork, held_out: HeldOut, head: CentroidHead, card: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: TokenBag, held_out: HeldOut, head: CentroidHead, card: dict[str, Any]) -> None:
         self.model = model.eval()
         # Routing runs in fp64: in fp32 the last bits depend on the batch, and near a tie the route with them.
         self._network = copy.deepcopy(model).double()
@@ -64,9 +62,9 @@ class MlpRouter(Router):
     def without(self, labels: Collection[str]) -> "MlpRouter":
         """See `Router.without`. The classes' probabilities go to the others in proportion; their centroids are gone.
 
-        Network, embeddings and thresholds are still those of a training with them, so its gate rejects more of their
-        prompts than one that never saw them, and other classes may be nearest. It cannot be saved, nor be
-        given further classes.
+        The network, its embeddings and the thresholds have still seen these classes. So its gate rejects more of their
+        prompts than that of a router which never saw them, and other classes may be nearest. It cannot be saved, nor
+        be given further classes.
         """
         kept = torch.tensor([label not in labels for label in self.labels])
         trained, added = kept[: len(self._trained)], kept[len(self._trained) :]

@@ -1,5 +1,6 @@
 """The networks of routers: a bag of the base model's own token ids, then four linear layers or centroids."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -20,17 +21,50 @@ class RouterShape:
     features: int = 128
 
 
-class RouterNetwork(nn.Module):
-    """Prompt token ids -> mean token embedding [n x E] -> class logits [n x classes].
+@dataclass(frozen=True)
+class CentroidShape:
+    """Sizes of the network of a centroid router."""
 
-    The mean of the token embeddings goes through four linear layers, as in the paper. It reads the base model's token
-    ids, so that a prompt is tokenised once for router and engine.
+    vocab_size: int
+    classes: int
+    embedding: int
+
+
+class TokenBag(nn.Module):
+    """A network over the mean token embedding of a prompt: token ids -> [n x E] -> class logits [n x classes].
+
+    It reads the base model's token ids, so that a prompt is tokenised once for router and engine.
     """
 
-    def __init__(self, shape: RouterShape) -> None:
+    def __init__(self, shape: RouterShape | CentroidShape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
+
+    @classmethod
+    @abstractmethod
+    def of(cls, sizes: dict[str, int]) -> Self:
+        """Create it from the ``shape`` of ``router.json``."""
+
+    @abstractmethod
+    def classify(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Class logits [n x classes] of mean embeddings [n x E]."""
+
+    def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Mean token embeddings [n x E] of n prompts: flat ``ids``, and the ``offsets`` [n] where each starts."""
+        embedded: torch.Tensor = self.embedding(ids, offsets)
+        return embedded
+
+    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Class logits [n x classes]."""
+        return self.classify(self.embed(ids, offsets))
+
+
+class RouterNetwork(TokenBag):
+    """Class logits by four linear layers, as in the paper."""
+
+    def __init__(self, shape: RouterShape) -> None:
+        super().__init__(shape)
         # Small, so that tokens never trained on weigh little: with torch's unit variance they look like evidence.
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.body = nn.Sequential(
@@ -45,65 +79,36 @@ class RouterNetwork(nn.Module):
 
     @classmethod
     def of(cls, sizes: dict[str, int]) -> Self:
-        """Create it from the ``shape`` of ``router.json``."""
+        """See `TokenBag.of`."""
         return cls(RouterShape(**sizes))
 
-    def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Mean token embeddings [n x E] of n prompts: flat ``ids``, and the ``offsets`` [n] where each starts."""
-        embedded: torch.Tensor = self.embedding(ids, offsets)
-        return embedded
-
     def classify(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Class logits [n x classes] of mean embeddings [n x E]."""
+        """See `TokenBag.classify`."""
         logits: torch.Tensor = self.head(self.body(embedded))
         return logits
 
-    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Class logits [n x classes]."""
-        return self.classify(self.embed(ids, offsets))
 
-
-@dataclass(frozen=True)
-class CentroidShape:
-    """Sizes of the network of a centroid router."""
-
-    vocab_size: int
-    classes: int
-    embedding: int
-
-
-class CentroidNetwork(nn.Module):
-    """Prompt token ids -> mean token vector [n x E] -> class logits [n x classes]: cosines to the centroids, scaled."""
+class CentroidNetwork(TokenBag):
+    """Class logits by the cosines to the classes' centroids, scaled."""
 
     SCALE: ClassVar = 20.0  # of the logits, so that the fitted temperature is near 1
 
     def __init__(self, shape: CentroidShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.embedding = nn.EmbeddingBag(shape.vocab_size, shape.embedding, mode="mean")
+        super().__init__(shape)
         self.centroids = nn.Parameter(torch.empty(shape.classes, shape.embedding))
 
     @classmethod
     def of(cls, sizes: dict[str, int]) -> Self:
-        """Create it from the ``shape`` of ``router.json``."""
+        """See `TokenBag.of`."""
         return cls(CentroidShape(**sizes))
 
-    def embed(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """See `RouterNetwork.embed`."""
-        embedded: torch.Tensor = self.embedding(ids, offsets)
-        return embedded
-
     def classify(self, embedded: torch.Tensor) -> torch.Tensor:
-        """See `RouterNetwork.classify`."""
+        """See `TokenBag.classify`."""
         return normalize(embedded, dim=1) @ normalize(self.centroids, dim=1).T * self.SCALE
-
-    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Class logits [n x classes]."""
-        return self.classify(self.embed(ids, offsets))
 
 
 def flatten_prompts(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the flat ids and offsets of some prompts, as `RouterNetwork` takes them."""
+    """Return the flat ids and offsets of some prompts, as `TokenBag` takes them."""
     lengths = torch.tensor([0, *map(len, prompts)])
     ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.long)
     return ids, lengths.cumsum(0)[:-1]

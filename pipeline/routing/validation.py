@@ -6,14 +6,14 @@ import torch
 
 from pipeline.untrusted import short_repr
 
-from .network import CentroidNetwork, RouterNetwork
+from .network import TokenBag
 
 _MAX_SIZE = 2**31  # of any dimension in the card; the tensors must have it too
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-3, 1e3  # beyond, one class is certain, or all are alike, or NaN
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-NetworkType = type[RouterNetwork] | type[CentroidNetwork]
+NetworkType = type[TokenBag]
 
 
 def check_files(card: dict[str, Any], tensors: dict[str, torch.Tensor], network_type: NetworkType) -> None:
