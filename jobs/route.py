@@ -104,7 +104,9 @@ def _explanations(route: RouteRecords, alive: pa.Table) -> list[list[Explanation
     """Explain each part of each record; empty if sentences are routed one by one, as a whole prompt does not decide."""
     if route.settings.sentences:
         return []
-    parts = [part_tokens(row["tokens"], row.get("prompt_parts")) for row in alive.to_pylist()]
+    has_parts = "prompt_parts" in alive.column_names
+    rows = alive.select(["tokens", "prompt_parts"] if has_parts else ["tokens"]).to_pylist()
+    parts = [part_tokens(row["tokens"], row.get("prompt_parts")) for row in rows]
     reasons = iter(explain(route.router, list(chain.from_iterable(parts)), route.settings.routing))
     return [[next(reasons) for _ in some] for some in parts]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from conf.generate import load_config
@@ -66,7 +67,7 @@ class Route:
         table = as_table(batch)
         routed = self._routed(table)
         tokens = routed["tokens"].to_pylist()
-        whole = [index for index, row in enumerate(routed.to_pylist()) if row["dead"] is None and self._is_whole(row)]
+        whole = self._whole(routed)
         reasons = explain(self._route.router, [tokens[index] for index in whole], self.settings.routing)
         classes: list[Any] = [None] * len(tokens)
         for index, reason in zip(whole, reasons, strict=True):
@@ -77,9 +78,14 @@ class Route:
         }
         return _with_results(table, routed, concat_schemas(ROUTES, TOP_CLASSES, _ERROR), computed)
 
-    def _is_whole(self, row: dict[str, Any]) -> bool:
-        """Whether one mixture was chosen for the whole prompt."""
-        return not self.settings.sentences and not row.get("prompt_parts")
+    def _whole(self, routed: pa.Table) -> list[int]:
+        """Return the indices of the rows for whose whole prompt one mixture was chosen."""
+        if self.settings.sentences:
+            return []
+        is_whole = routed["dead"].is_null()
+        if self.settings.parts:
+            is_whole = pc.and_(is_whole, routed["prompt_parts"].is_null())
+        return [index for index, whole in enumerate(is_whole.to_pylist()) if whole]
 
     def _routed(self, table: pa.Table) -> pa.Table:
         columns, rows = self.settings.columns, [InputRow(values) for values in table.to_pylist()]
@@ -104,7 +110,7 @@ class Generate(Route):
         self._schema = concat_schemas(DATA, self.settings.divided_columns, self.settings.requested_columns, _ERROR)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        """Add the columns of `records.DATA`, those of sentences, parts and requests, if the config asks, and `error`.
+        """Add the columns of `records.DATA`, further ones if the config asks for them, and `error`.
 
         ``error`` is null, or why there is no answer. Columns of the batch with such a name become ``input_<name>``.
         Rows keep their order.

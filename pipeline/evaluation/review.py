@@ -41,17 +41,19 @@ def choose_rows(url: str, count: int, seed: int | None = None) -> Review:
     dataset = read_run(url)
     columns = [name for name in COLUMNS if name in dataset.schema.names]
     sizes: Counter[str] = Counter()
-    kept: pa.Table | None = None
+    kept: list[pa.Table] = []  # the rows that were chosen so far, then new ones
     for batch in dataset.to_batches(columns=columns, batch_size=_BATCH_ROWS):
         table = pa.Table.from_batches([batch])
         sizes.update(table["mixture"].to_pylist())
         certainties = certainty(table)
         order = certainties if seed is None else _shuffled(table["id"].to_pylist(), seed)
-        table = table.append_column("certainty", pa.array(certainties)).append_column("order", pa.array(order))
-        kept = _first_of_each(table if kept is None else pa.concat_tables([kept, table]), dict.fromkeys(sizes, count))
-    if kept is None:
+        kept.append(table.append_column("certainty", pa.array(certainties)).append_column("order", pa.array(order)))
+        if sum(new.num_rows for new in kept[1:]) > kept[0].num_rows:  # sorted anew only where they have doubled
+            kept = [_first_of_each(pa.concat_tables(kept), dict.fromkeys(sizes, count))]
+    if not kept:
         return Review([], 0, 0)
-    chosen = _first_of_each(kept, quotas(sizes, count)).sort_by([("order", "ascending"), ("id", "ascending")])
+    chosen = _first_of_each(pa.concat_tables(kept), quotas(sizes, count))
+    chosen = chosen.sort_by([("order", "ascending"), ("id", "ascending")])
     return Review([_row(row) for row in chosen.to_pylist()], sizes.total(), len(sizes))
 
 
