@@ -19,6 +19,7 @@ from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
 from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.progress import Snapshot
+from tests.job import ANSWER
 from tests.stages import tiny_job
 
 ENGINES, SECONDS = 3, 1.0
@@ -36,14 +37,7 @@ class Sleeps:
         time.sleep(SECONDS)
         with self.notes.open("a") as notes:
             notes.write("x")
-        made = {
-            "output": "o",
-            "finish_reason": "stop",
-            "prompt_tokens": 1,
-            "completion_tokens": 1,
-            "answer_logprob": -0.5,
-        }
-        return with_columns(table, COMPLETED, {name: [value] * table.num_rows for name, value in made.items()})
+        return with_columns(table, COMPLETED, {name: [value] * table.num_rows for name, value in ANSWER.items()})
 
 
 def main(folder: str, model: str, bank: str, router: str) -> None:

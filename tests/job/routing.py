@@ -19,6 +19,7 @@ from pipeline.records import COMPLETED, ROUTED
 from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
 from pipeline.telemetry.incidents import Incidents
+from tests.job import ANSWER
 from tests.stages import tiny_job
 
 CPUS, ENGINE_START, SHARD_ROWS, BLOCK_ROWS = 6, 8.0, 512, 2048
@@ -52,14 +53,7 @@ class Answers:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         time.sleep(self.seconds)
-        made = {
-            "output": "o",
-            "finish_reason": "stop",
-            "prompt_tokens": 1,
-            "completion_tokens": 1,
-            "answer_logprob": -0.5,
-        }
-        return with_columns(table, COMPLETED, {name: [value] * table.num_rows for name, value in made.items()})
+        return with_columns(table, COMPLETED, {name: [value] * table.num_rows for name, value in ANSWER.items()})
 
 
 def main(folder: str, model: str, bank: str, router: str, route: str, answer: str) -> None:

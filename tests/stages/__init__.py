@@ -34,6 +34,16 @@ def tiny_job(folder: Path, model: Path, bank: Path, router: Path, **changes: Any
     return default_job(str(folder / "in"), str(folder / "out"), **(values | changes))
 
 
+def words_of(settings: JobSettings, output: Path, *more: str) -> list[str]:
+    """The command line of a job of `tiny_job`."""
+    return [
+        *("--input", settings.input, "--output", str(output)),
+        *("model=custom", f"model.path={settings.model.path}", "model.dtype=fp32"),
+        *("bank=custom", f"bank.path={settings.bank}", "router=custom", f"router.path={settings.router}"),
+        *("routing.gate=false", *more),
+    ]
+
+
 def tiny_pools(**changes: Any) -> Pools:
     """Pools for two CPUs: one actor for each stage, with one thread."""
     small = StageResources(0.25)

@@ -28,7 +28,7 @@ from pipeline.stages.shard_plan import ShardLimits
 from pipeline.storage import read_run
 from pipeline.storage.input.read import staged_table
 from tests import tiny
-from tests.stages import tiny_job, tiny_pools
+from tests.stages import tiny_job, tiny_pools, words_of
 
 TASKS = [(tiny.ADAPTERS[i], tiny.ADAPTERS[(i + 3) % 8]) for i in range(8)]
 
@@ -176,19 +176,7 @@ def test_parts_pass_through_shards_into_the_output(settings: JobSettings) -> Non
     }
 
 
-def words_of(settings: JobSettings, output: Path) -> list[str]:
-    values = {
-        "model": "custom",
-        "model.path": settings.model.path,
-        "model.dtype": "fp32",
-        "bank": "custom",
-        "bank.path": settings.bank,
-        "router": "custom",
-        "router.path": settings.router,
-        "routing.gate": "false",
-        "routing.granularity": "parts",
-    }
-    return ["--input", settings.input, "--output", str(output), *(f"{k}={v}" for k, v in values.items())]
+WORDS = ("routing.granularity=parts",)
 
 
 def write_input(settings: JobSettings) -> None:
@@ -201,7 +189,7 @@ def test_the_route_command_shows_the_cut(
     settings: JobSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_input(settings)
-    assert route_job.main(words_of(settings, tmp_path / "routes")) == 0
+    assert route_job.main(words_of(settings, tmp_path / "routes", *WORDS)) == 0
     rows = pq.read_table(tmp_path / "routes" / "routes.parquet").to_pylist()
     expected = routed(settings, [numbered(*tasks) for tasks in TASKS]).to_pylist()
     assert [row["prompt_parts"] for row in rows] == [*(row["prompt_parts"] for row in expected), None]
@@ -213,7 +201,7 @@ def test_the_route_command_shows_the_cut(
 
 
 def test_batches_of_other_pipelines_are_answered_in_parts(settings: JobSettings) -> None:
-    config = [word for word in words_of(settings, Path("out")) if "=" in word] + ["generation.max_new_tokens=4"]
+    config = [word for word in words_of(settings, Path("out"), *WORDS) if "=" in word] + ["generation.max_new_tokens=4"]
     batch = [{"id": "a", "prompt": numbered("red", "cold")}, {"id": "b", "prompt": question("red")}]
     rows = Route(config)(batch).to_pylist()
     assert [row["mixture"] for row in rows] == ["cold:0.5+red:0.5", "red:1.0"]

@@ -24,7 +24,7 @@ from pipeline.stages.route import RouteRecords
 from pipeline.storage import read_run
 from pipeline.storage.input.read import staged_table
 from tests import tiny
-from tests.stages import tiny_job, tiny_pools
+from tests.stages import tiny_job, tiny_pools, words_of
 
 SENTENCES = SentenceSettings(min_sentence_tokens=4)
 TASKS = [(tiny.ADAPTERS[i % 8], tiny.ADAPTERS[(i + 3) % 8]) for i in range(16)]
@@ -161,20 +161,7 @@ def test_record_granularity_has_no_columns_of_sentences(settings: JobSettings) -
     assert "sentence_mixtures" not in row
 
 
-def words_of(settings: JobSettings, output: Path) -> list[str]:
-    values = {
-        "model": "custom",
-        "model.path": settings.model.path,
-        "model.dtype": "fp32",
-        "bank": "custom",
-        "bank.path": settings.bank,
-        "router": "custom",
-        "router.path": settings.router,
-        "routing.gate": "false",
-        "routing.granularity": "sentence",
-        "routing.min_sentence_tokens": "4",
-    }
-    return ["--input", settings.input, "--output", str(output), *(f"{k}={v}" for k, v in values.items())]
+WORDS = ("routing.granularity=sentence", "routing.min_sentence_tokens=4")
 
 
 def write_input(settings: JobSettings) -> None:
@@ -186,7 +173,7 @@ def write_input(settings: JobSettings) -> None:
 
 def test_the_route_command_writes_the_mixtures_of_sentences(settings: JobSettings, tmp_path: Path) -> None:
     write_input(settings)
-    assert route_job.main(words_of(settings, tmp_path / "routes")) == 0
+    assert route_job.main(words_of(settings, tmp_path / "routes", *WORDS)) == 0
     table = pq.read_table(tmp_path / "routes" / "routes.parquet")
     expected = [row["spans"] for row in routed(settings, list(prompts())).to_pylist()]
     assert table["sentence_mixtures"].to_pylist() == expected
@@ -198,7 +185,7 @@ def test_the_route_command_writes_the_mixtures_of_sentences(settings: JobSetting
 )
 def test_wrong_settings_are_refused(settings: JobSettings, tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError, match=wrong.split("=")[0]):
-        route_job.main([*words_of(settings, tmp_path / "routes"), wrong])
+        route_job.main([*words_of(settings, tmp_path / "routes", *WORDS), wrong])
 
 
 @pytest.mark.slow
