@@ -101,8 +101,8 @@ def main(**values: Any) -> int:
     The right answers of a run are in a column that it passed through, or by id in the table --reference (Parquet,
     JSONL or CSV). --against shows a second run over the same records beside it.
 
-    A suite is answered in this process under every configuration of pipeline.evaluation.configurations, or those of
-    pipeline.evaluation.leave_one_out; an interrupted command continues where it stopped. --output gets results.json,
+    A suite is answered in this process, in every way of pipeline.evaluation.configurations, or with --leave-one-out of
+    pipeline.evaluation.leave_one_out. An interrupted command continues where it stopped. --output gets results.json,
     metrics.parquet, records.parquet and tables.md.
     """
     options = Options(**values)

@@ -27,7 +27,7 @@ class PartSettings:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a router says of n texts: ``probabilities`` [n x classes] and in-domain ``scores`` [n]."""
+    """The ``probabilities`` [n x classes] and in-domain ``scores`` [n] that a router gives n texts."""
 
     probabilities: np.ndarray
     scores: np.ndarray

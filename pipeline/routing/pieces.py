@@ -48,8 +48,8 @@ class Piece:
 def pieces_of(text: str, language: str) -> list[Piece]:
     """Return the pieces of a text in order; none if it is blank. ``language``: of sentencex (an ISO 639 code).
 
-    Items are those of one list: the first with at least two items, of marks of one kind that count up if they count.
-    Other marks, as of a list within an item, are text.
+    Only one list has items: the first whose marks are of one kind, two or more, and in order if they have numbers or
+    letters. Other marks, such as those of a list within an item, are text.
     """
     lines = dict(_lines(text))
     found: list[Piece] = []

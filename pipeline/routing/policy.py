@@ -68,7 +68,7 @@ class RoutingPolicy:
         return names[self.fallback if self.max_adapters else "base"]
 
     def largest_mixture(self, adapters: int) -> int:
-        """Return how many adapters a mixture may have, with a bank of so many ``adapters``."""
+        """Return how many adapters a mixture may have at most. ``adapters``: their number in the bank."""
         return max(adapters, self.max_adapters) if self._blends_all else self.max_adapters
 
     def check_fallback(self, labels: Sequence[str]) -> None:
