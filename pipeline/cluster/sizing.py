@@ -18,8 +18,6 @@ from pipeline.telemetry.logs import log_event
 
 from .resources import Node, Pools, StageResources, cpus_of
 
-_SHUFFLE_CPUS = 1.0  # of one task of Ray Data's own, between the pools
-
 
 def size_pools(pools: Pools, autoscaling: bool = False, log: Callable[[str], None] = print) -> Pools:
     """Set the GPUs and number of generating actors, and the maximum of routing actors, from the cluster's nodes.
@@ -60,11 +58,11 @@ def shortages(pools: Pools, nodes: Sequence[Node]) -> Iterator[str]:
             )
     needed = sum(stage.cpus * stage.min_actors for stage in (pools.route, pools.generate))
     available = sum(map(cpus_of, nodes))
-    if needed + _SHUFFLE_CPUS > available:
+    if needed + _task_cpus(pools) > available:
         yield (
             f"{pools.route.min_actors} routing and {pools.generate.min_actors} generating actor(s) need {needed:g}"
-            f" CPUs and the shuffle {_SHUFFLE_CPUS:g} more, but the cluster has {available:g} (engine.actors,"
-            " cluster.stages; for a local Ray, cluster.cpus may exceed the CPUs of the machine)"
+            f" CPUs and the tasks between them {_task_cpus(pools):g} more, but the cluster has {available:g}"
+            " (engine.actors, cluster.stages; for a local Ray, cluster.cpus may exceed the CPUs of the machine)"
         )
     for name, verb, settings in (("route", "routing", ""), ("generate", "generating", "engine.actors, ")):
         stage = getattr(pools, name)
@@ -107,7 +105,7 @@ def _growing_route(pools: Pools, nodes: Sequence[Node]) -> StageResources:
     route, generate = pools.route, pools.generate
     fitting = [node for node in nodes if route.max_actors_on(node)]
     if generate.min_actors == generate.max_actors:
-        free = sum(map(cpus_of, fitting)) - generate.cpus * generate.max_actors - _SHUFFLE_CPUS
+        free = sum(map(cpus_of, fitting)) - generate.cpus * generate.max_actors - _task_cpus(pools)
         maximum = int(free / max(1.0, route.cpus))
     else:
         apart = route.labels and not any(map(generate.max_actors_on, fitting))
@@ -136,5 +134,13 @@ def _actors_per_node(generate: StageResources, nodes: Sequence[Node]) -> int:
 
 
 def _cpus_of_other_stages(pools: Pools) -> float:
-    """CPUs of the routing actors and of one shuffle task, without which the job stands still."""
-    return pools.route.cpus * pools.route.min_actors + _SHUFFLE_CPUS
+    """CPUs of the routing actors and of the tasks beside them."""
+    return pools.route.cpus * pools.route.min_actors + _task_cpus(pools)
+
+
+def _task_cpus(pools: Pools) -> float:
+    """CPUs of one task of each stage without actors: Ray Data reserves them for the first stages of a stream first.
+
+    With fewer, later stages would wait until the earlier ones have ended.
+    """
+    return 2 * pools.read.cpus + pools.write.cpus  # reading, regrouping and committing

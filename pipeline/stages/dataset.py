@@ -99,21 +99,18 @@ class Stream:
         keep_pace(splits.context)
         read = splits.map_batches(reader.read, **tasks, **pools.read.ray_options)
         if not is_first_pass:  # a failed block is lost whole, so blocks get smaller too
-            read = read.repartition(target_num_rows_per_block=route_rows)
+            read = _in_blocks(read, route_rows)
+        routed = read.map_batches(
+            self.router,
+            fn_constructor_args=(settings, self.context, incidents),
+            batch_format="pyarrow",
+            batch_size=route_rows,
+            compute=_pool(pools.route, **({"max_tasks_in_flight_per_actor": 1} if alone else {})),
+            **restarts,
+            **pools.route.ray_options,
+        )
         return (
-            read.map_batches(
-                self.router,
-                fn_constructor_args=(settings, self.context, incidents),
-                batch_format="pyarrow",
-                batch_size=route_rows,
-                compute=_pool(pools.route, **({"max_tasks_in_flight_per_actor": 1} if alone else {})),
-                **restarts,
-                **pools.route.ray_options,
-            )
-            # Batches of that size would leave the rest of each group of blocks as a small batch of its own.
-            .repartition(target_num_rows_per_block=block, strict=True)
-            .map_batches(regroup, batch_size=None, **tasks, **pools.read.ray_options)
-            .repartition(target_num_rows_per_block=1)
+            _in_blocks(routed.map_batches(regroup, batch_size=block, **tasks, **pools.read.ray_options), 1)
             .map_batches(
                 GenerateShards,
                 fn_constructor_args=(self.generator, settings, device, pools, incidents),
@@ -155,6 +152,19 @@ def map_in_actors(
         **resources.ray_options,
         **options,
     )
+
+
+def _in_blocks(dataset: Any, rows: int) -> Any:
+    """Let the last stage of a dataset write blocks of this many rows, and read as many rows as its batches have.
+
+    Ray Data fuses a repartition with the stage before it if both ask for the same resources. By itself it would ask for
+    a CPU of its own: on two CPUs none is left for it until all records are routed. A strict one also makes the batches
+    of its stage exact; otherwise the rest of each group of blocks is a small batch of its own.
+    """
+    stage = dataset._logical_plan.dag
+    blocks = dataset.repartition(target_num_rows_per_block=rows, strict=stage.batch_size is not None)
+    blocks._logical_plan.dag.ray_remote_args.update(stage.ray_remote_args)
+    return blocks
 
 
 def _drop_failed_blocks(dataset: Any) -> Any:

@@ -32,7 +32,11 @@ def generating(**resources: Any) -> Pools:
         (generating(accelerator="H100"), [node(**A100)], "accelerator H100 (cluster.stages.generate)"),
         (generating(labels={"zone": "a"}), [node(labels={"zone": "b"}), node()], "labels {'zone': 'a'}"),
         (generating(memory=2**40), [node()], "no node has what the generate stage needs"),
-        (generating(cpus=4, min_actors=2, max_actors=2), [node(8)], "need 8.5 CPUs and the shuffle 1 more"),
+        (
+            generating(cpus=4, min_actors=2, max_actors=2),
+            [node(8)],
+            "need 8.5 CPUs and the tasks between them 0.75 more",
+        ),
         (
             generating(gpus=1, min_actors=3, max_actors=3),
             [node(gpus=2)],
@@ -115,8 +119,8 @@ GROWS = ["cluster.stages.generate.min_actors=1", "cluster.stages.generate.max_ac
 @pytest.mark.parametrize(
     ("words", "nodes", "routers"),
     [
-        ([], [node(2)], 1),  # 0.75 CPUs beside the engine and a task of the shuffle
-        ([], [node(8)], 6),
+        ([], [node(2)], 1),  # 0.75 CPUs beside the engine and a task of each other stage
+        ([], [node(8)], 7),
         (["cluster.stages.route.max_actors=2"], [node(8)], 2),
         (["cluster.stages.route.min_actors=3"], [node(4)], 3),
         (["cluster.stages.route.cpus=2"], [node(8)], 3),

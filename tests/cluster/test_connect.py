@@ -81,11 +81,11 @@ def test_equal_nodes_without_gpus(there: Callable[..., None], words: list[str], 
     assert sized(*words) == (actors, actors, [threads] * 8)
 
 
-def test_by_default_actors_leave_cpus_to_routing_and_the_shuffle(there: Callable[..., None]) -> None:
+def test_by_default_actors_leave_cpus_to_routing_and_tasks(there: Callable[..., None]) -> None:
     there(*[node(4)] * 3)
     assert sized("cluster.stages.generate.cpus=4") == (2, 2, [4] * 3)
     there(node(4))
-    with pytest.raises(UserError, match=r"need 4\.5 CPUs and the shuffle 1 more"):
+    with pytest.raises(UserError, match=r"need 4\.5 CPUs and the tasks between them 0\.75 more"):
         sized("cluster.stages.generate.cpus=4")
 
 
