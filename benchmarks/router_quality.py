@@ -25,7 +25,7 @@ from jobs.train_adapters import rows_by_task
 from pipeline.evaluation.results import write_results
 from pipeline.models import PromptFormat, load_token_embeddings, load_tokenizer, resolve_model
 from pipeline.routing import RoutingPolicy
-from pipeline.routing.calibration import expected_calibration_error
+from pipeline.routing.calibration import Reliability
 from pipeline.routing.centroid_router import CentroidSettings, fit_centroids
 from pipeline.routing.extension import add_class
 from pipeline.routing.loading import load_router
@@ -138,8 +138,9 @@ def _quality(router: MlpRouter, prompts: dict[str, Prompts]) -> dict[str, Any]:
         "top_1": float(right.double().mean()),
         "top_1_tasks": statistics.mean(by_task.values()),
         "top_1_by_task": by_task,
-        "ece": expected_calibration_error(plain, targets),
-        "ece_scaled": expected_calibration_error(scaled, targets),
+        "ece": Reliability.of(plain, targets).error,
+        "ece_scaled": Reliability.of(scaled, targets).error,
+        "reliability": {name: values.tolist() for name, values in vars(Reliability.of(scaled, targets, 10)).items()},
         "accepted": accepted,
     }
 

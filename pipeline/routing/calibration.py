@@ -1,6 +1,7 @@
 """Calibration of a router on held-out prompts: a temperature for its probabilities, thresholds for its gate."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -29,13 +30,34 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def expected_calibration_error(probabilities: torch.Tensor, targets: torch.Tensor) -> float:
-    """Mean distance of confidence and accuracy over 15 bins of equal width (ECE; Naeini et al. 2015)."""
-    confidence, predicted = probabilities.double().max(1)
-    correct = (predicted == targets).double()
-    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64).index_add(0, bins, confidence - correct)
-    return float(gaps.abs().sum() / len(targets))
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions in bins of confidence of equal width: their number, mean confidence and accuracy [bins] each.
+
+    Empty bins have a confidence and accuracy of 0.
+    """
+
+    counts: torch.Tensor
+    confidence: torch.Tensor
+    accuracy: torch.Tensor
+
+    @staticmethod
+    def of(probabilities: torch.Tensor, targets: torch.Tensor, bins: int = _BINS) -> "Reliability":
+        """Sort predictions, class ``probabilities`` [n x classes] with their ``targets`` [n], into bins."""
+        confidence, predicted = probabilities.double().max(1)
+        index = (confidence * bins).long().clamp(max=bins - 1)
+
+        def sums(values: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(bins, dtype=torch.float64).index_add(0, index, values.double())
+
+        counts = sums(torch.ones_like(confidence))
+        filled = counts.clamp(min=1)
+        return Reliability(counts.long(), sums(confidence) / filled, sums(predicted == targets) / filled)
+
+    @property
+    def error(self) -> float:
+        """Mean distance of confidence and accuracy (expected calibration error; Naeini et al. 2015)."""
+        return float(((self.confidence - self.accuracy).abs() * self.counts).sum() / self.counts.sum())
 
 
 def held_out_metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
@@ -49,8 +71,8 @@ def held_out_metrics(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, f
     return {
         "held_out_accuracy": float(right[: len(right) // 2].mean()),
         "held_out_forms_accuracy": float(right[len(right) // 2 :].mean()),
-        "ece": expected_calibration_error(logits[other].softmax(1), targets[other]),
-        "ece_scaled": expected_calibration_error(scaled.softmax(1), targets[other]),
+        "ece": Reliability.of(logits[other].softmax(1), targets[other]).error,
+        "ece_scaled": Reliability.of(scaled.softmax(1), targets[other]).error,
     }
 
 

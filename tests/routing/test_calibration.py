@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.routing.calibration import (
     ACCEPTANCES,
-    expected_calibration_error,
+    Reliability,
     fit_temperature,
     gate_score,
     gate_thresholds,
@@ -29,8 +29,8 @@ def test_scaling_lowers_the_error_of_overconfident_logits() -> None:
     honest = torch.randn(5000, 4, generator=generator)
     targets = torch.multinomial(honest.softmax(1), 1, generator=generator).flatten()
     logits = honest * 4
-    before = expected_calibration_error(logits.softmax(1), targets)
-    after = expected_calibration_error((logits / fit_temperature(logits, targets)).softmax(1), targets)
+    before = Reliability.of(logits.softmax(1), targets).error
+    after = Reliability.of((logits / fit_temperature(logits, targets)).softmax(1), targets).error
     assert after < 0.03 < 0.2 < before
 
 
@@ -38,7 +38,10 @@ def test_the_error_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     targets = torch.tensor([0, 1, 0, 1])
     # Bins of 1/15: 0.9 twice (half right, 0.4 off), 0.6 (right, 0.4 off), 0.7 (right, 0.3 off).
-    assert expected_calibration_error(probabilities, targets) == pytest.approx((2 * 0.4 + 0.4 + 0.3) / 4, abs=1e-6)
+    assert Reliability.of(probabilities, targets).error == pytest.approx((2 * 0.4 + 0.4 + 0.3) / 4, abs=1e-6)
+    table = Reliability.of(probabilities, targets, 4)
+    assert (table.counts.tolist(), table.accuracy.tolist()) == ([0, 0, 2, 2], [0, 0, 1, 0.5])
+    assert table.confidence.tolist() == pytest.approx([0, 0, 0.65, 0.9])
 
 
 def test_logits_that_are_always_right_end_at_the_lowest_temperature() -> None:
