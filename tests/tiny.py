@@ -118,7 +118,7 @@ def make_router(folder: Path, model: Path, labels: Sequence[str] = ADAPTERS, pro
     names = [label for label in labels for _ in texts[label]]
     vocabulary = tokenizer.get_vocab()
     card = {"tokenizer_fingerprint": tokenizer_fingerprint(vocabulary), "prompt_format": prompt_format}
-    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, forms=0.0, examples=64, seed=0)
+    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, forms=0, examples=64, seed=0)
     router: Router = train_router(prompts, names, encode, max(vocabulary.values()) + 1, settings, card, print)
     router.save(folder)
     return folder

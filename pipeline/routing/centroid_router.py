@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_metrics
 from .centroids import CentroidHead, centroid
 from .extension import MIN_EXAMPLES
-from .forms import vary
+from .forms import in_forms
 from .mlp_router import HeldOut, MlpRouter
 from .network import CentroidNetwork, CentroidShape, flatten_prompts
 
@@ -92,8 +92,8 @@ def fit_centroids(
     rng = random.Random(settings.seed)
     names = sorted(set(labels))
     texts, targets, folds = _examples(prompts, labels, names, settings.examples, rng)
-    views = [texts] + [[vary(text, rng) for text in texts] for _ in range(settings.forms)]
-    pooled = torch.stack([_pool(encode(view), token_embeddings) for view in views])  # [views x n x H]
+    views = encode(in_forms(texts, settings.forms, rng))
+    pooled = _pool(views, token_embeddings).unflatten(0, (-1, len(texts)))  # [views x n x H]
     logits, scores = _cross_validate(pooled, targets, folds, len(names), settings.dimensions)
     projection = _Projection.fit(*_flat(pooled, targets), len(names), settings.dimensions)
     network = CentroidNetwork(CentroidShape(len(token_embeddings), len(names), projection.matrix.shape[1]))
@@ -105,7 +105,7 @@ def fit_centroids(
     card |= {
         "labels": names,
         "shape": asdict(network.shape),
-        "temperature": fit_temperature(logits.flatten(0, 1), targets.repeat(len(views))),
+        "temperature": fit_temperature(logits.flatten(0, 1), targets.repeat(len(pooled))),
         "gate_thresholds": gate_thresholds(scores),
         "settings": asdict(settings),
         "metrics": {
