@@ -93,7 +93,7 @@ def fit_centroids(
     names = sorted(set(labels))
     texts, targets, folds = _examples(prompts, labels, names, settings.examples, rng)
     views = encode(in_forms(texts, settings.forms, rng))
-    pooled = _pool(views, token_embeddings).unflatten(0, (-1, len(texts)))  # [views x n x H]
+    pooled = _pool(views, token_embeddings).reshape(-1, len(texts), token_embeddings.shape[1])  # [views x n x H]
     logits, scores = _cross_validate(pooled, targets, folds, len(names), settings.dimensions)
     projection = _Projection.fit(*_flat(pooled, targets), len(names), settings.dimensions)
     network = CentroidNetwork(CentroidShape(len(token_embeddings), len(names), projection.matrix.shape[1]))

@@ -61,7 +61,8 @@ def train_router(
     model = RouterNetwork(RouterShape(vocab_size, len(names)))
     _fit(model, prompts[size:], targets[size:], encode, settings, progress)
     model = model.half().float()  # as saved: everything below must be measured on the same weights
-    held_out = _embed(model, encode(in_forms(prompts[:size], settings.forms, rng))).unflatten(0, (-1, size))
+    held_out = _embed(model, encode(in_forms(prompts[:size], settings.forms, rng)))
+    held_out = held_out.reshape(-1, size, model.shape.embedding)
     with torch.inference_mode():
         logits = model.classify(held_out)  # [views x held out x classes]
     centroids = _centroids(model, prompts, targets, size, encode, settings, rng)
