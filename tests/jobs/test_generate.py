@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import generate
+from jobs import generate, route
 from jobs._cli import parse
 from jobs._options import RecordOptions
 from jobs.route import read_settings
@@ -155,6 +155,23 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
     (other / "_commits").mkdir()
     (other / "_commits" / "window-000000-abcd.json").write_text("{}")
     assert "holds commit markers but no run.json" in said(other)
+
+
+@pytest.mark.long
+def test_adapters_that_no_class_names_are_listed_once(
+    command: dict[str, str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [name for name in tiny.ADAPTERS if name not in ("red", "glad")]
+    changed = command | {"router.path": str(tiny.make_router(tmp_path / "few", tiny_model, labels=few))}
+    lines: list[str] = []
+    job = GenerateJob(read_settings(parsed(changed)), lines.append)
+    assert job.prepare().unnamed == job.prepare().unnamed == ["glad", "red"]
+    expected = "2 adapter(s) of the bank are in no class of the router, so no record gets them: glad, red"
+    assert lines == [f"{expected} (loraloom add-adapter)"]
+    assert route.main(words({**changed, "--output": str(tmp_path / "routes")})[:-1]) == 0
+    assert expected in capsys.readouterr().out
+    assert GenerateJob(read_settings(parsed(command)), lines.append).prepare().unnamed == []
+    assert len(lines) == 1
 
 
 def test_an_output_below_the_input_is_no_input(command: dict[str, str], tmp_path: Path) -> None:
