@@ -27,6 +27,7 @@ from pipeline.storage.commit.markers import MAX_WINDOWS
 from pipeline.storage.input.files import InputFile, list_input
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, run_values
+from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
 
 from .error_budget import ErrorBudget
@@ -161,7 +162,8 @@ def check_models(settings: JobSettings) -> ModelChecks:
             f"config: routing.granularity={granularity} needs a fast tokenizer, which gives the offset of each token;"
             f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
-    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)
+    values = has_values(model.path) and has_values(settings.bank)
+    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code, values)
     spec_of(settings.engine).check(settings.engine, bank, settings.routing.largest_mixture(len(bank.names)))
     router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)

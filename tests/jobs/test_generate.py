@@ -18,6 +18,7 @@ from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from tests import tiny
+from tests.adapters.make import LFS_POINTER
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +190,9 @@ def test_a_model_without_safetensors_is_refused(command: dict[str, str], tmp_pat
     shutil.copytree(command["model.path"], model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "model.safetensors is damaged" in refusal(command | {"model.path": str(model)})
+    assert "model.safetensors cannot be read" in refusal(command | {"model.path": str(model)})
+    weights.write_text(LFS_POINTER)
+    assert "model.safetensors cannot be read: it is a Git LFS pointer" in refusal(command | {"model.path": str(model)})
     weights.rename(model / "pytorch_model.bin")
     assert "has no *.safetensors" in refusal(command | {"model.path": str(model)})
 
@@ -212,7 +215,7 @@ def test_a_pickled_adapter_is_refused(command: dict[str, str], tmp_path: Path) -
     bank = tmp_path / "bank"
     shutil.copytree(command["bank.path"], bank)
     (bank / "cold" / "adapter_model.safetensors").rename(bank / "cold" / "adapter_model.bin")
-    assert "bank: adapter 'cold' has only adapter_model.bin: pickle is refused" in refusal(
+    assert "bank: adapter 'cold': it has no adapter_model.safetensors, but adapter_model.bin: pickle" in refusal(
         command | {"bank.path": str(bank)}
     )
 
