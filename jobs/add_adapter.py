@@ -8,7 +8,7 @@ import click
 from conf import load_settings
 from conf.schema_training import AddAdapterConfig
 from jobs._cli import OK, Job, config_words, replace_folder, run_job
-from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank, is_adapter_name
+from pipeline.adapters import AdapterBank, adapter_files, is_adapter_name, is_checkpoint
 from pipeline.engine import load_bank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
@@ -41,6 +41,8 @@ def main(
     name = given_name or adapter.resolve().name
     if not is_adapter_name(name):
         raise UserError(f"bank: {name!r} cannot be the name of an adapter (--name)")
+    if given_name is None and is_checkpoint(name):
+        raise UserError(f"bank: {adapter} is a checkpoint of a training; give the adapter a name (--name)")
     folder = resolve_model(config.model.path)
     checked = _checked_bank(bank, adapter, name, folder, config)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
@@ -67,8 +69,8 @@ def _checked_bank(bank: Path, adapter: Path, name: str, model: str, config: AddA
     load_bank(source.parent, [source.name], load_config(model, trusted), model, trusted)
     target = bank / name
     if target.exists() and any(
-        not (target / file).is_file() or (target / file).read_bytes() != (adapter / file).read_bytes()
-        for file in (CONFIG_FILE, WEIGHTS_FILE)
+        not (target / file.name).is_file() or (target / file.name).read_bytes() != file.read_bytes()
+        for file in adapter_files(source)
     ):
         raise UserError(f"bank: {bank} has another adapter {name!r} already; give a --name")
     return AdapterBank.load(bank)
@@ -80,8 +82,8 @@ def _copy(adapter: Path, target: Path) -> None:
     part = target.parent / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(adapter / file, part / file)
+    for file in adapter_files(adapter.resolve()):
+        shutil.copyfile(file, part / file.name)
     replace_folder(part, target)
 
 

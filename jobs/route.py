@@ -19,6 +19,7 @@ from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
 from pipeline.records import PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Record, concat_schemas
 from pipeline.routing.explanations import Explanation, explain
+from pipeline.routing.router import unnamed_line
 from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
 from pipeline.stages.part_requests import part_tokens
@@ -54,8 +55,10 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     if prompts and (options.input or options.output or options.limit or options.date):
         raise UserError("command: --prompt goes without --input, --output, --date and --limit")
     settings = read_settings(options, with_files=not prompts)
-    context, _ = check_models(settings)
-    route = RouteRecords(settings, context)
+    checked = check_models(settings)
+    if checked.unnamed:
+        print(unnamed_line(checked.unnamed))
+    route = RouteRecords(settings, checked.context)
     if prompts:
         records = [Record(index, f"prompt {index + 1}", text) for index, text in enumerate(prompts)]
         _print_explanations(route, route(staged_table(records, pa.schema([]))), len(records))

@@ -53,7 +53,7 @@ class Route:
     def __init__(self, config: Sequence[str] = ()) -> None:
         self.config = load_config(config)
         self.settings = job_settings(self.config, "", "")
-        self.context, _ = check_models(self.settings)
+        self.context = check_models(self.settings).context
         self._route = RouteRecords(self.settings, self.context)
 
     def __call__(self, batch: Batch) -> pa.Table:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.cluster.node_cache import cache_for_checks
 from pipeline.engine import load_bank, sampling_problem
@@ -27,6 +27,7 @@ from pipeline.storage.commit.markers import MAX_WINDOWS
 from pipeline.storage.input.files import InputFile, list_input
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, run_values
+from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
 
 from .error_budget import ErrorBudget
@@ -38,14 +39,14 @@ from .stop import stop_on_store_errors
 class Prepared:
     """A job that has passed all checks.
 
-    ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``guard``: see
-    `job.guard`. ``schema``: of the output files. ``new_run``: an earlier run in the output is discarded. ``seconds``:
-    that the checks took.
+    ``context``, ``fingerprints``, ``unnamed``: see `ModelChecks`. ``guard``: see `job.guard`. ``schema``: of the output
+    files. ``new_run``: an earlier run in the output is discarded. ``seconds``: that the checks took.
     """
 
     plan: InputPlan
     context: int
     fingerprints: dict[str, str]
+    unnamed: list[str]
     guard: dict[str, Any]
     schema: OutputSchema
     budget: ErrorBudget
@@ -61,7 +62,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     start = time.monotonic()
     limit_arenas()
-    context, fingerprints = check_models(settings)
+    context, fingerprints, unnamed = check_models(settings)
     _, files = list_input(settings.input, folder.root)
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
@@ -69,7 +70,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     schema = _output_schema(settings, plan, fingerprints)
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
     trim_heap()
-    return Prepared(plan, context, fingerprints, guard, schema, budget, new_run, time.monotonic() - start)
+    return Prepared(plan, context, fingerprints, unnamed, guard, schema, budget, new_run, time.monotonic() - start)
 
 
 def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, Any], new_run: bool) -> bool:
@@ -133,8 +134,20 @@ def _check_writable(output: str, folder: RunFolder) -> None:
         raise UserError(f"output: cannot write to {masked(output)}: {masked_error(error)}") from None
 
 
-def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
-    """Check that model, bank and router fit each other; return the context in tokens and the fingerprints."""
+class ModelChecks(NamedTuple):
+    """What is known of model, bank and router once they fit each other.
+
+    ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``unnamed``: adapters
+    that no class of the router names.
+    """
+
+    context: int
+    fingerprints: dict[str, str]
+    unnamed: list[str]
+
+
+def check_models(settings: JobSettings) -> ModelChecks:
+    """Check that model, bank and router fit each other; raises `UserError` if not."""
     _check_engine(settings)
     settings = cache_for_checks(settings)
     model = settings.model
@@ -149,7 +162,8 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
             f"config: routing.granularity={granularity} needs a fast tokenizer, which gives the offset of each token;"
             f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
-    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)
+    values = has_values(model.path) and has_values(settings.bank)
+    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code, values)
     spec_of(settings.engine).check(settings.engine, bank, settings.routing.largest_mixture(len(bank.names)))
     router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
     router.threshold(settings.routing.acceptance)
@@ -167,7 +181,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
         "router": router.fingerprint,
         "tokenizer": router.trained_for["tokenizer_fingerprint"],
     }
-    return context, fingerprints
+    return ModelChecks(context, fingerprints, router.unnamed(bank.names))
 
 
 def _check_engine(settings: JobSettings) -> None:

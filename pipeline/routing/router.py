@@ -99,10 +99,16 @@ class Router(ABC):
         """Raise `UserError` if a label is no adapter of the bank."""
         missing = sorted(set(self.labels) - set(adapters))
         if missing:
+            others = self.unnamed(adapters)
+            has = f" and it has {', '.join(map(printable_name, others[:5]))}, which no class names" if others else ""
             raise UserError(
-                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(printable_name, missing))};"
-                " use the router that was trained for this bank, or add the adapters"
+                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(printable_name, missing))}{has};"
+                " use the router that was trained for this bank, or add or rename the adapters"
             )
+
+    def unnamed(self, adapters: Collection[str]) -> list[str]:
+        """Return the adapters that no class names, so that no mixture holds them, sorted."""
+        return sorted(set(adapters) - set(self.labels))
 
     def check_prompts(self, tokenizer_fingerprint: str, prompt_format: str) -> None:
         """Raise `UserError` if prompts are tokenised or rendered in another way than in training."""
@@ -113,6 +119,15 @@ class Router(ABC):
                     f"router: it was trained with {name}={printable_name(trained)}, this model has {now};"
                     " train a router for it (loraloom train-router)"
                 )
+
+
+def unnamed_line(adapters: Sequence[str]) -> str:
+    """Return the line that names the adapters that no class of a router names (`Router.unnamed`)."""
+    shown = ", ".join(map(printable_name, adapters[:10])) + (" ..." if len(adapters) > 10 else "")
+    return (
+        f"{len(adapters)} adapter(s) of the bank are in no class of the router, so no record gets them: {shown}"
+        " (loraloom add-adapter)"
+    )
 
 
 def tokenizer_fingerprint(vocabulary: dict[str, int]) -> str:

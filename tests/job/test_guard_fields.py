@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Fingerprints of model, bank and router as the checks find them; no such parts are there."""
     found = dict(PARTS)
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, found))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, found, []))
     return found
 
 

@@ -151,7 +151,7 @@ def make_job(settings: JobSettings) -> Job:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     """Of a job whose parts are taken for good, with three windows."""
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS, []))
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "prompt": "red{i}"}}\n' for i in range(ROWS)))
     changes: dict[str, Any] = {"window_records": WINDOW_ROWS, "shard_records": SHARD, "error_budget": 0.0}
     return default_job(str(tmp_path / "in.jsonl"), memory_url(), **changes)
