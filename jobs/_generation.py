@@ -31,6 +31,8 @@ def prepare(
     prepared = job.prepare(new_run)
     plan = prepared.plan
     view.log(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")
+    if plan.skipped_files:
+        view.log(plan.skipped_files)
     if plan.duplicates.num_rows:
         view.log(f"{plan.duplicates.num_rows} of them repeat an id or, without ids, a whole row")
     return job, prepared

@@ -96,6 +96,8 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> No
 def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:
     """Read the input. Files in the path ``output`` are left out: routes of an earlier command are no input."""
     plan = plan_input(settings.input, settings.window_records, settings.columns, output, settings.limit)
+    if plan.skipped_files:
+        print(plan.skipped_files)
     for window in range(plan.windows):
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):

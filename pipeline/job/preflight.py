@@ -63,7 +63,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     start = time.monotonic()
     limit_arenas()
     context, fingerprints, unnamed = check_models(settings)
-    _, files = list_input(settings.input, folder.root)
+    files = list_input(settings.input, folder.root).files
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
     _check_writable(settings.output, folder)
@@ -99,7 +99,6 @@ def _plan(settings: JobSettings, folder: RunFolder, files: list[InputFile], cont
             f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
             f" {MAX_WINDOWS} at most"
         )
-    _check_columns(settings, plan)
     return plan
 
 
@@ -111,7 +110,7 @@ def _output_schema(settings: JobSettings, plan: InputPlan, fingerprints: dict[st
 def input_problem(settings: JobSettings, plan: InputPlan) -> str:
     """Return which files have changed since they were planned; empty if none: else other rows may have been read."""
     try:
-        _, files = list_input(settings.input)
+        files = list_input(settings.input).files
     except UserError as error:
         return str(error)
     known = set(files)
@@ -119,12 +118,6 @@ def input_problem(settings: JobSettings, plan: InputPlan) -> str:
     if not changed:
         return ""
     return f"input: changed or removed while it was read: {', '.join(changed[:3])}{' ...' if changed[3:] else ''}"
-
-
-def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
-    for key, name in (("sampling", settings.columns.sampling), ("choices", settings.columns.choices)):
-        if name is not None and name not in plan.passed.names:
-            raise UserError(f"input: no record has the column {name!r} (input.{key}_column)")
 
 
 def _check_writable(output: str, folder: RunFolder) -> None:

@@ -80,7 +80,7 @@ def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_sett
     write_lines(Path(job_settings.input) / "a.jsonl", [*lines[:6], *bad, *lines[6:]])
     result = run(job_settings)
     assert result.ok
-    assert (result.records, result.counts.data, result.counts.dead) == (19, 12, 7)
+    assert (result.records, result.counts.data, result.counts.dead) == (18, 12, 6)
     table = read_run(job_settings.output).to_table()
     assert table.schema.names == [*DATA.names, "number", "tags", *PROVENANCE.names]
     assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows)
@@ -94,7 +94,6 @@ def test_good_records_come_out_and_each_bad_one_is_dead_with_its_reason(job_sett
     assert dead.schema.names == DEAD.names
     assert sorted(zip(dead["stage"].to_pylist(), dead["error_type"].to_pylist(), strict=True)) == [
         ("read", "DuplicateId"),
-        ("read", "EmptyLine"),
         ("read", "InvalidJson"),
         ("read", "InvalidUtf8"),
         ("read", "MissingPrompt"),

@@ -168,7 +168,7 @@ def test_a_csv_line_of_100_mb_is_skipped_whole() -> None:
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz"])
 @pytest.mark.parametrize("unit", [b"x", b"\n"], ids=["one line", "empty lines"])
 def test_a_gzip_bomb_is_refused(suffix: str, unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.input.limits._BOMB_BYTES", 2**16)
+    monkeypatch.setattr("pipeline.storage.input.compression._BOMB_BYTES", 2**16)
     with user_error("unpacks to more than 300 times its size"):
         records_of(gzip.compress(b"id,prompt\n" + unit * 400_000), suffix)
 

@@ -195,7 +195,7 @@ def test_a_signed_address_is_read_and_its_signature_is_not_stored(server: str) -
     folder.save_plan(plan)
     assert b"secret" not in (folder.read(PLAN) or b"secret")
     # Signed anew, the same file is found by its new address.
-    again = folder.load_plan(list_input(f"{server}/x.jsonl?sig=secret2")[1])
+    again = folder.load_plan(list_input(f"{server}/x.jsonl?sig=secret2").files)
     assert again is not None
     (split,) = again.splits(0)
     assert split.path == f"{server}/x.jsonl?sig=secret2"

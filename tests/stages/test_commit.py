@@ -62,7 +62,7 @@ def test_a_dead_letter_is_the_same_from_a_record_and_from_its_row_between_the_st
 
 
 def test_a_letter_of_a_later_stage_goes_into_its_row_alone() -> None:
-    first = DeadLetter("read", "EmptyLine", "the line is empty")
+    first = DeadLetter("read", "NotAnObject", "the line holds a list")
     table = staged_table([Record(0, "a", dead=first), Record(1, "b", "x"), Record(2, "c", "y")], pa.schema([]))
     later = DeadLetter("generate", "OutOfMemoryError", "CUDA out of memory")
     marked = with_dead_letters(table, {2: later})

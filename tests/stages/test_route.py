@@ -107,14 +107,14 @@ def test_dead_letters_pass_untouched(route_settings: JobSettings) -> None:
 
 
 def test_a_table_of_dead_letters_alone_is_routed(route_settings: JobSettings) -> None:
-    [row] = route(route_settings, dead=DeadLetter("read", "EmptyLine", "the line is empty"))
+    [row] = route(route_settings, dead=DeadLetter("read", "NotAnObject", "the line holds a list"))
     assert row["mixture"] == ""
 
 
 def test_a_table_of_dead_letters_alone_needs_no_generation(route_settings: JobSettings) -> None:
-    letter = DeadLetter("read", "EmptyLine", "the line is empty")
+    letter = DeadLetter("read", "NotAnObject", "the line holds a list")
     routed = RouteRecords(route_settings, tiny.CONTEXT)(
         staged_table([Record(0, "dead", raw="", dead=letter)], pa.schema([]))
     )
     [row] = GenerateRecords(route_settings, "cpu", 1)(routed).to_pylist()
-    assert (row["dead"]["error_type"], row["output"]) == ("EmptyLine", None)
+    assert (row["dead"]["error_type"], row["output"]) == ("NotAnObject", None)

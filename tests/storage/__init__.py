@@ -1,11 +1,13 @@
 """Helpers of the storage tests: folders in memory, input files of each format, what a user error must look like."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +19,25 @@ import pytest
 from pipeline.errors import UserError
 
 MEMORY = fsspec.filesystem("memory")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json.zst", ".csv", ".csv.gz", ".csv.bz2", ".parquet", ".arrow")
+
+
+def _by_arrow(codec: str) -> Callable[[bytes], bytes]:
+    def compress(content: bytes) -> bytes:
+        with pa.CompressedOutputStream(sink := pa.BufferOutputStream(), codec) as stream:
+            stream.write(content)
+        return bytes(sink.getvalue())
+
+    return compress
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": _by_arrow("zstd"),
+    ".lz4": _by_arrow("lz4"),
+}
 
 
 def memory_url() -> str:
@@ -44,7 +64,7 @@ def encoded(rows: list[dict[str, Any]], suffix: str, group: int = 3) -> bytes:
         with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
             stream.write_table(table, max_chunksize=group)
         return buffer.getvalue()
-    if suffix.startswith(".jsonl"):
+    if "json" in suffix:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     else:
         text = io.StringIO(newline="")
@@ -52,7 +72,12 @@ def encoded(rows: list[dict[str, Any]], suffix: str, group: int = 3) -> bytes:
         writer.writeheader()
         writer.writerows(rows)
         content = text.getvalue().encode()
-    return gzip.compress(content) if suffix.endswith(".gz") else content
+    return compressed(content, suffix)
+
+
+def compressed(content: bytes, suffix: str) -> bytes:
+    """The content, compressed as the end of a file's name says."""
+    return next((compress for end, compress in COMPRESS.items() if suffix.endswith(end)), bytes)(content)
 
 
 @contextmanager

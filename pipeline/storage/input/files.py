@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import fsspec
@@ -15,6 +15,13 @@ from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import HUB, open_url
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
+# Names of files that lie beside data and are none: documentation, code, pictures, checksums, what `datasets` writes.
+_NO_DATA = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|citation|authors|requirements|checksums|(md5|sha\d+)sums?)(\.(md|rst|txt))?"
+    r"|(dataset_infos?|dataset_dict|state)\.json|.*_\$folder\$"
+    r"|.*\.(md|rst|html?|pdf|py|ipynb|sh|ya?ml|toml|cfg|ini|cff|png|jpe?g|gif|svg|webp|log|crc|md5|sha\d+)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -26,36 +33,42 @@ class InputFile:
     version: str  # the etag if the store has one, else the modification time
 
 
-def list_input(url: str, output: str | None = None) -> tuple[fsspec.AbstractFileSystem, list[InputFile]]:
-    """The files of a URL, sorted by path: one file, all files below a folder, or the matches of a glob; none hidden.
+class Listing(NamedTuple):
+    """The files of an input, sorted by path, and the names of those that are left out because they are no data."""
 
-    Files below ``output`` (a path) are left out, so that the output folder may lie in the input folder. Raises
-    `UserError` if the URL cannot be read or has no file.
+    fs: fsspec.AbstractFileSystem
+    files: list[InputFile]
+    skipped: list[str]
+
+
+def list_input(url: str, output: str | None = None) -> Listing:
+    """List the files of a URL: one file, all files below a folder, or what a glob matches; none hidden.
+
+    A file of that very name goes before what it matches as a glob. Files below ``output`` (a path) are left out, so
+    that the output folder may lie in the input folder. Raises `UserError` if the URL cannot be read or has no file.
     """
     fs, path = open_url(url)
-    is_glob = any(c in path for c in "*?[")
     with user_errors(f"input: cannot read {masked(url)}"):
         fs.invalidate_cache()
         if path.startswith(HUB):
-            return fs, [_input_file(p, fs.info(p)) for p in _download_dataset(path)]
-        if is_glob:
-            found = fs.glob(path, detail=True)
-        elif fs.isdir(path):
-            found = _saved_dataset_files(fs, path, fs.find(path, detail=True))
-        else:
-            found = {path: fs.info(path)}
+            return Listing(fs, [_input_file(p, fs.info(p)) for p in _download_dataset(path)], [])
+        is_glob = any(c in path for c in "*?[") and not fs.exists(path)
+        found = _matches(fs, path) if is_glob else _below(fs, path) if fs.isdir(path) else {path: fs.info(path)}
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_glob else path
-    visible = {p: info for p, info in sorted(found.items()) if not _is_hidden(p, root)}
-    if output is not None:
-        visible = {p: info for p, info in visible.items() if not p.startswith(output.rstrip("/") + "/")}
-    files = [
-        _input_file(p, info)
-        for p, info in visible.items()
-        if info["type"] == "file" or (info.get("islink") and os.path.isfile(p))
-    ]
-    if not files:
-        raise UserError(f"input: no file at {masked(url)}")
-    return fs, files
+    files = {
+        p: info
+        for p, info in sorted(found.items())
+        if not _is_hidden(p, root) and (info["type"] == "file" or (info.get("islink") and os.path.isfile(p)))
+    }
+    own = {p: info for p, info in files.items() if output is None or not p.startswith(output.rstrip("/") + "/")}
+    if files and not own:
+        raise UserError(f"input: {masked(url)} lies in the output folder; give another --output")
+    skipped = {p: None for p in own if p != path and _NO_DATA.fullmatch(p.rpartition("/")[2])}
+    names = [p.removeprefix(root).lstrip("/") for p in skipped]
+    data = [_input_file(p, info) for p, info in own.items() if p not in skipped]
+    if not data:
+        raise UserError(f"input: no file at {masked(url)}" + (f", only {', '.join(names[:3])}" if names else ""))
+    return Listing(fs, data, names)
 
 
 def is_changed(url: str, file: InputFile) -> bool:
@@ -86,6 +99,18 @@ def _is_hidden(path: str, root: str) -> bool:
 def name_without_query(path: str) -> str:
     """A path in lower case, a web address without its query: its end tells the file's format."""
     return re.sub(r"^(https?://[^?]*)\?.*", r"\1", path).lower()
+
+
+def _matches(fs: fsspec.AbstractFileSystem, pattern: str) -> dict[str, Any]:
+    """The files that a glob matches, and those below the folders that it matches, as in ``dt=2026-11-*``."""
+    matches = fs.glob(pattern, detail=True)
+    folders = [p for p, info in matches.items() if info["type"] == "directory" and "**" not in pattern]
+    return dict(matches) | {p: info for folder in folders for p, info in _below(fs, folder).items()}
+
+
+def _below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
+    """All files below a folder, or those with rows if `save_to_disk` wrote it."""
+    return _saved_dataset_files(fs, folder, fs.find(folder, detail=True))
 
 
 def _saved_dataset_files(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Plan a job in one pass over the input: number of rows, seek points, column types, repeated ids."""
 
+import lzma
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -17,23 +20,39 @@ from pipeline.storage.store.redact import masked, user_errors
 from .columns import Columns
 from .duplicates import DuplicateFinder
 from .files import InputFile, list_input
-from .formats import SeekPoint, format_of
+from .formats import Format, SeekPoint, format_of
+from .formats.base import LocatedRows
 from .limits import MAX_BATCH_CHARS, text_size
+from .partitions import Partition, add_partition, partitions
 from .schema import SchemaFinder
+from .wrong_files import check_columns, check_prompt, what_it_seems
 
 SPLIT_ROWS = 2048  # rows between two seek points
-_READ_ERRORS = (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, pa.ArrowException)
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    lzma.LZMAError,
+    pa.ArrowException,
+)
 
 
 @dataclass(frozen=True)
 class Split:
-    """``take`` rows of a file after ``skip`` rows from ``start`` on; ``row``: the index of the first in its window."""
+    """``take`` rows of a file after ``skip`` rows from ``start`` on; ``row``: the index of the first in its window.
+
+    ``partition``: values of columns that the file's folders give.
+    """
 
     path: str
     start: SeekPoint
     skip: int
     take: int
     row: int
+    partition: Partition
 
 
 class PlanPoint(NamedTuple):
@@ -47,10 +66,14 @@ class PlanPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class InputPlan:
-    """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster."""
+    """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster.
+
+    ``skipped``: names of files that are no data.
+    """
 
     url: str
     files: list[InputFile]
+    skipped: list[str]
     rows: int
     window_rows: int
     seek_points: list[PlanPoint]
@@ -58,9 +81,22 @@ class InputPlan:
     duplicates: pa.Table = field(repr=False)
 
     @property
+    def skipped_files(self) -> str:
+        """A sentence that names files that are no data; empty if there are none."""
+        more = " ..." if len(self.skipped) > 3 else ""
+        return f"left out, as their names are not those of data: {', '.join(self.skipped[:3])}{more}" * bool(
+            self.skipped
+        )
+
+    @property
     def windows(self) -> int:
         """The number of windows."""
         return -(-self.rows // self.window_rows)
+
+    @cached_property
+    def partitions(self) -> dict[str, Partition]:
+        """The partition of each file."""
+        return partitions([file.path for file in self.files])[0]
 
     def window_size(self, window: int) -> int:
         """The number of rows of a window."""
@@ -78,7 +114,8 @@ class InputPlan:
             start, stop = max(point.row, first), min(end, last)
             if start < stop:
                 seek = SeekPoint(point.file_row, point.offset)
-                yield Split(point.path, seek, start - point.row, stop - start, start - first)
+                partition = self.partitions[point.path]
+                yield Split(point.path, seek, start - point.row, stop - start, start - first, partition)
 
     def duplicates_of(self, window: int) -> dict[int, tuple[int, int]]:
         """Repeated ids of a window: row of the window -> (first row of the input with that id, rank)."""
@@ -96,51 +133,94 @@ def plan_input(
 
     Raises `UserError` if the input has no record or a file cannot be read.
     """
-    fs, files = list_input(url, output)
-    scan = _Scan(fs, columns)
+    fs, files, skipped = list_input(url, output)
+    scan = _Scan(fs, columns, [file.path for file in files])
     for file in files:
         if limit is None or scan.rows < limit:
             scan.add_file(file.path, None if limit is None else limit - scan.rows)
     if scan.rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
+    if scan.names and columns.layout == "columns":
+        check_columns(columns, scan.names, masked(url))
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
-    return InputPlan(masked(url), files, scan.rows, window_rows, scan.points, passed, duplicates)
+    return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates)
 
 
 class _Scan:
-    """Collects the rows, seek points, column types and ids of the input, file by file."""
+    """Collects the rows, seek points, column names and types, and ids of the input, file by file."""
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns, paths: list[str]) -> None:
         self.fs, self.columns = fs, columns
         self.rows = 0
         self.points: list[PlanPoint] = []
+        self.names: dict[str, None] = {}
         self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
+        self._partitions, self._partition_schema = partitions(paths)
 
     def add_file(self, path: str, max_rows: int | None) -> None:
-        """Read a file, at most ``max_rows`` rows of it; `UserError` if that fails."""
-        file_format = format_of(path, self.columns.layout)
-        file_schema = file_format.schema(self.fs, path)
+        """Read a file, at most ``max_rows`` rows of it; `UserError` if that fails, or if it is something else."""
+        before, file_format = self.rows, format_of(path, self.columns.layout)
+        try:
+            self._add_file(path, file_format, max_rows)
+        except UserError:
+            if self.rows == before:
+                self._explain(path, file_format)
+            raise
+
+    def _add_file(self, path: str, file_format: Format, max_rows: int | None) -> None:
+        partition = self._partitions[path]
+        with _reading(path):
+            file_schema = file_format.schema(self.fs, path)
         if file_schema is not None:
             passed = self.columns.passed(dict.fromkeys(file_schema.names))
             self.schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
         chunk: list[dict[str, Any]] = []
         size, last_offset = 0, -1
-        for file_row, (offset, row) in enumerate(_read(file_format.read(self.fs, path), path, max_rows)):
+        for file_row, (offset, row) in enumerate(islice(self._rows(path, file_format), max_rows)):
+            if file_row == 0 and row.values is not None and file_schema is not None:
+                check_prompt(self.columns, row.values, masked(path))
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
                 # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
                 self.points.append(PlanPoint(path, self.rows, file_row, offset))
             last_offset = offset
             self.duplicates.add(self.columns.identity(row), self.rows)
             self.rows += 1
-            if row.values is not None and file_schema is None:
-                chunk.append(self.columns.passed(row.values))
+            if row.values is None:
+                continue
+            if not row.values.keys() <= self.names.keys():
+                self.names |= dict.fromkeys(row.values)
+            if file_schema is None:
+                values = {k: v for k, v in row.values.items() if k not in partition} if partition else row.values
+                chunk.append(self.columns.passed(values))
                 size += text_size(chunk[-1])
                 if len(chunk) >= SPLIT_ROWS or size > MAX_BATCH_CHARS:
                     self.schema.add(chunk)
                     chunk, size = [], 0
         self.schema.add(chunk)
+        passed = self.columns.passed(partition)
+        self.schema.add_schema(pa.schema([f for f in self._partition_schema if f.name in passed]))
+
+    def _rows(self, path: str, file_format: Format) -> LocatedRows:
+        """The rows of a file; `UserError` if the first one cannot be read and the file seems to be something else."""
+        rows = self._read(path, file_format)
+        first = next(rows, None)
+        if first is None or first[1].values is not None:
+            return chain([] if first is None else [first], rows)
+        self._explain(path, file_format)
+        return self._read(path, file_format)  # from the start: a file in fsspec's memory has one position for all
+
+    def _read(self, path: str, file_format: Format) -> LocatedRows:
+        with _reading(path):
+            yield from add_partition(file_format.read(self.fs, path), self._partitions[path], path)
+
+    def _explain(self, path: str, file_format: Format) -> None:
+        """Raise `UserError` if a file that cannot be read seems to be something else than its name says."""
+        seems = None
+        with suppress(Exception):  # the error of the reader is the one to tell
+            seems = what_it_seems(self.fs, path, file_format.is_text)
+        if seems is not None:
+            raise UserError(f"input: {masked(path)} {seems}")
 
 
-def _read(rows: Iterator[Any], path: str, max_rows: int | None) -> Iterator[Any]:
-    with user_errors(f"input: cannot read {masked(path)}", _READ_ERRORS):
-        yield from islice(rows, max_rows)
+def _reading(path: str) -> AbstractContextManager[None]:
+    return user_errors(f"input: cannot read {masked(path)}", _READ_ERRORS)

@@ -13,6 +13,7 @@ from pipeline.storage.store.urls import open_url
 from .columns import Columns, record_text, row_text, settings_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
+from .partitions import add_partition
 from .plan import Split
 from .schema import passed_table
 
@@ -21,6 +22,7 @@ def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tup
     """The records of a split. ``repeated``: see `InputPlan.duplicates_of`."""
     fs, _ = open_url(url)
     rows = format_of(split.path, columns.layout).read(fs, split.path, split.start)
+    rows = add_partition(rows, split.partition, split.path)
     for index, (_, row) in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
         record = columns.record(index, row)
         yield _repeated(record, columns.given_id(row), *repeated[index]) if index in repeated else record
@@ -32,7 +34,7 @@ def _repeated(record: Record, given_id: str | None, first: int, rank: int) -> Re
         return replace(record, id=f"{record.id}-{rank + 1}")
     if record.dead:
         return record
-    message = f"the id {given_id[:100]!r} is already used by row {first + 1} of the input"
+    message = f"the id {given_id[:100]!r} is already used by row {first} of the input, counted from 0"
     return replace(record, dead=DeadLetter("read", "DuplicateId", message))
 
 

@@ -22,7 +22,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def listed(url: str, below: str) -> list[str]:
     """Paths of the input at ``url``, as they follow ``below``."""
     _, root = open_url(below)
-    return [file.path.removeprefix(root + "/") for file in list_input(url)[1]]
+    return [file.path.removeprefix(root + "/") for file in list_input(url).files]
 
 
 def test_put_leaves_the_file_and_nothing_else(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
 
 def test_one_file_is_an_input_with_its_size(folder: str) -> None:
     write_file(f"{folder}/a.jsonl", b"12345")
-    _, files = list_input(f"{folder}/a.jsonl")
+    files = list_input(f"{folder}/a.jsonl").files
     assert [(f.path.rpartition("/")[2], f.size) for f in files] == [("a.jsonl", 5)]
 
 
@@ -80,6 +80,53 @@ def test_a_glob_gives_what_it_matches_without_hidden_ones(folder: str) -> None:
     assert listed(f"{folder}/*.jsonl", folder) == ["a.jsonl", "b.jsonl"]
     assert listed(f"{folder}/**/*.jsonl", folder) == ["a.jsonl", "b.jsonl", "sub/d.jsonl"]
     assert listed(f"{folder}/[ac].*", folder) == ["a.jsonl", "c.csv"]
+
+
+@pytest.mark.parametrize("end", ["/dt=*", "/dt=*/", "/dt=[12]", "/*/*", "/**", "/dt=?/k/*", "/*=*/*"])
+def test_a_folder_that_a_glob_matches_gives_the_files_below_it(folder: str, end: str) -> None:
+    for name in ["dt=1/k/a.jsonl", "dt=2/k/b.jsonl", "dt=2/k/_SUCCESS"]:
+        write_file(f"{folder}/{name}", b"x")
+    assert listed(folder + end, folder) == ["dt=1/k/a.jsonl", "dt=2/k/b.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["we[i]rd.jsonl", "[a].jsonl", "a*.jsonl", "what?.jsonl", "in[1]/a.jsonl"])
+def test_a_file_of_that_very_name_goes_before_a_glob(folder: str, name: str) -> None:
+    for other in [name, "weird.jsonl", "a.jsonl", "ab.jsonl", "whats.jsonl", "in1/a.jsonl"]:
+        write_file(f"{folder}/{other}", b"x")
+    assert listed(f"{folder}/{name}", folder) == [name]
+    if "/" in name:
+        assert listed(f"{folder}/{name.partition('/')[0]}", folder) == [name]
+
+
+NO_DATA = ["README.md", "LICENSE", "license.txt", "dataset_infos.json", "data/dataset_info.json", "SHA256SUMS", "a.PNG"]
+
+
+@pytest.mark.parametrize("end", ["", "/**"])
+def test_files_that_are_no_data_by_their_name_are_left_out_and_named(folder: str, end: str) -> None:
+    data = ["data/train.jsonl", "license.jsonl", "metadata.jsonl", "part.json", "readme.csv", "z.xlsx"]
+    for name in [*NO_DATA, *data]:
+        write_file(f"{folder}/{name}", b"x")
+    _, files, skipped = list_input(folder + end)
+    _, root = open_url(folder)
+    assert sorted(skipped) == sorted(NO_DATA)
+    assert [file.path.removeprefix(root + "/") for file in files] == data
+
+
+def test_a_file_that_the_user_names_is_taken_whatever_its_name(folder: str) -> None:
+    write_file(f"{folder}/README.md", b"x")
+    assert listed(f"{folder}/README.md", folder) == ["README.md"]
+    with user_error(folder, "no file", "only README.md"):
+        list_input(folder)
+
+
+@pytest.mark.parametrize("end", ["", "/", "/sub", "/a.jsonl", "/*.jsonl"])
+def test_an_input_in_the_output_folder_is_refused(folder: str, end: str) -> None:
+    for name in ["a.jsonl", "sub/b.jsonl"]:
+        write_file(f"{folder}/{name}", b"x")
+    _, output = open_url(folder)
+    with user_error(folder + end, "lies in the output folder"):
+        list_input(folder + end, output)
+    assert len(list_input(folder, f"{output}/sub").files) == 1
 
 
 @pytest.mark.parametrize("end", ["", "/a.jsonl", "/*.jsonl", "/?.jsonl"])
@@ -103,6 +150,6 @@ def test_an_unknown_scheme_is_refused_without_showing_credentials() -> None:
 def test_the_version_tells_that_a_file_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"12345")
-    before = list_input(str(path))[1]
+    before = list_input(str(path)).files
     os.utime(path, (1, 1))
-    assert list_input(str(path))[1] != before
+    assert list_input(str(path)).files != before

@@ -115,7 +115,7 @@ def test_files_of_requests_are_planned_and_read() -> None:
     assert [r.id for r in records[:5]] == [f"r{i}" for i in range(5)]
     assert [r.dead.error_type for r in records if r.dead] == ["InvalidJson", "DuplicateId"]
     assert plan.passed.names == ["request_url", "request_model", "sampling"]
-    with user_error("has none of the suffixes .jsonl, .jsonl.gz", "a.parquet"):
+    with user_error("has none of the suffixes .jsonl, .ndjson, .json (input.layout=openai_batch)", "a.parquet"):
         format_of("a.parquet", "openai_batch")
 
 

@@ -130,7 +130,7 @@ def test_a_dead_letter_of_a_repeated_id_names_the_row_that_had_it_first() -> Non
     assert last.dead is not None
     assert (last.dead.error_type, last.id) == ("DuplicateId", "id2")
     assert "'id2'" in last.dead.message
-    assert "row 2 of the input" in last.dead.message
+    assert "row 1 of the input, counted from 0" in last.dead.message
 
 
 def test_a_whole_number_and_the_same_text_are_one_id() -> None:

@@ -138,7 +138,8 @@ def test_a_data_set_is_loaded_by_its_id(run: str) -> None:
     # A folder with a card is to the library what a hub id is.
     found = records_of(f"hub:{run}?split=train")
     assert {r.id for r in found} == set(by_id(read_run(run).to_table().to_pylist()))
-    assert {r.id for r in records_of(f"hub:{run}?config=dead")} == set(read_dead(run).to_table()["id"].to_pylist())
+    with user_error("no column 'prompt'", "it has 'id', 'stage', 'error_type', 'message', 'record', 'row'"):
+        records_of(f"hub:{run}?config=dead")
 
 
 @pytest.mark.parametrize(

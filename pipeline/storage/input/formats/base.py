@@ -41,10 +41,12 @@ FILE_START = SeekPoint(0, 0)
 class Format(ABC):
     """A file format. A bad row is yielded with a dead letter; a file that cannot be read at all raises `UserError`.
 
-    ``suffixes``: the ends of the names of its files, in lower case; ``layout``: the ``input.layout`` that it reads.
+    ``suffixes``: the ends of the names of its files, in lower case; ``is_text``: its files hold text, and
+    may be compressed; ``layout``: the ``input.layout`` that it reads.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+    is_text: ClassVar[bool] = False
     layout: ClassVar[Layout] = "columns"
 
     @abstractmethod

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 import fsspec
+import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE, open_text
+from pipeline.storage.input.compression import open_text
+from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE
 from pipeline.storage.store.redact import masked
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
@@ -19,20 +21,27 @@ csv.field_size_limit(MAX_LINE)
 class Csv(Format):
     """Comma-separated values, quoted as in RFC 4180. Fields may hold newlines, so files are read from their start."""
 
-    suffixes = (".csv", ".csv.gz")
+    suffixes = (".csv",)
+    is_text = True
 
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
         """Yield the rows from ``start`` on."""
         return ((0, row) for row in islice(_rows(fs, path), start.row, None))
 
+    def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
+        """The columns of the header, all text."""
+        with open_text(fs, path) as binary:
+            header = _header(csv.reader(_Lines(binary), strict=True), masked(path))
+        return pa.schema([(name, pa.string()) for name in header])
+
 
 def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
     with open_text(fs, path) as binary:
-        lines = _Lines(io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        lines = _Lines(binary)
         # Without strict, an unclosed quote would silently turn the rest of the file into one record.
         reader = csv.reader(lines, strict=True)
         header = _header(reader, masked(path))
-        while header is not None:
+        while header:
             lines.start_record()
             try:
                 fields = next(reader, None)
@@ -44,7 +53,8 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
                 continue
             if fields is None:
                 return
-            yield _row(header, fields)
+            if fields:
+                yield _row(header, fields)
 
 
 class _TooLongError(csv.Error):
@@ -54,8 +64,8 @@ class _TooLongError(csv.Error):
 class _Lines:
     """Lines for `csv.reader`, which takes one or more per record; a record has at most MAX_LINE characters."""
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text = text
+    def __init__(self, binary: io.BufferedReader) -> None:
+        self._text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
         self.start_record()
 
     def start_record(self) -> None:
@@ -76,7 +86,8 @@ class _Lines:
         return line
 
 
-def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
+def _header(reader: Iterator[list[str]], path: str) -> list[str]:
+    """The names of the columns; empty if the file is."""
     try:
         header = next(reader, None)
         "".join(header or []).encode()
@@ -88,13 +99,11 @@ def _header(reader: Iterator[list[str]], path: str) -> list[str] | None:
         raise UserError(f"input: {path} has an empty header line, or a header that names a column twice")
     if header is not None and len(header) > MAX_COLUMNS:
         raise UserError(f"input: {path} has {len(header)} columns; the limit is {MAX_COLUMNS}")
-    return header
+    return header or []
 
 
 def _row(header: list[str], fields: list[str]) -> InputRow:
     line = ",".join(fields)
-    if not fields:
-        return unreadable("EmptyLine", "the line is empty", "")
     if len(fields) != len(header):
         return unreadable("WrongFieldCount", f"{len(fields)} fields, the header has {len(header)}", _printable(line))
     try:

@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzipped: one object per line. A bad line does not affect the others."""
+"""JSON lines, plain or compressed: one object per line. A bad line does not affect the others."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 import fsspec
 import orjson
 
-from pipeline.storage.input.files import name_without_query
-from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper, open_text
+from pipeline.storage.input.compression import open_text, split_name
+from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
 
 class Jsonl(Format):
-    """Newline-delimited JSON. A plain file can be entered at any line, a gzipped file is read from its start."""
+    """Newline-delimited JSON. A plain file can be entered at any line, a compressed one is read from its start."""
 
-    suffixes = (".jsonl", ".jsonl.gz")
+    suffixes = (".jsonl", ".ndjson", ".json")
+    is_text = True
 
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
         """Yield the rows from ``start`` on."""
-        is_gzipped = name_without_query(path).endswith(".gz")
+        _, compression = split_name(path)
         for offset, line in _lines(fs, path, start.offset):
-            yield 0 if is_gzipped else offset, parse_line(line)
+            if len(line) > MAX_LINE or line.strip():
+                yield 0 if compression else offset, parse_line(line)
 
 
 def parse_line(line: bytes) -> InputRow:
     """Parse one line, without its line end, into a row."""
     if len(line) > MAX_LINE:
         return unreadable("RecordTooLong", f"the line is longer than {MAX_LINE} bytes", line[:2000])
-    if not line.strip():
-        return unreadable("EmptyLine", "the line is empty", "")
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

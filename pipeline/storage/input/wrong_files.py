@@ -1,0 +1,134 @@
+"""Find what would make a dead letter of every record: a file that is not what its name says, columns of other names."""
+
+import json
+from collections.abc import Collection
+
+import fsspec
+import orjson
+
+from pipeline.errors import UserError
+
+from .columns import Columns
+from .compression import open_text, split_name
+
+_HEAD_BYTES = 2**16
+_LFS = b"version https://git-lfs.github.com/spec/"
+_MAGIC = {
+    b"\x1f\x8b": ("gzip", ".gz"),
+    b"BZh": ("bzip2", ".bz2"),
+    b"\xfd7zXZ\0": ("xz", ".xz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
+    b"\x04\x22\x4d\x18": ("lz4", ".lz4"),
+    b"PAR1": ("Parquet", ".parquet"),
+}
+_OTHER_MAGIC = {
+    b"ARROW1": "an Arrow IPC file, not a stream",
+    b"PK\x03\x04": "a ZIP file or a spreadsheet",
+    b"%PDF": "PDF",
+}
+_BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> str | None:
+    """What a file that cannot be read seems to be, and what to do: the rest of a sentence. None if that is unclear.
+
+    ``is_text``: whether it should hold text.
+    """
+    name, compression = split_name(path)
+    with fs.open(path, "rb") as opened:
+        head = bytes(opened.read(_HEAD_BYTES))
+    if head.startswith(_LFS):
+        return "is a Git LFS pointer, not the data itself; fetch the data with git lfs pull"
+    for magic, (kind, suffix) in _MAGIC.items():
+        if head.startswith(magic) and not (name + compression).endswith(suffix):
+            return f"holds {kind}; its name must end with {suffix}"
+    for magic, kind in _OTHER_MAGIC.items():
+        if head.startswith(magic):
+            return f"is {kind}; write it as JSON lines or Parquet"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+        return "is a web page or XML; check where it was downloaded from"
+    return _text_problem(_unpacked_head(fs, path) if compression else head, name) if is_text else None
+
+
+def check_prompt(columns: Columns, names: Collection[str], where: str) -> None:
+    """Raise `UserError` if records with the columns ``names`` have no prompt."""
+    if not {columns.prompt, columns.messages} & set(names):
+        prompt = f"{columns.prompt!r} or {columns.messages!r} (input.prompt_column, input.messages_column)"
+        hint = "; for requests of the OpenAI batch API set input=openai_batch" if "body" in names else ""
+        raise UserError(f"input: {where} has no column {prompt}; it has {', '.join(map(repr, names))}{hint}")
+
+
+def check_columns(columns: Columns, names: Collection[str], where: str) -> None:
+    """Raise `UserError` if a column that the config names is not among the columns of the whole input."""
+    check_prompt(columns, names, where)
+    named = {"id": columns.id, "sampling": columns.sampling, "choices": columns.choices}
+    for key, name in named.items():
+        # Without the default column `id`, the id of a record is a hash of it.
+        if name is not None and name not in names and name != Columns.id:
+            known = ", ".join(map(repr, names))
+            raise UserError(f"input: no record of {where} has the column {name!r} (input.{key}_column); it has {known}")
+
+
+def _unpacked_head(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The start of a compressed file's content; empty if it cannot be unpacked."""
+    try:
+        with open_text(fs, path) as opened:
+            return opened.read(_HEAD_BYTES)
+    except Exception:  # the error of the reader is the one to tell
+        return b""
+
+
+def _text_problem(head: bytes, name: str) -> str | None:
+    if encoding := _encoding(head):
+        return f"is {encoding}, not UTF-8; convert it with iconv -f {encoding} -t UTF-8"
+    text = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    return _csv_problem(text) if name.endswith(".csv") else _json_problem(text)
+
+
+def _encoding(head: bytes) -> str | None:
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    # Without a mark: every second byte of ASCII text in UTF-16 is zero.
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    return "UTF-16LE" if odd > len(head) // 4 > 4 * even else "UTF-16BE" if even > len(head) // 4 > 4 * odd else None
+
+
+def _csv_problem(text: str) -> str | None:
+    header = text.partition("\n")[0].rstrip("\r")
+    if header.startswith(("{", "[")):
+        return "holds JSON; its name must end with .jsonl"
+    found = [name for separator, name in _SEPARATORS.items() if separator in header]
+    if found and "," not in header:
+        return f"is separated by {found[0]}; write it with commas"
+    blanks = [name for name in header.split(",") if name != name.strip()]
+    return f"has a blank around the name {blanks[0]!r} in its header; write it without" if blanks else None
+
+
+def _json_problem(text: str) -> str | None:
+    first, _, others = text.partition("\n")
+    if first.startswith("[") and (not _is_json(first) or not any(map(_is_json, others.splitlines()))):
+        return "is one JSON array, not one object a line; convert it with jq -c '.[]'"
+    if first.startswith("{'"):
+        return "holds Python's dicts, not JSON; write each with json.dumps"
+    if first.strip() == "{" or (first.startswith("{") and not _ends_with_line(text, len(first))):
+        return "holds JSON objects that are not one a line; convert it with jq -c ."
+    return None
+
+
+def _ends_with_line(text: str, line: int) -> bool:
+    """Whether the first JSON value of a text ends with the first line; so does one that cannot be read."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return True
+    return end <= line and not text[end:line].lstrip().startswith("{")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True

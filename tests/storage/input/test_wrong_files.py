@@ -1,0 +1,124 @@
+"""Files that are wrong as a whole get one message with what they seem to be; others keep their dead letters."""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.read import read_split
+from tests.storage import compressed, encoded, memory_url, user_error, write_file
+
+ROWS: list[dict[str, Any]] = [{"id": f"r{n}", "prompt": f"text {n}, more"} for n in range(3)]
+LINES = encoded(ROWS, ".jsonl")
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def arrow_file() -> bytes:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_file(buffer := io.BytesIO(), table.schema) as writer:
+        writer.write_table(table)
+    return buffer.getvalue()
+
+
+WRONG = {
+    "UTF-16 with a mark": (".jsonl", LINES.decode().encode("utf-16"), "is UTF-16"),
+    "UTF-16 without": (".jsonl", LINES.decode().encode("utf-16-le"), "is UTF-16LE"),
+    "UTF-16, big end first": (".json.gz", LINES.decode().encode("utf-16-be"), "is UTF-16BE"),
+    "UTF-16 in CSV": (".csv", encoded(ROWS, ".csv").decode().encode("utf-16"), "is UTF-16"),
+    "UTF-32": (".jsonl", LINES.decode().encode("utf-32"), "is UTF-32"),
+    "semicolons": (".csv", b"id;prompt\n1;a, b and c\n2;d\n", "separated by semicolons"),
+    "semicolons, packed": (".csv.zst", b"id;prompt\n1;a\n", "separated by semicolons"),
+    "tabs": (".csv", b"id\tprompt\n1\ta\n", "separated by tabs"),
+    "blanks in the header": (".csv", b"id, prompt\n1,a\n", "a blank around the name ' prompt'"),
+    "JSON in CSV": (".csv", LINES, "holds JSON"),
+    "an array on a line": (".jsonl", json.dumps(ROWS).encode(), "is one JSON array"),
+    "an array, packed": (".json.gz", json.dumps(ROWS).encode(), "is one JSON array"),
+    "an array, a row a line": (".json", b"[\n" + LINES.strip().replace(b"\n", b",\n") + b"\n]", "is one JSON array"),
+    "an array over lines": (".json", json.dumps(ROWS, indent=2).encode(), "is one JSON array"),
+    "objects over lines": (".json", b"\n".join(json.dumps(r, indent=2).encode() for r in ROWS), "are not one a line"),
+    "objects on a line": (".jsonl", LINES.replace(b"\n", b""), "are not one a line"),
+    "Python's dicts": (".jsonl", repr(ROWS[0]).encode() + b"\n", "holds Python's dicts"),
+    "LFS, lines": (".jsonl", LFS, "git lfs pull"),
+    "LFS, CSV": (".csv", LFS, "git lfs pull"),
+    "LFS, Parquet": (".parquet", LFS, "git lfs pull"),
+    "LFS, Arrow": (".arrow", LFS, "git lfs pull"),
+    "LFS, packed by name": (".jsonl.gz", LFS, "git lfs pull"),
+    "gzip": (".jsonl", compressed(LINES, ".gz"), "holds gzip; its name must end with .gz"),
+    "zstd in CSV": (".csv", compressed(LINES, ".zst"), "holds zstd"),
+    "Parquet": (".jsonl", encoded(ROWS, ".parquet"), "holds Parquet"),
+    "Arrow file": (".arrow", arrow_file(), "is an Arrow IPC file, not a stream"),
+    "spreadsheet": (".csv", b"PK\x03\x04" + bytes(range(200)), "a spreadsheet"),
+    "web page": (".jsonl", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page"),
+}
+
+
+@pytest.mark.parametrize(("suffix", "content", "problem"), WRONG.values(), ids=WRONG)
+def test_a_file_that_is_something_else_is_one_error(suffix: str, content: bytes, problem: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", LINES)
+    write_file(f"{url}/b{suffix}", compressed(content, suffix) if content != LFS else content)
+    with user_error(f"/b{suffix} ", problem):
+        plan_input(url, 10, Columns())
+
+
+BAD_LINES = {
+    "cut line": b'{"id": "x", "pro\n' + LINES,
+    "list": b'["a"]\n' + LINES,
+    "empty list": b"[]\n" + LINES,
+    "not UTF-8": b'{"a": "\xff"}\n' + LINES,
+    "text": b"hello\n" + LINES,
+    "only text": b"hello\nworld\n",
+}
+
+
+@pytest.mark.parametrize("content", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_first_line_spoils_no_other(content: bytes) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", content)
+    plan = plan_input(url, 100, Columns())
+    records = [record for split in plan.splits(0) for record in read_split(url, split, Columns(), {})]
+    assert [r.id for r in records if not r.dead] == ([r["id"] for r in ROWS] if LINES in content else [])
+    assert records[0].dead is not None
+
+
+@pytest.mark.parametrize(
+    ("columns", "key"),
+    [
+        (Columns(id="nope"), "input.id_column"),
+        (Columns(sampling="nope"), "input.sampling_column"),
+        (Columns(choices="nope"), "input.choices_column"),
+        (Columns(prompt="nope", messages="neither"), "input.prompt_column, input.messages_column"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])
+def test_a_column_that_no_record_has_is_named_with_those_there_are(suffix: str, columns: Columns, key: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/k=1/a{suffix}", encoded(ROWS, suffix))
+    with user_error("'nope'", key, "it has 'id', 'prompt', 'k'"):
+        plan_input(url, 10, columns)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".arrow"])
+def test_a_file_without_a_prompt_among_others_is_named(suffix: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", LINES)
+    write_file(f"{url}/b{suffix}", encoded([{"id": "x", "question": "q"}], suffix))
+    with user_error(f"/b{suffix} has no column 'prompt' or 'messages'", "it has 'id', 'question'"):
+        plan_input(url, 10, Columns())
+
+
+def test_a_column_of_some_records_is_enough() -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", LINES + b'{"prompt": "p", "key": "k"}\nbad\n{"id": 1}\n')
+    assert plan_input(url, 10, Columns(id="key")).rows == 6
+
+
+def test_requests_read_as_columns_are_known() -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}')
+    with user_error("input=openai_batch"):
+        plan_input(url, 10, Columns())
