@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 
 from .defaults import default_of
 from .diagnose import keys_of, one_line, problems, unknown
+from .words import as_meant
 
 CONF_DIR = Path(__file__).resolve().parent
 PROJECT_DIR = CONF_DIR.parent
@@ -31,6 +32,7 @@ def load_settings(job: str, overrides: Sequence[str], model: type[_Model]) -> _M
     Raises `UserError` with one line for each thing that is wrong.
     """
     wrong: list[str] = []
+    overrides = [as_meant(word) for word in overrides]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
             composed = compose(job, overrides=list(overrides))

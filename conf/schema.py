@@ -1,10 +1,12 @@
 """The schema of `loraloom generate`: one frozen model for each config group, which refuses unknown keys."""
 
+import os
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +29,7 @@ from pipeline.storage.input.formats import Layout
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+PathOrUrl = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Strict(BaseModel):
@@ -38,7 +41,7 @@ class Strict(BaseModel):
 class ModelSettings(Strict):
     """The base model (`conf/model`)."""
 
-    path: str
+    path: PathOrUrl
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     quantization: Literal["none", "8bit", "4bit"]
     prompt_format: Literal["raw", "chat"]
@@ -48,14 +51,14 @@ class ModelSettings(Strict):
 class BankSettings(Strict):
     """The adapter bank (`conf/bank`)."""
 
-    path: str
+    path: PathOrUrl
     adapters: list[str] | None
 
 
 class RouterPath(Strict):
     """The router (`conf/router`)."""
 
-    path: str
+    path: PathOrUrl
 
 
 class EngineConfig(Strict):

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +17,17 @@ from pipeline.errors import UserError
 OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 RESUME = "committed records are kept; run the same command again (without --new-run) to finish"
 
-config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+def _check_words(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if "/" in key or not (equals or word.startswith("~")):
+            problem = f"{word!r} is not KEY=VALUE; give one input, and a glob in quotes: --input 'FOLDER/*.jsonl'"
+            raise click.UsageError(problem, context)
+    return words
+
+
+config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=_check_words)
 task_option = click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
 
 
@@ -61,6 +72,9 @@ def parse(command: click.Command, words: Sequence[str], prog: str) -> click.Cont
 
 def run_job(command: click.Command, prog: str | None = None) -> NoReturn:
     """Run a command over ``sys.argv`` and exit; a `UserError` becomes its message on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show stops no job
     try:
         code = run(command, sys.argv[1:], prog or f"loraloom {command.name}")
     except BaseException as error:

@@ -65,6 +65,9 @@ class RecordOptions:
             raise UserError(f"command: {' and '.join(missing)} must be given")
         if (_DATE in self.input + self.output) != (self.date is not None):
             raise UserError("config: --date goes with {date} in --input or --output, as in s3://lake/in/dt={date}/")
+        for name, url in (("input", self.input), ("output", self.output)):
+            if url != url.encode("utf-8", "replace").decode():
+                raise UserError(f"command: --{name} {url!r} is not UTF-8; rename the folder")
         day = _day(self.date) if self.date else ""
         return self.input.replace(_DATE, day), self.output.replace(_DATE, day)
 

@@ -3,6 +3,7 @@
 import click
 
 from jobs._cli import OK, Job, run_job
+from pipeline.errors import UserError
 
 
 @click.command("report", cls=Job)
@@ -19,17 +20,18 @@ def main(run: str, against: str | None, device_hour: float | None, to: str | Non
     Replaces report.html in the run's folder, or writes another file with --to. --against adds what differs from an
     earlier run over the same records: figures, settings, mixtures, answers.
     """
-    from pipeline.report import REPORT_FILE, render, write_report
-    from pipeline.storage.store.objects import put
+    from pipeline.report import render, write_report
+    from pipeline.storage.output.run import REPORT
+    from pipeline.storage.store.objects import create
     from pipeline.storage.store.redact import masked
     from pipeline.storage.store.urls import open_url
 
     if to:
-        fs, path = open_url(to)
-        put(fs, path, render(run, against, device_hour).encode())
+        if not create(*open_url(to), render(run, against, device_hour).encode()):
+            raise UserError(f"report: {masked(to)} exists; give another --to")
     else:
         write_report(run, against, device_hour)
-    print(f"report     {masked(to or f'{run}/{REPORT_FILE}')}")
+    print(f"report     {masked(to or f'{run}/{REPORT}')}")
     return OK
 
 

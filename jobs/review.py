@@ -28,7 +28,7 @@ def main(run: str, rows: int, to: str, source: str | None, seed: int | None) -> 
     """
     from pipeline.evaluation.review import choose_rows
     from pipeline.report.review_page import review_page
-    from pipeline.storage.store.objects import put
+    from pipeline.storage.store.objects import create
     from pipeline.storage.store.redact import masked
     from pipeline.storage.store.urls import open_url
 
@@ -40,7 +40,8 @@ def main(run: str, rows: int, to: str, source: str | None, seed: int | None) -> 
         raise UserError(f"review: there is no answer in {masked(run)}")
     table = _with_prompts(chosen.rows, source)
     text = _csv(table) if suffix == "csv" else review_page(masked(run), table, chosen.total)
-    put(*open_url(to), text.encode())
+    if not create(*open_url(to), text.encode()):  # it may hold corrections of hours
+        raise UserError(f"review: {masked(to)} exists; give another --to")
     print(f"review     {len(table)} of {chosen.total:,} answers, {chosen.mixtures:,} mixtures -> {masked(to)}")
     if "prompt" not in table[0]:
         print("prompts    not in the run (output.keep_prompt=true keeps them); add them with --input")

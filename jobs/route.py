@@ -27,10 +27,11 @@ from pipeline.stages.route import Encoded, RouteRecords
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
-from pipeline.storage.store.redact import masked
+from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import open_url
 
 _SHOWN = 160  # characters of a prompt
+_ROUTES, _MARK = "routes.parquet", {b"loraloom": b"routes"}
 
 
 @click.command("route", cls=Job)
@@ -55,6 +56,8 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     if prompts and (options.input or options.output or options.limit or options.date):
         raise UserError("command: --prompt goes without --input, --output, --date and --limit")
     settings = read_settings(options, with_files=not prompts)
+    if not prompts:
+        _check_output(settings.output)
     checked = check_models(settings)
     if checked.unnamed:
         print(unnamed_line(checked.unnamed))
@@ -74,10 +77,21 @@ def read_settings(options: RecordOptions, with_files: bool = True) -> JobSetting
     return job_settings(config, input_url, output, options.limit)
 
 
+def _check_output(url: str) -> None:
+    """Raise `UserError` if the output has a file of the name of the routes that no such command wrote."""
+    fs, root = open_url(url)
+    path = f"{root.rstrip('/')}/{_ROUTES}"
+    with user_errors(f"output: {masked(url)} holds another {_ROUTES}; give another --output"):
+        if fs.exists(path):
+            with fs.open(path, "rb") as file:
+                if not _MARK.items() <= (pq.read_schema(file).metadata or {}).items():
+                    raise ValueError("it was not written by loraloom route")
+
+
 def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> None:
     fs, root = open_url(settings.output)
     schema = concat_schemas(ROUTES, SENTENCE_MIXTURES if settings.sentences else TOP_CLASSES)
-    schema = concat_schemas(schema, PROMPT_PARTS if settings.parts else pa.schema([]))
+    schema = concat_schemas(schema, PROMPT_PARTS if settings.parts else pa.schema([])).with_metadata(_MARK)
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     buffer, left = io.BytesIO(), explained
@@ -88,9 +102,9 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> No
             refused.update(dead["error_type"] for dead in table["dead"].drop_null().to_pylist())
             writer.write_table(_routes(alive, schema, _explanations(route, alive)))
             left -= _print_explanations(route, table, left)
-    put(fs, f"{root.rstrip('/')}/routes.parquet", buffer.getvalue())
+    put(fs, f"{root.rstrip('/')}/{_ROUTES}", buffer.getvalue())
     _print_histogram(mixtures, refused)
-    print(f"output     {masked(settings.output)}/routes.parquet")
+    print(f"output     {masked(settings.output)}/{_ROUTES}")
 
 
 def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:

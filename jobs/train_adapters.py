@@ -48,6 +48,9 @@ def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides:
     if config.model.quantization != "none":
         raise UserError("config: adapters are trained on unquantised weights; set model.quantization=none")
     rows = rows_by_task(data, tasks, ["task", "prompt", "answer"])
+    for task in rows:
+        if (output / task).exists() and not (output / task / "training.json").is_file():
+            raise UserError(f"train: {output / task} was not trained by this command; give another --output")
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = TrainingSettings(**config.training.model_dump())

@@ -10,7 +10,7 @@ from .job.result import JobResult
 from .report import log_run, write_report
 from .storage.output.dataset_card import write_card
 from .storage.output.export import export_errors, export_lines
-from .storage.output.run import RUN, RunFolder
+from .storage.output.run import BATCH_ERRORS, BATCH_OUTPUT, RUN, RunFolder
 from .storage.store.redact import masked
 
 
@@ -31,5 +31,5 @@ def write_copies(output: str, config: GenerateConfig) -> None:
     folder = RunFolder(output)
     write_card(folder, folder.read_json(RUN) or {})
     if config.input.layout == "openai_batch":
-        export_lines(output, f"{output.rstrip('/')}/batch_output.jsonl", "openai_batch")
-        export_errors(output, f"{output.rstrip('/')}/batch_errors.jsonl")
+        export_lines(output, f"{output.rstrip('/')}/{BATCH_OUTPUT}", "openai_batch", replace=True)
+        export_errors(output, f"{output.rstrip('/')}/{BATCH_ERRORS}", replace=True)

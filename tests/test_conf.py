@@ -1,7 +1,10 @@
 """The config as people meet it: documented in place, and wrong keys answered with what was meant."""
 
+import os
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -101,3 +104,50 @@ def test_the_models_know_every_key_of_the_files() -> None:
     config = load_settings("generate", ["model=custom", "model.path=x"], GenerateConfig).model_dump()
     top = yaml.safe_load((CONF_DIR / "generate.yaml").read_text())
     assert set(keys_of(top)) - {"defaults"} <= set(keys_of(config))
+
+
+MEANT: dict[str, tuple[str, Any]] = {
+    'generation.stop=["\\n"]': ("generation.stop", ("\n",)),
+    'generation.stop=["\\n\\n", "a\\"b", "\\\\n", "\\\\", "${x}"]': (
+        "generation.stop",
+        ("\n\n", 'a"b', "\\n", "\\", "${x}"),
+    ),
+    "generation.stop=END": ("generation.stop", ("END",)),
+    "generation.stop=</s>": ("generation.stop", ("</s>",)),
+    "generation.stop=[</s>, ###]": ("generation.stop", ("</s>", "###")),
+    "generation.choices=[1,2,3]": ("generation.choices", ("1", "2", "3")),
+    "generation.choices=[1.0,1e3,true,null]": ("generation.choices", ("1.0", "1e3", "true", "null")),
+    "generation.choices=[ja, größe]": ("generation.choices", ("ja", "größe")),
+    "bank.adapters=[7,größe]": ("bank.adapters", ["7", "größe"]),
+    "bank.path=~/bank": ("bank.path", os.path.expanduser("~/bank")),
+    "router.path=~/a b": ("router.path", os.path.expanduser("~/a b")),
+    "input.prompt_column=größe": ("input.prompt_column", "größe"),
+    "input.id_column=客户 号": ("input.id_column", "客户 号"),
+    "input.id_column=a=b": ("input.id_column", "a=b"),
+    "generation.regex=(a|b){2}\\d+": ("generation.regex", "(a|b){2}\\d+"),
+    "generation.regex=[a-z]+": ("generation.regex", "[a-z]+"),
+    'generation.regex="\\bx\\b"': ("generation.regex", "\\bx\\b"),
+    "generation.stop_token_ids=[1,2]": ("generation.stop_token_ids", (1, 2)),
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), MEANT.items(), ids=MEANT)
+def test_a_value_is_taken_as_it_is_meant(word: str, expected: tuple[str, Any]) -> None:
+    config = load_settings("generate", [word], GenerateConfig)
+    assert attrgetter(expected[0])(config) == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("generation.stop=\\n", "write a text with a backslash as JSON, in single quotes: 'generation.stop=[\"\\n\"]'"),
+        ("generation.stop=['\\n']", "as JSON"),
+        ("generation.stop=[\\n]", "as JSON"),
+        ("generation.choices=[it's,b]", 'write the list as JSON, in single quotes: \'generation.choices=["a", "b"]\''),
+    ],
+)
+def test_a_value_of_unclear_meaning_is_refused_with_how_to_write_it(word: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings("generate", [word], GenerateConfig)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -15,8 +15,7 @@ from pipeline.storage.commit.lease import Lease
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.orphans import discard_run, remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.window import finish_window
-from pipeline.storage.output.dataset_card import CARD
-from pipeline.storage.output.run import RUN, RunFolder
+from pipeline.storage.output.run import RUN, RunFolder, artifacts
 from pipeline.storage.store.redact import masked
 from pipeline.telemetry.logs import log_event
 from pipeline.telemetry.progress import JobProgress, Listener, TimelinePoint
@@ -130,10 +129,13 @@ class GenerateJob:
 def _start_new_run(session: Session) -> None:
     """Discard what an earlier run left in the output, and write the plan and `run.json` of a new one.
 
-    `run.json` goes first: if this command is killed while it discards, the next one asks for --new-run again.
+    `run.json` goes before the markers: if this command is killed meanwhile, the next one asks for --new-run again. It
+    goes after the artifacts: those of an output without it are somebody else's.
     """
+    if session.folder.exists(RUN):
+        for name in artifacts(session.settings.columns.layout):
+            session.folder.remove(name)
     session.folder.remove(RUN)
-    session.folder.remove(CARD)
     discard_run(session.markers)
     session.folder.save_plan(session.prepared.plan)
     write_run(session, "running")

@@ -24,9 +24,10 @@ from pipeline.settings import JobSettings
 from pipeline.stages.output_schema import OutputSchema
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import MAX_WINDOWS
+from pipeline.storage.commit.orphans import foreign_files
 from pipeline.storage.input.files import InputFile, list_input
 from pipeline.storage.input.plan import InputPlan, plan_input
-from pipeline.storage.output.run import RUN, RunFolder, run_values
+from pipeline.storage.output.run import RUN, RunFolder, artifacts, run_values
 from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
 
@@ -78,6 +79,7 @@ def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, An
     earlier = run_values(settings.output, "output")
     if earlier is not None and "guard" not in earlier:
         raise UserError(f"output: {RUN} at {masked(settings.output)} was not written by this program")
+    _check_artifacts(settings, folder, earlier)
     if new_run:
         return False
     if earlier is not None:
@@ -88,6 +90,18 @@ def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, An
             " give another --output, or --new-run to discard them"
         )
     return earlier is not None
+
+
+def _check_artifacts(settings: JobSettings, folder: RunFolder, earlier: dict[str, Any] | None) -> None:
+    """Raise `UserError` if the output holds files that the job would replace and the ``earlier`` run did not write."""
+    own = () if earlier is None else artifacts(earlier["guard"]["columns"]["layout"])
+    others = [name for name in artifacts(settings.columns.layout) if name not in own and folder.exists(name)]
+    others += [] if earlier is not None else foreign_files(MarkerStore(folder.url))
+    if others:
+        raise UserError(
+            f"output: {masked(settings.output)} holds {', '.join(others[:3])}, which no run has written there; move it"
+            " away or give another --output"
+        )
 
 
 def _plan(settings: JobSettings, folder: RunFolder, files: list[InputFile], continues: bool) -> InputPlan:

@@ -15,8 +15,7 @@ from pipeline.stages.route import RouteRecords
 from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters, rows_to_retry
-from pipeline.storage.output.dataset_card import CARD
-from pipeline.storage.output.run import RUN, RunFolder
+from pipeline.storage.output.run import CARD, RUN, RunFolder
 from pipeline.storage.store.redact import masked
 from pipeline.telemetry.progress import JobProgress, Listener
 

@@ -11,19 +11,18 @@ import numpy as np
 
 from pipeline.storage import read_dead, read_run
 from pipeline.storage.commit.counts import most_frequent
-from pipeline.storage.output.run import RunFolder
+from pipeline.storage.output.run import REPORT, RunFolder
 
 from .comparison import compare_runs
 from .output_sample import OutputSample, sample_data, sample_dead_letters
 from .run_summary import RunSummary, readable_mixture
 
 _BARS, _SAMPLED_MIXTURES = 20, 6
-REPORT_FILE = "report.html"
 
 
 def write_report(url: str, against: str | None = None, device_hour: float | None = None) -> str:
     """Write ``report.html`` beside the run's data and return its path; see `render`."""
-    return RunFolder(url).write(REPORT_FILE, render(url, against, device_hour).encode())
+    return RunFolder(url).write(REPORT, render(url, against, device_hour).encode())
 
 
 def render(url: str, against: str | None = None, device_hour: float | None = None) -> str:

@@ -3,10 +3,9 @@
 from importlib.util import find_spec
 
 from pipeline.errors import UserError
-from pipeline.storage.output.run import RunFolder
+from pipeline.storage.output.run import REPORT, RunFolder
 from pipeline.storage.store.redact import masked, masked_error
 
-from .html import REPORT_FILE
 from .run_summary import RunSummary
 
 _MAX_PARAMETER = 500  # characters of a parameter; every server accepts them
@@ -32,9 +31,9 @@ def log_run(url: str, uri: str, experiment: str) -> str:
             client.log_param(run_id, name, str(value)[:_MAX_PARAMETER])
         for name, number in metrics(run).items():
             client.log_metric(run_id, name, number)
-        report = RunFolder(url).read(REPORT_FILE)
+        report = RunFolder(url).read(REPORT)
         if report is not None:
-            client.log_text(run_id, report.decode(), REPORT_FILE)
+            client.log_text(run_id, report.decode(), REPORT)
         client.set_terminated(run_id, "FINISHED" if run.values["state"] == "finished" else "FAILED")
     except (OSError, mlflow.MlflowException) as error:
         raise UserError(f"tracking: cannot log to {masked(uri)}: {masked_error(error)}") from None

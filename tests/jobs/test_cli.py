@@ -169,3 +169,23 @@ def test_a_router_is_shown_with_its_accuracy_and_thresholds(
     assert said.splitlines()[-len(tiny.ADAPTERS) :] == [f"  {name}" for name in card["labels"]]
     with pytest.raises(UserError, match="router: cannot load"):
         router.main(["--router", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [["b.jsonl"], ["in/dt=2/b.jsonl"], ["x/b.jsonl", "seed=1"]])
+def test_the_files_of_a_glob_without_quotes_are_told_from_config_values(words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        run(loraloom, ["generate", "--input", "a.jsonl", *words, "--output", "out"], "loraloom")
+    assert f"{words[0]!r} is not KEY=VALUE; give one input, and a glob in quotes" in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_a_text_that_the_terminal_cannot_show_ends_no_command(encoding: str) -> None:
+    command = (
+        "import click\nfrom jobs._cli import Job, run_job\n"
+        "@click.command('shown', cls=Job)\ndef main():\n    print('gr\\u00f6\\u4e2d\\udcff')\n    return 0\n"
+        "run_job(main)"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=environment, capture_output=True, check=False)
+    letter = b"\\xf6" if "ascii" in encoding else b"\xf6"
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"gr" + letter + b"\\u4e2d\\udcff\n", b"")

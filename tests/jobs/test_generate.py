@@ -97,6 +97,7 @@ def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[st
         ({"generation.json_schema": "{type: wrong}"}, "config: generation: json_schema: Invalid type: wrong"),
         ({"generation.json_schema": "{uniqueItems: true}"}, "uniqueItems"),
         ({"input.choices_column": "labels"}, "no record has the column 'labels' (input.choices_column)"),
+        ({"input.id_column": "nope"}, "no record has the column 'nope' (input.id_column)"),
         ({"input.sampling_column": "own"}, "no record has the column 'own' (input.sampling_column)"),
     ],
     ids=lambda value: next(iter(value.items())) if isinstance(value, dict) else "",
@@ -173,6 +174,22 @@ def test_adapters_that_no_class_names_are_listed_once(
     assert expected in capsys.readouterr().out
     assert GenerateJob(read_settings(parsed(command)), lines.append).prepare().unnamed == []
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--new-run"], ["--dry-run"]])
+@pytest.mark.parametrize("name", ["README.md", "report.html", "batch_output.jsonl", "data/a.parquet"])
+def test_files_of_others_in_the_output_are_refused_by_name(command: dict[str, str], name: str, more: list[str]) -> None:
+    file = Path(command["--output"]) / name
+    file.parent.mkdir(parents=True)
+    file.write_text("of others")
+    batch = ["input=openai_batch"] if name.startswith("batch") else []
+    if batch:
+        request = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "red1"}}
+        Path(command["--input"]).write_text(json.dumps(request))
+    with pytest.raises(UserError, match=f"holds {name}, which no run has written there"):
+        generate.main([*words(command), *batch, *more])
+    assert file.read_text() == "of others"
+    assert [path for path in Path(command["--output"]).rglob("*") if path.is_file()] == [file]
 
 
 def test_an_output_below_the_input_is_no_input(command: dict[str, str], tmp_path: Path) -> None:

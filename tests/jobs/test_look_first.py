@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -125,3 +126,7 @@ def test_routes_below_the_input_are_no_input_of_the_next_command(
         assert route.main([*asked, "--explain", "0"]) == 0
         assert re.search(r"^4 records routed .*, 0 refused$", capsys.readouterr().out, re.M)
         assert pq.read_table(folder / "routes" / "routes.parquet").num_rows == 4
+    pq.write_table(other := pa.table({"a": [1]}), folder / "routes" / "routes.parquet")
+    with pytest.raises(UserError, match=r"holds another routes\.parquet"):
+        route.main(asked)
+    assert pq.read_table(folder / "routes" / "routes.parquet") == other

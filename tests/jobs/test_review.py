@@ -56,6 +56,9 @@ def test_a_page_shows_texts_as_they_are(run: str, tmp_path: Path) -> None:
     page = to.read_text()
     assert "1 of 2 answers" in page
     assert "<pre>yes</pre>" in page
+    with pytest.raises(UserError, match=r"look\.html exists"):  # the corrections in it may be of hours
+        review.main(["--run", run, "--to", str(to)])
+    assert to.read_text() == page
 
 
 def test_texts_of_others_cannot_leave_their_place_in_the_page(tmp_path: Path) -> None:

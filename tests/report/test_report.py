@@ -132,6 +132,8 @@ def test_the_command_writes_it_where_it_is_told(tmp_path: Path, capsys: pytest.C
     assert f"report     {tmp_path}/a/report.html" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"there is no run\.json"):
         report.main(["--run", str(tmp_path)])
+    with pytest.raises(UserError, match=r"b\.html exists"):
+        report.main(["--run", str(tmp_path / "a"), "--to", str(tmp_path / "b.html")])
 
 
 def test_the_records_that_got_the_fallback_are_told_with_its_kind() -> None:

@@ -96,6 +96,12 @@ def remove_orphans(store: MarkerStore, check: Callable[[], None] = lambda: None,
     remove_each(store.fs, (*(store.path(path) for path in listed if path not in referenced), *partial))
 
 
+def foreign_files(store: MarkerStore) -> list[str]:
+    """The files in the folders of the output's rows that no run has written: readers would take them for rows."""
+    names = ((kind, name) for kind in KINDS for name in list_names(store.fs, store.path(kind)))
+    return [f"{kind}/{name}" for kind, name in names if not name.startswith(".") and not _SHARD_FILE.fullmatch(name)]
+
+
 def discard_run(store: MarkerStore) -> None:
     """Delete all markers, then the files that shards wrote; files of other names stay."""
     for kind, pattern in (("_commits", _MARKER), *((kind, _SHARD_FILE) for kind in KINDS)):

@@ -67,7 +67,7 @@ def check_columns(columns: Columns, names: Collection[str], where: str) -> None:
         # Without the default column `id`, the id of a record is a hash of it.
         if name is not None and name not in names and name != Columns.id:
             known = ", ".join(map(repr, names))
-            raise UserError(f"input: no record of {where} has the column {name!r} (input.{key}_column); it has {known}")
+            raise UserError(f"input: no record has the column {name!r} (input.{key}_column); {where} has {known}")
 
 
 def _unpacked_head(fs: fsspec.AbstractFileSystem, path: str) -> bytes:

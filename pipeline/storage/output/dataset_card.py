@@ -6,9 +6,8 @@ import pyarrow as pa
 
 from pipeline.storage.commit.counts import most_frequent
 
-from .run import RunFolder, read_run
+from .run import CARD, RunFolder, read_run
 
-CARD = "README.md"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _ESCAPES = str.maketrans({"`": None, "\\": None, "<": "\u2039", ">": "\u203a"})
 _DESCRIPTIONS = {

@@ -53,18 +53,21 @@ def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partit
     return pyarrow.dataset.partitioning(pa.schema([dataset.schema.field(column)]), flavor="hive")
 
 
-def export_lines(url: str, to: str, kind: Kind) -> int:
-    """Write a run's data as JSON lines; returns the number of rows."""
+def export_lines(url: str, to: str, kind: Kind, replace: bool = False) -> int:
+    """Write a run's data as JSON lines; returns the number of rows.
+
+    ``replace``: a file that is there; else it raises `UserError`.
+    """
     rows = _rows(read_run(url))
     if kind == "jsonl":
-        return _write(to, map(row_text, rows))
+        return _write(to, map(row_text, rows), replace)
     model = (run_values(url) or {}).get("config", {}).get("model", {}).get("path", "")
-    return _write(to, (orjson.dumps(openai_response(row, model)).decode() for row in rows))
+    return _write(to, (orjson.dumps(openai_response(row, model)).decode() for row in rows), replace)
 
 
-def export_errors(url: str, to: str) -> int:
-    """Write a run's dead letters as the error file of the OpenAI batch API; returns the number of rows."""
-    return _write(to, map(_error_line, _rows(read_dead(url))))
+def export_errors(url: str, to: str, replace: bool = False) -> int:
+    """Write a run's dead letters as the error file of the OpenAI batch API; see `export_lines`."""
+    return _write(to, map(_error_line, _rows(read_dead(url))), replace)
 
 
 def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
@@ -72,8 +75,10 @@ def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _write(to: str, lines: Iterable[str]) -> int:
+def _write(to: str, lines: Iterable[str], replace: bool) -> int:
     fs, path = open_url(to)
+    if not replace and fs.exists(path):
+        raise UserError(f"export: {masked(to)} exists; give another file")
     fs.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
     part, count = f"{path}.part", 0
     with fs.open(part, "wb") as f:

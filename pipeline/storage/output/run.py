@@ -15,11 +15,18 @@ from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.output_files import OutputFiles
 from pipeline.storage.input.duplicates import DUPLICATES
 from pipeline.storage.input.files import InputFile
+from pipeline.storage.input.formats import Layout
 from pipeline.storage.input.plan import InputPlan, PlanPoint
 from pipeline.storage.store.objects import put, read, remove
 from pipeline.storage.store.redact import masked, masked_path, user_errors
 
-RUN, PLAN = "run.json", "_plan/plan.json"
+RUN, PLAN, CARD, REPORT = "run.json", "_plan/plan.json", "README.md", "report.html"
+BATCH_OUTPUT, BATCH_ERRORS = "batch_output.jsonl", "batch_errors.jsonl"
+
+
+def artifacts(layout: Layout) -> tuple[str, ...]:
+    """The names of the files that a run leaves beside its rows. ``layout``: of its input."""
+    return (CARD, REPORT, BATCH_OUTPUT, BATCH_ERRORS) if layout == "openai_batch" else (CARD, REPORT)
 
 
 class RunFolder(OutputFiles):
@@ -40,6 +47,10 @@ class RunFolder(OutputFiles):
         self.fs.rm_file(self.write(".probe", b""))
         if not existed and isinstance(self.fs, LocalFileSystem):
             self.fs.rmdir(self.root)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of that name."""
+        return bool(self.fs.exists(self.path(name)))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""

@@ -98,7 +98,7 @@ def test_a_bad_first_line_spoils_no_other(content: bytes) -> None:
 def test_a_column_that_no_record_has_is_named_with_those_there_are(suffix: str, columns: Columns, key: str) -> None:
     url = memory_url()
     write_file(f"{url}/k=1/a{suffix}", encoded(ROWS, suffix))
-    with user_error("'nope'", key, "it has 'id', 'prompt', 'k'"):
+    with user_error("'nope'", key, "has 'id', 'prompt', 'k'"):
         plan_input(url, 10, columns)
 
 

@@ -91,6 +91,9 @@ def test_rows_are_lines(run: str, tmp_path: Path) -> None:
     assert export.main(["--run", run, "--to", str(rows), "--format", "jsonl"]) == 0
     assert by_id(map(json.loads, rows.open())) == by_id(read_run(run).to_table().to_pylist())
     command = ["--run", run, "--to", str(rows), "--format", "openai_batch", "--errors", str(errors)]
+    with pytest.raises(UserError, match=r"rows\.jsonl exists; give another file"):
+        export.main(command)
+    rows.unlink()
     assert export.main(command) == 0
     lines = [json.loads(line) for line in rows.open()]
     answers = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
