@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fsspec.implementations.memory import MemoryFileSystem
+
 from pipeline.cluster.node_cache import cache_for_checks
 from pipeline.engine import load_bank, sampling_problem
 from pipeline.engine.registry import Feature, capabilities_of, check_features, check_installed, spec_of
@@ -30,6 +32,7 @@ from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, artifacts, run_values
 from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
+from pipeline.storage.store.urls import open_url
 
 from .error_budget import ErrorBudget
 from .guard import check_guard, make_guard
@@ -63,8 +66,9 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     start = time.monotonic()
     limit_arenas()
-    context, fingerprints, unnamed = check_models(settings)
+    _check_shared(settings)
     files = list_input(settings.input, folder.root).files
+    context, fingerprints, unnamed = check_models(settings)
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
     _check_writable(settings.output, folder)
@@ -72,6 +76,13 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
     trim_heap()
     return Prepared(plan, context, fingerprints, unnamed, guard, schema, budget, new_run, time.monotonic() - start)
+
+
+def _check_shared(settings: JobSettings) -> None:
+    """Raise `UserError` for an input or output that only this process has: the tasks run in others."""
+    for name, url in (("input", settings.input), ("output", settings.output)):
+        if isinstance(open_url(url)[0], MemoryFileSystem):
+            raise UserError(f"{name}: {masked(url)} is in the memory of one process; give a folder or an object store")
 
 
 def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, Any], new_run: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.file_sample import hash_sample
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".py")
@@ -33,8 +33,10 @@ def resolve_model(reference: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Return the cache folder of this user, shared by all runs."""
-    root = os.environ.get("LORALOOM_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the cache folder of this user, shared by all runs; `UserError` if there is none."""
+    root = os.environ.get("LORALOOM_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):
+        raise UserError("cache: this user has no home folder; set LORALOOM_CACHE to a folder that can be written")
     return Path(root) / "loraloom"
 
 
@@ -75,11 +77,22 @@ def _converted(gguf: Path) -> Path:
         digest = hashlib.file_digest(f, "sha256").hexdigest()[:16]
     target = cache_dir() / "models" / f"{gguf.stem}-{digest}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_writable(target.parent)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 _convert(gguf, target)
     return target
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder of the cache; `UserError` if nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = f"cache: cannot write to {folder}: {one_line(error)}"
+        raise UserError(f"{problem}; set LORALOOM_CACHE to a folder that can be written") from None
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -163,6 +163,12 @@ class RouteRecords:
             return encoded
         if not encoded.tokens:
             return DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
+        if limit <= 0:  # the job's own settings leave some: `job.preflight`
+            problem = (
+                f"an answer of {self.context - limit} tokens (max_tokens or choices of the record) leaves no room for a"
+                f" prompt in the model's context of {self.context}"
+            )
+            return DeadLetter("route", "BadSampling", problem)
         ids, sentences = encoded.tokens, encoded.sentences
         head, tail = self.frame(isinstance(prompt, list))
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
@@ -176,8 +182,8 @@ class RouteRecords:
         return DeadLetter(
             "route",
             "PromptTooLong",
-            f"{len(ids)} prompt tokens; beside the answer's {self.context - limit} (generation.max_new_tokens) the"
-            f" context leaves {max(0, limit)}; input.long_prompts can cut it",
+            f"{len(ids)} prompt tokens; beside the answer's {self.context - limit} (generation.max_new_tokens, or"
+            f" max_tokens of the record) the context leaves {limit}; input.long_prompts can cut it",
         )
 
 

@@ -33,7 +33,6 @@ from pipeline.telemetry.incident_actor import START, Incident
 from pipeline.telemetry.incidents import Incidents
 from pipeline.telemetry.progress import JobProgress
 from tests.stages import default_job, tiny_pools
-from tests.storage import memory_url
 from tests.storage.commit.committing import data_table, dead_table, visible
 from tests.telemetry import local_incidents
 
@@ -154,7 +153,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS, []))
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "prompt": "red{i}"}}\n' for i in range(ROWS)))
     changes: dict[str, Any] = {"window_records": WINDOW_ROWS, "shard_records": SHARD, "error_budget": 0.0}
-    return default_job(str(tmp_path / "in.jsonl"), memory_url(), **changes)
+    return default_job(str(tmp_path / "in.jsonl"), str(tmp_path / "out"), **changes)
 
 
 @pytest.fixture

@@ -176,6 +176,19 @@ def test_adapters_that_no_class_names_are_listed_once(
     assert len(lines) == 1
 
 
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_memory_that_only_the_driver_has_is_refused(command: dict[str, str], name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: memory://a is in the memory of one process"):
+        generate.main(words(command | {f"--{name}": "memory://a", "model.path": "/nowhere"}))
+
+
+def test_an_input_in_the_output_folder_is_refused(command: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lies in the output folder; give another --output"):
+        generate.main(words(command | {"--output": str(tmp_path)}))
+    with pytest.raises(UserError, match="lies in the output folder; give another --output"):
+        route.main(words(command | {"--output": str(tmp_path)}))
+
+
 @pytest.mark.parametrize("more", [[], ["--new-run"], ["--dry-run"]])
 @pytest.mark.parametrize("name", ["README.md", "report.html", "batch_output.jsonl", "data/a.parquet"])
 def test_files_of_others_in_the_output_are_refused_by_name(command: dict[str, str], name: str, more: list[str]) -> None:

@@ -82,6 +82,18 @@ def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None
     assert (long["mixture"], long["tokens"], short["dead"]) == ("", None, None)
 
 
+@pytest.mark.parametrize("own", [{"max_tokens": tiny.CONTEXT}, {"max_tokens": 10**6}, {"choices": ["red1 " * 600]}])
+@pytest.mark.parametrize("policy", ["dead_letter", "truncate_left"])
+def test_an_answer_that_fills_the_context_is_the_cause_by_name(
+    route_settings: JobSettings, policy: Any, own: dict[str, Any]
+) -> None:
+    stage = RouteRecords(replace(route_settings, long_prompts=policy), tiny.CONTEXT)
+    [row] = stage(staged_table([Record(0, "a", "red1", sampling=own)], pa.schema([]))).to_pylist()
+    assert row["dead"]["error_type"] == "BadSampling"
+    assert "max_tokens or choices of the record" in row["dead"]["message"]
+    assert f"no room for a prompt in the model's context of {tiny.CONTEXT}" in row["dead"]["message"]
+
+
 def test_messages_go_through_the_chat_template(route_settings: JobSettings) -> None:
     text = "red1 red2 red3"
     plain, chat = route(route_settings, text, [{"role": "user", "content": text}])

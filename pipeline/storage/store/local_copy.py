@@ -37,7 +37,7 @@ def local_copy(reference: str, cache: Path, key: str, values: bool = True) -> st
     if not files:
         raise UserError(f"{key}: nothing at {masked(reference)}")
     target = cache / f"{_name(root)}-{_digest(reference, files)}"
-    with user_errors(f"{key}: cannot copy {masked(reference)}"):
+    with user_errors(f"{key}: cannot copy {masked(reference)} to {cache} (LORALOOM_CACHE)"):
         sizes = {path: int(info["size"]) for path, info in files.items()}
         large = [] if values or list(files) == [root] or target.exists() else large_weights(sizes)
         headers = target.with_name(target.name + _HEADERS)
