@@ -237,8 +237,8 @@ def test_formats_renamed_columns_and_passed_through_ones(job_settings: JobSettin
     rows = [
         {"key": f"{i}", "text": r["prompt"], "id": f"own {i}", "label": f"0{i}"} for i, r in enumerate(good_rows(9))
     ]
-    folder = tmp_path / "mixed"
-    folder.mkdir()
+    folder = tmp_path / "mixed" / "day=7"
+    folder.mkdir(parents=True)
     (folder / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:3]).encode()))
     (folder / "b.csv").write_text("key,text,id,label\n" + "".join(",".join(r.values()) + "\n" for r in rows[3:6]))
     pq.write_table(pa.Table.from_pylist(rows[6:]), folder / "c.parquet")
@@ -251,6 +251,7 @@ def test_formats_renamed_columns_and_passed_through_ones(job_settings: JobSettin
     # The input's own column `id` is passed through; the name is taken, so it gets another.
     assert table["input_id"].to_pylist() == [r["id"] for r in rows]
     assert table["label"].to_pylist() == [r["label"] for r in rows]
+    assert (table["day"].to_pylist(), table["day"].type) == ([7] * 9, pa.int32())
     assert table["prompt"].to_pylist() == [r["text"] for r in rows]
 
 

@@ -45,15 +45,24 @@ def data_of(rows: list[int]) -> pa.Table:
     return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
 
 
-def test_every_record_is_read_from_a_glob_on_s3(folder: str) -> None:
+def test_every_record_is_read_from_a_folder_or_glob_on_s3(folder: str) -> None:
     write_rows(f"{folder}/day=2026-11-01/a.jsonl", 5000)
     write_rows(f"{folder}/day=2026-11-02/b.jsonl", 10)
-    plan = plan_input(f"{folder}/day=*/*.jsonl", 3000, Columns())
-    assert (plan.rows, plan.windows, len(plan.files)) == (5010, 2, 2)
-    assert all(file.version for file in plan.files)
-    splits = [split for window in range(plan.windows) for split in plan.splits(window)]
-    found = [r.id for split in splits for r in read_split(f"{folder}/day=*/*.jsonl", split, Columns(), {})]
-    assert found == [f"r{i}" for i in range(5000)] + [f"r{i}" for i in range(10)]
+    for url in (f"{folder}{end}" for end in ("/day=*/*.jsonl", "/day=*", "/day=2026-11-0[12]/", "")):
+        plan = plan_input(url, 3000, Columns())
+        assert (plan.rows, plan.windows, len(plan.files)) == (5010, 2, 2)
+        assert all(file.version for file in plan.files)
+        splits = [split for window in range(plan.windows) for split in plan.splits(window)]
+        found = [r for split in splits for r in read_split(url, split, Columns(), {})]
+        assert [r.id for r in found] == [f"r{i}" for i in range(5000)] + [f"r{i}" for i in range(10)]
+        assert [r.passed["day"] for r in found] == ["2026-11-01"] * 5000 + ["2026-11-02"] * 10
+
+
+def test_an_object_of_that_very_name_goes_before_a_glob_on_s3(folder: str) -> None:
+    for name in ("we[i]rd.jsonl", "weird.jsonl", "README.md"):
+        write_rows(f"{folder}/{name}", 1)
+    assert [file.path.rpartition("/")[2] for file in list_input(f"{folder}/we[i]rd.jsonl").files] == ["we[i]rd.jsonl"]
+    assert list_input(f"{folder}/").skipped == ["README.md"]
 
 
 def test_only_files_with_a_marker_are_seen(folder: str) -> None:
