@@ -140,8 +140,8 @@ def plan_input(
             scan.add_file(file.path, None if limit is None else limit - scan.rows)
     if scan.rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
-    if scan.names and columns.layout == "columns":
-        check_columns(columns, scan.names, masked(url))
+    if scan.names and columns.layout != "openai_batch":  # the layout says where they are
+        check_columns(columns, scan.names, url)
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
     return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates)
 
@@ -178,7 +178,7 @@ class _Scan:
         size, last_offset = 0, -1
         for file_row, (offset, row) in enumerate(islice(self._rows(path, file_format), max_rows)):
             if file_row == 0 and row.values is not None and file_schema is not None:
-                check_prompt(self.columns, row.values, masked(path))
+                check_prompt(self.columns, row.values, path)
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
                 # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
                 self.points.append(PlanPoint(path, self.rows, file_row, offset))

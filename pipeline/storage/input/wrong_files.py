@@ -7,6 +7,7 @@ import fsspec
 import orjson
 
 from pipeline.errors import UserError
+from pipeline.storage.store.redact import masked
 
 from .columns import Columns
 from .compression import open_text, split_name
@@ -51,23 +52,23 @@ def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> st
     return _text_problem(_unpacked_head(fs, path) if compression else head, name) if is_text else None
 
 
-def check_prompt(columns: Columns, names: Collection[str], where: str) -> None:
-    """Raise `UserError` if records with the columns ``names`` have no prompt."""
+def check_prompt(columns: Columns, names: Collection[str], path: str) -> None:
+    """Raise `UserError` if the columns ``names`` of a file hold no prompt."""
     if not {columns.prompt, columns.messages} & set(names):
         prompt = f"{columns.prompt!r} or {columns.messages!r} (input.prompt_column, input.messages_column)"
-        hint = "; for requests of the OpenAI batch API set input=openai_batch" if "body" in names else ""
-        raise UserError(f"input: {where} has no column {prompt}; it has {', '.join(map(repr, names))}{hint}")
+        raise UserError(f"input: {masked(path)} has no column {prompt}; it has {', '.join(map(repr, names))}")
 
 
-def check_columns(columns: Columns, names: Collection[str], where: str) -> None:
+def check_columns(columns: Columns, names: Collection[str], url: str) -> None:
     """Raise `UserError` if a column that the config names is not among the columns of the whole input."""
-    check_prompt(columns, names, where)
     named = {"id": columns.id, "sampling": columns.sampling, "choices": columns.choices}
     for key, name in named.items():
         # Without the default column `id`, the id of a record is a hash of it.
         if name is not None and name not in names and name != Columns.id:
-            known = ", ".join(map(repr, names))
-            raise UserError(f"input: no record has the column {name!r} (input.{key}_column); {where} has {known}")
+            raise UserError(
+                f"input: no record has the column {name!r} (input.{key}_column); {masked(url)} has"
+                f" {', '.join(map(repr, names))}"
+            )
 
 
 def _unpacked_head(fs: fsspec.AbstractFileSystem, path: str) -> bytes:

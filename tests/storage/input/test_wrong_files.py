@@ -91,7 +91,6 @@ def test_a_bad_first_line_spoils_no_other(content: bytes) -> None:
         (Columns(id="nope"), "input.id_column"),
         (Columns(sampling="nope"), "input.sampling_column"),
         (Columns(choices="nope"), "input.choices_column"),
-        (Columns(prompt="nope", messages="neither"), "input.prompt_column, input.messages_column"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])
@@ -115,10 +114,3 @@ def test_a_column_of_some_records_is_enough() -> None:
     url = memory_url()
     write_file(f"{url}/a.jsonl", LINES + b'{"prompt": "p", "key": "k"}\nbad\n{"id": 1}\n')
     assert plan_input(url, 10, Columns(id="key")).rows == 6
-
-
-def test_requests_read_as_columns_are_known() -> None:
-    url = memory_url()
-    write_file(f"{url}/a.jsonl", b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}')
-    with user_error("input=openai_batch"):
-        plan_input(url, 10, Columns())
