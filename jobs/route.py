@@ -24,7 +24,7 @@ from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
 from pipeline.stages.part_requests import part_tokens
 from pipeline.stages.route import Encoded, RouteRecords
-from pipeline.storage.input.plan import plan_input
+from pipeline.storage.input.plan import check_input, plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
 from pipeline.storage.store.redact import masked, user_errors
@@ -58,6 +58,7 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     settings = read_settings(options, with_files=not prompts)
     if not prompts:
         _check_output(settings.output)
+        check_input(settings.input, settings.columns, open_url(settings.output)[1])
     checked = check_models(settings)
     if checked.unnamed:
         print(unnamed_line(checked.unnamed))

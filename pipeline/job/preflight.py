@@ -28,7 +28,7 @@ from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import MAX_WINDOWS
 from pipeline.storage.commit.orphans import foreign_files
 from pipeline.storage.input.files import InputFile, list_input
-from pipeline.storage.input.plan import InputPlan, plan_input
+from pipeline.storage.input.plan import InputPlan, check_input, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, artifacts, run_values
 from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
@@ -67,7 +67,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     start = time.monotonic()
     limit_arenas()
     _check_shared(settings)
-    files = list_input(settings.input, folder.root).files
+    files = check_input(settings.input, settings.columns, folder.root).files
     context, fingerprints, unnamed = check_models(settings)
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import generate, route
-from jobs._cli import parse
+from jobs._cli import Job, parse
 from jobs._options import RecordOptions
 from jobs.route import read_settings
 from pipeline.engine import Constraint, Sampling
@@ -180,6 +180,13 @@ def test_adapters_that_no_class_names_are_listed_once(
 def test_memory_that_only_the_driver_has_is_refused(command: dict[str, str], name: str) -> None:
     with pytest.raises(UserError, match=f"{name}: memory://a is in the memory of one process"):
         generate.main(words(command | {f"--{name}": "memory://a", "model.path": "/nowhere"}))
+
+
+@pytest.mark.parametrize("main", [generate.main, route.main])
+def test_a_wrong_input_is_told_before_the_model_is_looked_at(command: dict[str, str], main: Job) -> None:
+    Path(command["--input"]).write_text(json.dumps([{"prompt": "red1"}]))
+    with pytest.raises(UserError, match="is one JSON array"):
+        main(words(command | {"model.path": "/nowhere"}))
 
 
 def test_an_input_in_the_output_folder_is_refused(command: dict[str, str], tmp_path: Path) -> None:

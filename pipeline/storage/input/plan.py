@@ -19,7 +19,7 @@ from pipeline.storage.store.redact import masked, user_errors
 
 from .columns import Columns
 from .duplicates import DuplicateFinder
-from .files import InputFile, list_input
+from .files import InputFile, Listing, list_input
 from .formats import Format, SeekPoint, format_of
 from .formats.base import LocatedRows
 from .limits import MAX_BATCH_CHARS, text_size
@@ -124,6 +124,13 @@ class InputPlan:
         low, high = rows.searchsorted([first, first + self.window_size(window)])
         part = self.duplicates.slice(low, high - low).to_pylist()
         return {d["row"] - first: (d["first"], d["rank"]) for d in part}
+
+
+def check_input(url: str, columns: Columns, output: str | None = None) -> Listing:
+    """List the input and read its first row; raises `UserError` as `plan_input`, in a moment. ``output``: as there."""
+    listing = list_input(url, output)
+    _Scan(listing.fs, columns, [file.path for file in listing.files]).add_file(listing.files[0].path, 1)
+    return listing
 
 
 def plan_input(
