@@ -28,8 +28,7 @@ from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.orphans import remove_orphans, sweep_finished_windows
 from pipeline.storage.commit.replace import RetryFilter, replace_dead_letters
 from pipeline.storage.commit.window import commit_shard, finish_window
-from pipeline.storage.output.dataset_card import CARD
-from pipeline.storage.output.run import RUN, RunFolder
+from pipeline.storage.output.run import CARD, RUN, RunFolder
 from pipeline.storage.store.objects import StoreError
 from pipeline.telemetry.incidents import Incidents
 from tests.stages import default_job, tiny_pools

@@ -113,18 +113,16 @@ def _json_problem(text: str) -> str | None:
         return "is one JSON array, not one object a line; convert it with jq -c '.[]'"
     if first.startswith("{'"):
         return "holds Python's dicts, not JSON; write each with json.dumps"
-    if first.strip() == "{" or (first.startswith("{") and not _ends_with_line(text, len(first))):
-        return "holds JSON objects that are not one a line; convert it with jq -c ."
-    return None
-
-
-def _ends_with_line(text: str, line: int) -> bool:
-    """Whether the first JSON value of a text ends with the first line; so does one that cannot be read."""
+    if not first.startswith("{"):
+        return None
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        return True
-    return end <= line and not text[end:line].lstrip().startswith("{")
+        end = 0
+    rest = text[end : len(first)].strip()
+    if first.strip() == "{" or end > len(first) or (end and rest.startswith("{")):
+        return "holds JSON objects that are not one a line; convert it with jq -c ."
+    return "has a comma behind each object; write one object a line, without it" if end and rest == "," else None
 
 
 def _is_json(line: str) -> bool:

@@ -41,6 +41,8 @@ WRONG = {
     "an array over lines": (".json", json.dumps(ROWS, indent=2).encode(), "is one JSON array"),
     "objects over lines": (".json", b"\n".join(json.dumps(r, indent=2).encode() for r in ROWS), "are not one a line"),
     "objects on a line": (".jsonl", LINES.replace(b"\n", b""), "are not one a line"),
+    "commas behind objects": (".jsonl", LINES.replace(b"\n", b",\n"), "has a comma behind each object"),
+    "Mac's line ends": (".jsonl", LINES.replace(b"\n", b"\r"), "are not one a line"),
     "Python's dicts": (".jsonl", repr(ROWS[0]).encode() + b"\n", "holds Python's dicts"),
     "LFS, lines": (".jsonl", LFS, "git lfs pull"),
     "LFS, CSV": (".csv", LFS, "git lfs pull"),
