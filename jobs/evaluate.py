@@ -24,7 +24,7 @@ from pipeline.evaluation.configurations import (
 )
 from pipeline.evaluation.leave_one_out import few_shot, leave_one_out, oracle, read_examples
 from pipeline.evaluation.model_stack import ModelStack, load_model_stack
-from pipeline.evaluation.results import Evaluation, write_evaluation, write_results
+from pipeline.evaluation.results import Evaluation, check_free, write_evaluation, write_results
 from pipeline.evaluation.runs import (
     GroupAccuracies,
     accuracy_by_group,
@@ -109,6 +109,7 @@ def main(**values: Any) -> int:
     options = Options(**values)
     config = load_settings("evaluate", options.overrides, EvaluateConfig)
     _check(options)
+    check_free(options.output, options.json)
     return _evaluate_suite(options, options.suite, config) if options.suite else _evaluate_runs(options, config)
 
 

@@ -22,6 +22,7 @@ from .metrics import Metric, Prediction, applicable_metrics
 from .tables import mean_table, prediction_table, task_table, value_table, values_json
 
 _PACKAGES = ("torch", "transformers", "peft", "ray", "pyarrow", "numpy", "sacrebleu", "rouge-score")
+_FILES = ("results.json", "metrics.parquet", "records.parquet", "tables.md")
 _NOTES = """Values are 0 to 100. In brackets: 95 % intervals of a percentile bootstrap over the records ({resamples}
 resamples), within tasks if it is a mean over tasks. BLEU is that of the corpus (its resamples add up the records'
 n-gram counts); the other metrics are means over the records. Intervals of single tasks are in `metrics.parquet`."""
@@ -50,6 +51,23 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return the metrics for a result file."""
         return {"unit": "percent", "resamples": self.settings.resamples, "metrics": values_json(self.values)}
+
+
+def check_free(folder: Path | None, file: Path | None) -> None:
+    """Raise `UserError` if a result would replace what no evaluation wrote: in a folder, or a file of figures."""
+    if folder is not None and not _has_figures(folder / _FILES[0]):
+        for name in _FILES:
+            if (folder / name).exists():
+                raise UserError(f"evaluate: {folder} holds another {name}; give another --output")
+    if file is not None and file.exists() and not _has_figures(file):
+        raise UserError(f"evaluate: {file} was not written by loraloom evaluate; give another --json")
+
+
+def _has_figures(path: Path) -> bool:
+    try:
+        return "made" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def write_evaluation(folder: Path, title: str, evaluation: Evaluation, details: Mapping[str, Any]) -> None:

@@ -357,3 +357,13 @@ def test_references_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> N
     assert "none of the 4 records" in said(*reference, rows=[{"id": "7", "answer": "x"}])
     twice = [{"id": "1", "answer": "x"}] * 2
     assert "gives 1 id(s) more than once, '1' first" in said(*reference, rows=twice)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_files_of_others_are_never_replaced(name: str, option: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"of": "others"}')
+    target = tmp_path if option == "--output" else tmp_path / name
+    with pytest.raises(UserError, match=f"{name}.*; give another {option}"):
+        evaluate.main(["--run", str(tmp_path / "run"), option, str(target)])
+    assert (tmp_path / name).read_text() == '{"of": "others"}'

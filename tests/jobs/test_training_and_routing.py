@@ -184,3 +184,12 @@ def test_a_task_that_is_no_plain_name_is_refused_before_any_file_is_touched(
 def test_evaluate_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no run.json at"):
         evaluate.main(["--run", str(tmp_path)])
+
+
+def test_adapters_of_others_are_never_replaced(labelled: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "bank" / "red" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"of others")
+    with pytest.raises(UserError, match="red was not trained by this command; give another --output"):
+        train_adapters.main(["--data", str(labelled), "--output", str(tmp_path / "bank"), *model_words(tmp_path)])
+    assert weights.read_bytes() == b"of others"
