@@ -109,24 +109,27 @@ def _matches(fs: fsspec.AbstractFileSystem, pattern: str) -> dict[str, Any]:
 
 
 def _below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
-    """All files below a folder, or those with rows if `save_to_disk` wrote it."""
-    return _saved_dataset_files(fs, folder, fs.find(folder, detail=True))
-
-
-def _saved_dataset_files(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The ones of ``found`` that hold rows, as `save_to_disk` lists them; `UserError` if there are several splits."""
-    root = folder.rstrip("/")
+    """All files below a folder; of what `save_to_disk` wrote, those with rows. `UserError` for several splits."""
+    root, found = folder.rstrip("/"), fs.find(folder, detail=True)
     if f"{root}/{_SPLITS}" in found:
         splits = _names(fs, f"{root}/{_SPLITS}", lambda card: card["splits"])
         shown = masked(root)
         raise UserError(f"input: {shown} holds the splits {', '.join(splits)}; give one of them: {shown}/{splits[0]}")
-    if f"{root}/{_STATE}" not in found or not any(path.endswith(".arrow") for path in found):
-        return found
-    names = _names(fs, f"{root}/{_STATE}", lambda card: [file["filename"] for file in card["_data_files"]])
-    missing = [name for name in names if f"{root}/{name}" not in found]
+    states = {path.rpartition("/")[0] for path in found if path.endswith(f"/{_STATE}")}
+    saved = states & {path.rpartition("/")[0] for path in found if path.endswith(".arrow")}
+    rows = {f"{at}/{name}" for at in saved for name in _saved_names(fs, at, found)}
+    return {path: info for path, info in found.items() if path in rows or path.rpartition("/")[0] not in saved}
+
+
+def _saved_names(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any]) -> list[str]:
+    """The files with the rows of a data set that `save_to_disk` wrote; others are caches of `datasets`."""
+    names = _names(fs, f"{folder}/{_STATE}", lambda card: [file["filename"] for file in card["_data_files"]])
+    missing = [name for name in names if f"{folder}/{name}" not in found]
     if missing:
-        raise UserError(f"input: {masked(root)} lacks {missing[0]}, which its {_STATE} names; save the data set again")
-    return {f"{root}/{name}": found[f"{root}/{name}"] for name in names}
+        raise UserError(
+            f"input: {masked(folder)} lacks {missing[0]}, which its {_STATE} names; save the data set again"
+        )
+    return names
 
 
 def _names(fs: fsspec.AbstractFileSystem, path: str, read: Callable[[Any], Any]) -> list[str]:

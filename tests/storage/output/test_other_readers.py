@@ -129,6 +129,14 @@ def test_a_saved_folder_is_input(tmp_path: Path) -> None:
         records_of(str(tmp_path / "saved"))
 
 
+def test_saved_folders_may_be_partitions(tmp_path: Path) -> None:
+    for day in (1, 2):
+        datasets.Dataset.from_list([{"id": f"r{day}", "prompt": "p"}]).save_to_disk(str(tmp_path / f"day={day}"))
+        (tmp_path / f"day={day}" / "cache-1a2b.arrow").write_bytes(b"of datasets.map")
+    for end in ("", "/day=*", "/day=[12]"):
+        assert [(r.id, r.passed) for r in records_of(f"{tmp_path}{end}")] == [("r1", {"day": 1}), ("r2", {"day": 2})]
+
+
 def test_splits_of_a_saved_folder_are_not_mixed(tmp_path: Path) -> None:
     one = datasets.Dataset.from_list(ROWS[:5])
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "saved"))
