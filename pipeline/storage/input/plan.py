@@ -204,8 +204,8 @@ class _Scan:
                     self.schema.add(chunk)
                     chunk, size = [], 0
         self.schema.add(chunk)
-        passed = self.columns.passed(partition)
-        self.schema.add_schema(pa.schema([f for f in self._partition_schema if f.name in passed]))
+        keys = self.columns.passed(partition)
+        self.schema.add_schema(pa.schema([f for f in self._partition_schema if f.name in keys]))
 
     def _rows(self, path: str, file_format: Format) -> LocatedRows:
         """The rows of a file; `UserError` if the first one cannot be read and the file seems to be something else."""

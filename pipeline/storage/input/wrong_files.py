@@ -21,12 +21,9 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
     b"\x04\x22\x4d\x18": ("lz4", ".lz4"),
     b"PAR1": ("Parquet", ".parquet"),
+    b"ARROW1": ("Arrow", ".arrow"),
 }
-_OTHER_MAGIC = {
-    b"ARROW1": "an Arrow IPC file, not a stream",
-    b"PK\x03\x04": "a ZIP file or a spreadsheet",
-    b"%PDF": "PDF",
-}
+_OTHER_MAGIC = {b"PK\x03\x04": "a ZIP file or a spreadsheet", b"%PDF": "PDF"}
 _BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
@@ -41,15 +38,17 @@ def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> st
         head = bytes(opened.read(_HEAD_BYTES))
     if head.startswith(_LFS):
         return "is a Git LFS pointer, not the data itself; fetch the data with git lfs pull"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+        return "is a web page or XML; check where it was downloaded from"
+    if not is_text:
+        return None
     for magic, (kind, suffix) in _MAGIC.items():
         if head.startswith(magic) and not (name + compression).endswith(suffix):
             return f"holds {kind}; its name must end with {suffix}"
     for magic, kind in _OTHER_MAGIC.items():
         if head.startswith(magic):
             return f"is {kind}; write it as JSON lines or Parquet"
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        return "is a web page or XML; check where it was downloaded from"
-    return _text_problem(_unpacked_head(fs, path) if compression else head, name) if is_text else None
+    return _text_problem(_unpacked_head(fs, path) if compression else head, name)
 
 
 def check_prompt(columns: Columns, names: Collection[str], path: str) -> None:

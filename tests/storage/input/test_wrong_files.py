@@ -52,7 +52,7 @@ WRONG = {
     "gzip": (".jsonl", compressed(LINES, ".gz"), "holds gzip; its name must end with .gz"),
     "zstd in CSV": (".csv", compressed(LINES, ".zst"), "holds zstd"),
     "Parquet": (".jsonl", encoded(ROWS, ".parquet"), "holds Parquet"),
-    "Arrow file": (".arrow", arrow_file(), "is an Arrow IPC file, not a stream"),
+    "Arrow": (".jsonl", arrow_file(), "holds Arrow; its name must end with .arrow"),
     "spreadsheet": (".csv", b"PK\x03\x04" + bytes(range(200)), "a spreadsheet"),
     "web page": (".jsonl", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page"),
 }
