@@ -194,7 +194,7 @@ class RoutingSettings(Strict):
     weights: Literal["renormalize", "softmax"]
     weight_steps: Annotated[int, Field(ge=1, le=4096)]
     gate: bool
-    fallback: Literal["base", "all", "nearest"]
+    fallback: Literal["base", "all", "nearest"] | None
     acceptance: Share
     granularity: Literal["record", "sentence", "parts"]
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[a-zA-Z]+)*$")]

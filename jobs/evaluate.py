@@ -139,7 +139,7 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     if unnamed := stack.router.unnamed(adapters):
         _log(unnamed_line(unnamed))
     runner = SuiteRunner(stack, suite, config.max_new_tokens, config.engine.score_tokens, _log)
-    policy = RoutingPolicy(**config.routing.model_dump())
+    policy = RoutingPolicy(**config.routing.model_dump()).for_router(stack.router.fallback)
     if options.leave_one_out:
         compared = _left_out(options, suite, stack, policy, config.max_new_tokens)
     else:

@@ -58,6 +58,7 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     checked = check_models(settings)
     if checked.unnamed:
         print(unnamed_line(checked.unnamed))
+    settings = settings.with_routing(checked.routing)
     route = RouteRecords(settings, checked.context)
     if prompts:
         records = [Record(index, f"prompt {index + 1}", text) for index, text in enumerate(prompts)]

@@ -53,7 +53,8 @@ class Route:
     def __init__(self, config: Sequence[str] = ()) -> None:
         self.config = load_config(config)
         self.settings = job_settings(self.config, "", "")
-        self.context = check_models(self.settings).context
+        checked = check_models(self.settings)
+        self.context, self.settings = checked.context, self.settings.with_routing(checked.routing)
         self._route = RouteRecords(self.settings, self.context)
 
     def __call__(self, batch: Batch) -> pa.Table:

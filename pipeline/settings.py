@@ -1,6 +1,6 @@
 """The settings of a job, as plain dataclasses that travel to the actors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -62,6 +62,11 @@ class JobSettings:
     hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
     run: str = ""  # id of the run in metrics and logs, set by `job.session.open_session`
+
+    def with_routing(self, routing: RoutingPolicy) -> "JobSettings":
+        """Return these settings with another routing policy, whose fallback the config for `run.json` shows too."""
+        shown = self.config.get("routing", {}) | {"fallback": routing.fallback}
+        return replace(self, routing=routing, config=self.config | {"routing": shown})
 
     @property
     def shard_mixtures(self) -> int:

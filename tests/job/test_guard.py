@@ -49,6 +49,15 @@ def test_the_same_parts_elsewhere_are_the_same(begun: JobSettings, tmp_path: Pat
     GenerateJob(moved).prepare()
 
 
+def test_the_fallback_of_the_router_is_that_of_the_job(begun: JobSettings) -> None:
+    assert begun.routing.fallback is None
+    GenerateJob(replace(begun, routing=replace(begun.routing, fallback="base"))).prepare()  # the router has the same
+    assert "routing.fallback" in refusal(replace(begun, routing=replace(begun.routing, fallback="all")))
+    job = GenerateJob(begun)
+    job.prepare()
+    assert (job.settings.routing.fallback, job.settings.config["routing"]) == ("base", {"fallback": "base"})
+
+
 def test_a_model_of_other_weights_is_refused(begun: JobSettings) -> None:
     change_a_weight(Path(begun.model.path) / "model.safetensors")
     assert "differs in fingerprints.model (was '" in refusal(begun)

@@ -12,6 +12,7 @@ from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import ModelChecks
 from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
 from pipeline.storage.input.columns import Columns
@@ -45,7 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Fingerprints of model, bank and router as the checks find them; no such parts are there."""
     found = dict(PARTS)
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, found, []))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: ModelChecks(1000, found, [], settings.routing))
     return found
 
 
