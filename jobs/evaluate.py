@@ -132,7 +132,7 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     if config.threads:
         torch.set_num_threads(config.threads)
     m, engine = config.model, EngineSettings(config.engine.batch_size, config.engine.prefill_tokens)
-    model = ModelRef(resolve_model(m.path), m.dtype, m.prompt_format, m.trust_remote_code, m.quantization)
+    model = ModelRef(resolve_model(m.path), m.dtype, m.prompts, m.trust_remote_code, m.quantization)
     bank = config.bank
     stack = load_model_stack(model, bank.path, config.router.path, bank.adapters, config.device, engine)
     adapters = stack.engine.lora.bank.names

@@ -64,7 +64,7 @@ def main(
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     labels = [task for task, examples in rows.items() for _ in examples]
     texts = [row["prompt"] for examples in rows.values() for row in examples]
-    encode = PromptFormat(tokenizer, config.model.prompt_format).encode
+    encode = PromptFormat(tokenizer, config.model.prompts).encode
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1
     card = {

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from .conversations import PromptSettings
 from .engine import Sampling
 from .engine.registry import capabilities_of
 from .engine.settings import BackendSettings
@@ -16,7 +17,7 @@ from .storage.input.columns import Columns
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The base model and the format of its prompts.
+    """The base model and the settings of its prompts.
 
     ``path``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file;
     `cluster.node_cache` turns it into a folder or a hub id.
@@ -24,7 +25,7 @@ class ModelRef:
 
     path: str
     dtype: str
-    prompt_format: Literal["raw", "chat"]
+    prompts: PromptSettings
     trust_remote_code: bool
     quantization: Quantization
 

@@ -125,6 +125,7 @@ def input_problem(settings: JobSettings, plan: InputPlan) -> str:
 
 
 def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
+    plan.check_prompts()
     for key, name in (("sampling", settings.columns.sampling), ("choices", settings.columns.choices)):
         if name is not None and name not in plan.passed.names:
             raise UserError(f"input: no record has the column {name!r} (input.{key}_column)")
@@ -159,7 +160,7 @@ def check_models(settings: JobSettings) -> ModelChecks:
     check_weights(model.path)
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
-    PromptFormat(tokenizer, model.prompt_format)
+    PromptFormat(tokenizer, model.prompts)
     if (settings.sentences or settings.parts) and not tokenizer.is_fast:
         granularity = "sentence" if settings.sentences else "parts"
         raise UserError(
@@ -168,7 +169,8 @@ def check_models(settings: JobSettings) -> ModelChecks:
         )
     values = has_values(model.path) and has_values(settings.bank)
     bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code, values)
-    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
+    vocabulary, prompt_format = tokenizer.get_vocab(), model.prompts.prompt_format
+    router = load_router_for(settings.router, bank.names, settings.bank, vocabulary, prompt_format)
     router.threshold(settings.routing.acceptance)
     routing = settings.routing.for_router(router.fallback)
     routing.check_fallback(router.labels)

@@ -59,7 +59,7 @@ def letters(rows: list[int]) -> pa.Table:
 def answers(settings: JobSettings, rows: list[int]) -> pa.Table:
     values: dict[str, Any] = {"id": [str(r) for r in rows], "prompt_tokens": [1] * len(rows)}
     values |= {"finish_reason": ["stop"] * len(rows), "completion_tokens": [2] * len(rows)}
-    values |= {"fallback": [False] * len(rows), "mixture": ["a:1.0"] * len(rows)}
+    values |= {"fallback": [False] * len(rows), "last_assistant": [False] * len(rows), "mixture": ["a:1.0"] * len(rows)}
     schema = GenerateJob(settings).prepare(new_run=True).schema.data
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in schema], schema=schema)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from pipeline.job.session import open_session
@@ -87,7 +88,7 @@ def test_a_run_that_another_command_begins_after_the_checks_is_refused(begun: Jo
 @pytest.mark.long
 def test_a_router_that_was_trained_otherwise_is_refused(begun: JobSettings, tmp_path: Path) -> None:
     other = tiny.make_router(tmp_path / "other", Path(begun.model.path), prompt_format="chat")
-    raw = replace(begun, model=replace(begun.model, prompt_format="chat"), router=str(other))
+    raw = replace(begun, model=replace(begun.model, prompts=PromptSettings("chat")), router=str(other))
     said = refusal(raw)
     assert "fingerprints.router (was '" in said
     assert "prompt_format (was 'raw', is 'chat')" in said

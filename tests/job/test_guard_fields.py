@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.conversations import PromptSettings
 from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.engine.vllm.settings import VllmSettings
@@ -36,7 +37,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "engine.backend": {"engine": VllmSettings()},
     "dtype": {"model": replace(MODEL, dtype="bf16")},
     "quantization": {"model": replace(MODEL, quantization="8bit")},
-    "prompt_format": {"model": replace(MODEL, prompt_format="chat")},
+    "prompt_format": {"model": replace(MODEL, prompts=PromptSettings("chat"))},
+    "last_assistant": {"model": replace(MODEL, prompts=PromptSettings(last_assistant="drop"))},
+    "special_tokens": {"model": replace(MODEL, prompts=PromptSettings(special_tokens="control"))},
+    "chat_template_kwargs.thinking": {
+        "model": replace(MODEL, prompts=PromptSettings(chat_template_kwargs={"thinking": 0}))
+    },
     "window.records": {"window_records": 7},
     "limit": {"limit": 1},
 }
