@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
 from pipeline.routing.extension import Extension, add_class
 from pipeline.routing.loading import load_router_for
-from pipeline.storage.input.labelled import read_table
+from pipeline.storage.input.labelled import read_examples
 from pipeline.storage.store.redact import masked
 
 
@@ -48,10 +48,10 @@ def main(
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     vocabulary, prompt_format = tokenizer.get_vocab(), config.model.prompt_format
     loaded = load_router_for(router, checked.names, str(bank), vocabulary, prompt_format)
-    texts = [row["prompt"] for row in read_table(examples, ["prompt"])]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise UserError(f"data: {masked(examples)}: the column prompt must hold a text in each row")
-    prompts = PromptFormat(tokenizer, config.model.prompt_format).encode(texts)
+    given = [row["prompt"] for row in read_examples(examples, [])]
+    if None in given:
+        raise UserError(f"data: {masked(examples)}: the column prompt must hold a text or messages in each row")
+    prompts = PromptFormat(tokenizer, config.model.prompts).encode(given)
     extended, found = add_class(loaded, name, prompts, config.false_claim)
     # The bank first: an adapter that no router names does no harm, a router that names a missing one stops a job.
     _copy(adapter, bank / name)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from pipeline.adapters import AdapterBank
+from pipeline.conversations import PromptSettings
 from pipeline.engine import base_shapes
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing.router import Router, tokenizer_fingerprint
@@ -113,7 +114,7 @@ def make_router(folder: Path, model: Path, labels: Sequence[str] = ADAPTERS, pro
     """A trained router for the adapters ``labels``."""
     tokenizer = load_tokenizer(str(model))
     texts = {label: prompts_of(label, 40, seed=1) for label in labels}
-    encode = PromptFormat(tokenizer, "raw" if prompt_format == "raw" else "chat").encode
+    encode = PromptFormat(tokenizer, PromptSettings("raw" if prompt_format == "raw" else "chat")).encode
     prompts = [text for label in labels for text in texts[label]]
     names = [label for label in labels for _ in texts[label]]
     vocabulary = tokenizer.get_vocab()

@@ -21,6 +21,7 @@ from pipeline.models import (
     model_fingerprint,
 )
 from pipeline.records import concat_schemas
+from pipeline.routing import RoutingPolicy
 from pipeline.routing.loading import load_router_for
 from pipeline.settings import JobSettings
 from pipeline.stages.output_schema import OutputSchema
@@ -43,14 +44,15 @@ from .stop import stop_on_store_errors
 class Prepared:
     """A job that has passed all checks.
 
-    ``context``, ``fingerprints``, ``unnamed``: see `ModelChecks`. ``guard``: see `job.guard`. ``schema``: of the output
-    files. ``new_run``: an earlier run in the output is discarded. ``seconds``: that the checks took.
+    ``context`` to ``routing``: see `ModelChecks`. ``guard``: see `job.guard`. ``schema``: of the output files.
+    ``new_run``: an earlier run in the output is discarded. ``seconds``: that the checks took.
     """
 
     plan: InputPlan
     context: int
     fingerprints: dict[str, str]
     unnamed: list[str]
+    routing: RoutingPolicy
     guard: dict[str, Any]
     schema: OutputSchema
     budget: ErrorBudget
@@ -68,14 +70,15 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     limit_arenas()
     _check_shared(settings)
     files = check_input(settings.input, settings.columns, folder.root).files
-    context, fingerprints, unnamed = check_models(settings)
+    checked = check_models(settings)
+    settings, fingerprints = settings.with_routing(checked.routing), checked.fingerprints
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
     _check_writable(settings.output, folder)
     schema = _output_schema(settings, plan, fingerprints)
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
     trim_heap()
-    return Prepared(plan, context, fingerprints, unnamed, guard, schema, budget, new_run, time.monotonic() - start)
+    return Prepared(plan, *checked, guard, schema, budget, new_run, time.monotonic() - start)
 
 
 def _check_shared(settings: JobSettings) -> None:
@@ -156,12 +159,13 @@ class ModelChecks(NamedTuple):
     """What is known of model, bank and router once they fit each other.
 
     ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``unnamed``: adapters
-    that no class of the router names.
+    that no class of the router names. ``routing``: the job's, with the fallback of the router if it has no other.
     """
 
     context: int
     fingerprints: dict[str, str]
     unnamed: list[str]
+    routing: RoutingPolicy
 
 
 def check_models(settings: JobSettings) -> ModelChecks:
@@ -173,7 +177,7 @@ def check_models(settings: JobSettings) -> ModelChecks:
     check_weights(model.path)
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
-    PromptFormat(tokenizer, model.prompt_format)
+    PromptFormat(tokenizer, model.prompts)
     if (settings.sentences or settings.parts) and not tokenizer.is_fast:
         granularity = "sentence" if settings.sentences else "parts"
         raise UserError(
@@ -182,10 +186,12 @@ def check_models(settings: JobSettings) -> ModelChecks:
         )
     values = has_values(model.path) and has_values(settings.bank)
     bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code, values)
-    spec_of(settings.engine).check(settings.engine, bank, settings.routing.largest_mixture(len(bank.names)))
-    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
+    vocabulary, prompt_format = tokenizer.get_vocab(), model.prompts.prompt_format
+    router = load_router_for(settings.router, bank.names, settings.bank, vocabulary, prompt_format)
     router.threshold(settings.routing.acceptance)
-    settings.routing.check_fallback(router.labels)
+    routing = settings.routing.for_router(router.fallback)
+    routing.check_fallback(router.labels)
+    spec_of(settings.engine).check(settings.engine, bank, routing.largest_mixture(len(bank.names)))
     _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:
@@ -199,7 +205,7 @@ def check_models(settings: JobSettings) -> ModelChecks:
         "router": router.fingerprint,
         "tokenizer": router.trained_for["tokenizer_fingerprint"],
     }
-    return ModelChecks(context, fingerprints, router.unnamed(bank.names))
+    return ModelChecks(context, fingerprints, router.unnamed(bank.names), routing)
 
 
 def _check_engine(settings: JobSettings) -> None:

@@ -52,12 +52,14 @@ class RunSummary:
         counts, answered, hours = self.counts, max(1, self.counts["data"]), self.device_hours()
         fallback = self.values["config"].get("routing", {}).get("fallback", "base")
         unnamed = self.values.get("unnamed_adapters", [])
+        last, policy = counts.get("last_assistant", 0), self.values["config"].get("model", {}).get("last_assistant")
         return {
             "records": f"{counts['records']:,}",
             "answered": f"{counts['data']:,}",
             "dead letters": f"{counts['dead']:,}",
             "missing": f"{counts['incomplete']:,}",
             "fallback": f"{counts['fallback'] / answered:.1%} ({fallback})",
+            **({"last turn of the assistant": f"{last:,} ({policy})"} if last else {}),
             "distinct mixtures": f"{'over ' if self.rare else ''}{len(counts['mixtures']):,}",
             "adapters per mixture": f"{self.mean_adapters():.2f}",
             "adapters in no class of the router": _some(unnamed),

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import embedding_bag, normalize
 
 from pipeline.errors import UserError
+from pipeline.records import Prompt
 
 from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_metrics
 from .centroids import CentroidHead, centroid
@@ -76,9 +77,9 @@ class _Projection:
 
 
 def fit_centroids(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     labels: Sequence[str],
-    encode: Callable[[Sequence[str]], list[list[int]]],
+    encode: Callable[[Sequence[Prompt]], list[list[int]]],
     token_embeddings: torch.Tensor,
     settings: CentroidSettings,
     card: dict[str, Any],
@@ -120,10 +121,10 @@ def fit_centroids(
 
 
 def _examples(
-    prompts: Sequence[str], labels: Sequence[str], names: list[str], limit: int, rng: random.Random
-) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    prompts: Sequence[Prompt], labels: Sequence[str], names: list[str], limit: int, rng: random.Random
+) -> tuple[list[Prompt], torch.Tensor, torch.Tensor]:
     """Draw the examples of each class; their texts, the indices of their classes [n], and of their folds [n]."""
-    texts: list[str] = []
+    texts: list[Prompt] = []
     targets: list[int] = []
     folds: list[int] = []
     for index, name in enumerate(names):

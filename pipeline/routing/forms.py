@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
+from pipeline.conversations import last_text, with_last_text
+from pipeline.records import Prompt
+
 Form = Callable[[str, Random], str]
 
 _ITEM = re.compile(r"^\s*(\w+:|[-*•]|\(?\w{1,2}[.):])\s+(.*)$")
@@ -81,9 +84,14 @@ _FIELDS: tuple[dict[str, object], ...] = (
 )
 
 
-def in_forms(prompts: Sequence[str], forms: int, rng: Random) -> list[str]:
-    """Return prompts as they are, and then all of them in another form, ``forms`` times."""
-    return [*prompts, *(vary(prompt, rng) for _ in range(forms) for prompt in prompts)]
+def in_forms(prompts: Sequence[Prompt], forms: int, rng: Random) -> list[Prompt]:
+    """Return prompts as they are, and then what each asks last in another form, ``forms`` times."""
+    return [*prompts, *(_varied(prompt, rng) for _ in range(forms) for prompt in prompts)]
+
+
+def _varied(prompt: Prompt, rng: Random) -> Prompt:
+    text = last_text(prompt)
+    return with_last_text(prompt, vary(text, rng)) if text else prompt
 
 
 def vary(prompt: str, rng: Random) -> str:

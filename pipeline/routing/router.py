@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.records import Mixture
 from pipeline.untrusted import printable_name
 
-from .policy import RoutingPolicy
+from .policy import Fallback, RoutingPolicy
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,15 @@ class Router(ABC):
     """Routes prompts to mixtures of the adapters named by ``labels``.
 
     ``kind``: its name in ``router.json``. ``vocab_size``: it knows the token ids below this. ``trained_for``: the
-    `tokenizer_fingerprint` and `prompt_format` of its training prompts.
+    `tokenizer_fingerprint` and `prompt_format` of its training prompts. ``fallback``: of prompts that the gate rejects,
+    unless the policy has one.
     """
 
     kind: ClassVar[str]
     labels: list[str]
     vocab_size: int
     trained_for: dict[str, str]
+    fallback: Fallback = "base"
 
     @classmethod
     @abstractmethod
@@ -74,6 +76,7 @@ class Router(ABC):
         """Return one route for each prompt (token ids, at least one each)."""
         if not prompts:
             return []
+        policy = policy.for_router(self.fallback)
         found = self.classify(prompts, policy.acceptance)
         rejected = ~found.accepted & policy.gate
         fallbacks = iter(policy.fallbacks(found.probabilities[rejected], self.labels))

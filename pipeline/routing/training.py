@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from pipeline.records import Prompt
+
 from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_metrics
 from .centroids import CentroidHead, centroid
 from .forms import in_forms
 from .mlp_router import HeldOut, MlpRouter
 from .network import RouterNetwork, RouterShape, flatten_prompts
 
-Encode = Callable[[Sequence[str]], list[list[int]]]
+Encode = Callable[[Sequence[Prompt]], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RouterSettings:
 
 
 def train_router(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     labels: Sequence[str],
     encode: Encode,
     vocab_size: int,
@@ -86,7 +88,7 @@ def train_router(
 
 def _centroids(
     model: RouterNetwork,
-    prompts: list[str],
+    prompts: list[Prompt],
     targets: torch.Tensor,
     held_size: int,
     encode: Encode,
@@ -108,7 +110,7 @@ def _centroids(
 
 def _fit(
     model: RouterNetwork,
-    texts: list[str],
+    texts: list[Prompt],
     targets: torch.Tensor,
     encode: Encode,
     settings: RouterSettings,

@@ -88,9 +88,9 @@ def test_a_router_is_trained_and_routes(
 def test_a_router_is_made_without_training(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:
     router = tmp_path / "router"
     command = ["--data", str(labelled), "--output", str(router), "--method", "centroids", *model_words(tiny_model)]
-    assert train_router.main([*command, "centroids.examples=16"]) == 0
+    assert train_router.main([*command, "--fallback", "nearest", "centroids.examples=16"]) == 0
     loaded = load_router(router)
-    assert (loaded.kind, loaded.labels) == ("centroids", ["cold", "red"])
+    assert (loaded.kind, loaded.labels, loaded.fallback) == ("centroids", ["cold", "red"], "nearest")
     encode = PromptFormat(load_tokenizer(str(tiny_model))).encode
     for name in loaded.labels:
         routes = loaded.route(encode(tiny.prompts_of(name, 20, seed=9)), RoutingPolicy(gate=False))

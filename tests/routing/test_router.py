@@ -103,6 +103,17 @@ def test_a_prompt_below_the_threshold_gets_the_fallback(router: MlpRouter, fallb
     assert [r for r in routes if not r.fallback] == [r for r in routed if r.score >= scores[60]]
 
 
+def test_a_router_has_a_fallback_that_a_policy_may_replace(router: MlpRouter, tmp_path: Path) -> None:
+    strict = with_threshold(router, 2.0)  # above every cosine
+    strict.card["fallback"] = "all"
+    strict.save(tmp_path)
+    loaded = MlpRouter.load(tmp_path, json.loads((tmp_path / "router.json").read_text()))
+    assert loaded.fingerprint != router.fingerprint
+    found = [loaded.route(PROMPTS[:1], RoutingPolicy(fallback=own))[0].mixture for own in (None, "base", "all")]
+    assert [mixture.adapters for mixture in found] == [LABELS, (), LABELS]
+    assert router.fallback == "base"
+
+
 @pytest.mark.parametrize("left_out", LABELS)
 def test_a_router_without_a_class_gives_its_probability_to_the_others(router: MlpRouter, left_out: str) -> None:
     other = router.without([left_out])

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked
 
+from .columns import Columns
 from .formats.base import LocatedRows
 
 Partition = dict[str, int | str | None]
@@ -33,13 +34,10 @@ def partitions(paths: Sequence[str]) -> tuple[dict[str, Partition], pa.Schema]:
     return values, pa.schema([(name, column.type) for name, column in columns.items()])
 
 
-def add_partition(rows: LocatedRows, partition: Partition, path: str) -> LocatedRows:
-    """Add the values of a file's partition to its rows; `UserError` if a row has another value in such a column."""
-    return _added(rows, partition, path) if partition else rows
-
-
-def _added(rows: LocatedRows, partition: Partition, path: str) -> LocatedRows:
-    for offset, row in rows:
+def arranged(rows: LocatedRows, path: str, partition: Partition, columns: Columns) -> LocatedRows:
+    """The rows of a file as columns of records, with those of its partition; `UserError` if a value differs there."""
+    for offset, given in rows:
+        row = columns.arranged(given)
         for name, value in partition.items():
             found = value if row.values is None else row.values.setdefault(name, value)
             if found != value or type(found) is not type(value):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 
+from pipeline.conversations import hint
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, user_errors
 
@@ -23,7 +24,7 @@ from .files import InputFile, Listing, list_input
 from .formats import Format, SeekPoint, format_of
 from .formats.base import LocatedRows
 from .limits import MAX_BATCH_CHARS, text_size
-from .partitions import Partition, add_partition, partitions
+from .partitions import Partition, arranged, partitions
 from .schema import SchemaFinder
 from .wrong_files import check_columns, check_prompt, what_it_seems
 
@@ -68,7 +69,7 @@ class PlanPoint(NamedTuple):
 class InputPlan:
     """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster.
 
-    ``skipped``: names of files that are no data.
+    ``skipped``: names of files that are no data. ``no_prompt``: what to do if no row has a prompt; empty if one has.
     """
 
     url: str
@@ -79,6 +80,7 @@ class InputPlan:
     seek_points: list[PlanPoint]
     passed: pa.Schema
     duplicates: pa.Table = field(repr=False)
+    no_prompt: str = ""
 
     @property
     def skipped_files(self) -> str:
@@ -97,6 +99,11 @@ class InputPlan:
     def partitions(self) -> dict[str, Partition]:
         """The partition of each file."""
         return partitions([file.path for file in self.files])[0]
+
+    def check_prompts(self) -> None:
+        """Raise `UserError` if no row has a prompt."""
+        if self.no_prompt:
+            raise UserError(f"input: no record of {self.url} has a prompt; {self.no_prompt}")
 
     def window_size(self, window: int) -> int:
         """The number of rows of a window."""
@@ -150,7 +157,8 @@ def plan_input(
     if scan.names and columns.layout != "openai_batch":  # the layout says where they are
         check_columns(columns, scan.names, url)
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
-    return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates)
+    no_prompt = hint(passed.names, columns.layout) if scan.has_rows and not scan.has_prompts else ""
+    return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates, no_prompt)
 
 
 class _Scan:
@@ -159,6 +167,7 @@ class _Scan:
     def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns, paths: list[str]) -> None:
         self.fs, self.columns = fs, columns
         self.rows = 0
+        self.has_rows = self.has_prompts = False
         self.points: list[PlanPoint] = []
         self.names: dict[str, None] = {}
         self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
@@ -166,7 +175,7 @@ class _Scan:
 
     def add_file(self, path: str, max_rows: int | None) -> None:
         """Read a file, at most ``max_rows`` rows of it; `UserError` if that fails, or if it is something else."""
-        before, file_format = self.rows, format_of(path, self.columns.layout)
+        before, file_format = self.rows, format_of(path)
         try:
             self._add_file(path, file_format, max_rows)
         except UserError:
@@ -176,15 +185,15 @@ class _Scan:
 
     def _add_file(self, path: str, file_format: Format, max_rows: int | None) -> None:
         partition = self._partitions[path]
-        with _reading(path):
-            file_schema = file_format.schema(self.fs, path)
+        with _reading(path):  # a request has other columns than its file
+            file_schema = None if self.columns.layout == "openai_batch" else file_format.schema(self.fs, path)
         if file_schema is not None:
             passed = self.columns.passed(dict.fromkeys(file_schema.names))
             self.schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
         chunk: list[dict[str, Any]] = []
         size, last_offset = 0, -1
         for file_row, (offset, row) in enumerate(islice(self._rows(path, file_format), max_rows)):
-            if file_row == 0 and row.values is not None and file_schema is not None:
+            if file_row == 0 and row.values is not None and file_schema and self.columns.layout == "columns":
                 check_prompt(self.columns, row.values, path)
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
                 # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
@@ -194,6 +203,8 @@ class _Scan:
             self.rows += 1
             if row.values is None:
                 continue
+            self.has_rows = True
+            self.has_prompts = self.has_prompts or self.columns.has_prompt(row)
             if not row.values.keys() <= self.names.keys():
                 self.names |= dict.fromkeys(row.values)
             if file_schema is None:
@@ -218,7 +229,7 @@ class _Scan:
 
     def _read(self, path: str, file_format: Format) -> LocatedRows:
         with _reading(path):
-            yield from add_partition(file_format.read(self.fs, path), self._partitions[path], path)
+            yield from arranged(file_format.read(self.fs, path), path, self._partitions[path], self.columns)
 
     def _explain(self, path: str, file_format: Format) -> None:
         """Raise `UserError` if a file that cannot be read seems to be something else than its name says."""

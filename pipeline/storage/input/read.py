@@ -6,14 +6,14 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.records import PASSED, STAGED, DeadLetter, Record, concat_schemas
+from pipeline.records import PASSED, STAGED, Conversation, DeadLetter, Record, concat_schemas
 from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
 
-from .columns import Columns, record_text, row_text, settings_text
+from .columns import Columns, ordered_text, record_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
-from .partitions import add_partition
+from .partitions import arranged
 from .plan import Split
 from .schema import passed_table
 
@@ -21,8 +21,7 @@ from .schema import passed_table
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
     """The records of a split. ``repeated``: see `InputPlan.duplicates_of`."""
     fs, _ = open_url(url)
-    rows = format_of(split.path, columns.layout).read(fs, split.path, split.start)
-    rows = add_partition(rows, split.partition, split.path)
+    rows = arranged(format_of(split.path).read(fs, split.path, split.start), split.path, split.partition, columns)
     for index, (_, row) in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
         record = columns.record(index, row)
         yield _repeated(record, columns.given_id(row), *repeated[index]) if index in repeated else record
@@ -44,7 +43,8 @@ def batch_records(records: Iterator[Record], rows: int) -> Iterator[list[Record]
     size = 0
     for record in records:
         batch.append(record)
-        size += text_size((record.prompt, record.raw, record.passed))
+        prompt = record.prompt.messages if isinstance(record.prompt, Conversation) else record.prompt
+        size += text_size((prompt, record.raw, record.passed))
         if len(batch) == rows or size > MAX_BATCH_CHARS:
             yield batch
             batch, size = [], 0
@@ -77,12 +77,14 @@ def staged_schema(passed: pa.Schema) -> pa.Schema:
 
 def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
     """Records as one table of `staged_schema`."""
+    conversations = [r.prompt if isinstance(r.prompt, Conversation) else None for r in records]
     columns = [
         [r.row for r in records],
         [r.id for r in records],
         [r.prompt if isinstance(r.prompt, str) else None for r in records],
-        [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
-        [None if r.sampling is None else settings_text(r.sampling) for r in records],
+        [None if c is None else ordered_text(c.messages) for c in conversations],
+        [None if c is None or not c.template else ordered_text(c.template) for c in conversations],
+        [None if r.sampling is None else ordered_text(r.sampling) for r in records],
         [r.raw for r in records],
         [None if r.dead is None else vars(r.dead) for r in records],
     ]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import fsspec
 import orjson
 
+from pipeline.conversations import hint
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked
 
@@ -54,8 +55,8 @@ def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> st
 def check_prompt(columns: Columns, names: Collection[str], path: str) -> None:
     """Raise `UserError` if the columns ``names`` of a file hold no prompt."""
     if not {columns.prompt, columns.messages} & set(names):
-        prompt = f"{columns.prompt!r} or {columns.messages!r} (input.prompt_column, input.messages_column)"
-        raise UserError(f"input: {masked(path)} has no column {prompt}; it has {', '.join(map(repr, names))}")
+        others = [*columns.passed(dict.fromkeys(names))]
+        raise UserError(f"input: no record of {masked(path)} has a prompt; {hint(others, columns.layout)}")
 
 
 def check_columns(columns: Columns, names: Collection[str], url: str) -> None:

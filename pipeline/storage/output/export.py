@@ -7,9 +7,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.dataset
 
+from pipeline.conversations.openai_batch import CHAT, MODEL, URL
 from pipeline.errors import UserError
 from pipeline.storage.input.columns import row_text
-from pipeline.storage.input.formats.openai_batch import CHAT, MODEL, URL
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.dataset
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.conversations import Layout
 from pipeline.errors import UserError
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.output_files import OutputFiles
 from pipeline.storage.input.duplicates import DUPLICATES
 from pipeline.storage.input.files import InputFile
-from pipeline.storage.input.formats import Layout
 from pipeline.storage.input.plan import InputPlan, PlanPoint
 from pipeline.storage.store.objects import put, read, remove
 from pipeline.storage.store.redact import masked, masked_path, user_errors

@@ -108,7 +108,7 @@ def test_a_file_without_a_prompt_among_others_is_named(suffix: str) -> None:
     url = memory_url()
     write_file(f"{url}/a.jsonl", LINES)
     write_file(f"{url}/b{suffix}", encoded([{"id": "x", "question": "q"}], suffix))
-    with user_error(f"/b{suffix} has no column 'prompt' or 'messages'", "it has 'id', 'question'"):
+    with user_error(f"/b{suffix} has a prompt; it has question: set input.prompt_column"):
         plan_input(url, 10, Columns())
 
 

@@ -149,7 +149,7 @@ def test_a_data_set_is_loaded_by_its_id(run: str) -> None:
     # A folder with a card is to the library what a hub id is.
     found = records_of(f"hub:{run}?split=train")
     assert {r.id for r in found} == set(by_id(read_run(run).to_table().to_pylist()))
-    with user_error("no column 'prompt'", "it has 'id', 'stage', 'error_type', 'message', 'record', 'row'"):
+    with user_error("has a prompt; it has stage, error_type, message, record, row"):
         records_of(f"hub:{run}?config=dead")
 
 
@@ -169,7 +169,7 @@ def test_conversations_in_parquet_are_messages(tmp_path: Path) -> None:
     rows = [{"id": "a", "messages": talk}, {"id": "b", "messages": talk[1:]}, {"id": "c", "messages": []}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     a, b, c = records_of(str(tmp_path / "in.parquet"))
-    assert (a.prompt, b.prompt) == (talk, talk[1:])
+    assert (a.prompt.messages, b.prompt.messages) == (talk, talk[1:])
     assert c.dead.error_type == "BadMessages"
 
 

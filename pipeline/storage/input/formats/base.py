@@ -3,24 +3,25 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 
 from pipeline.records import DeadLetter
 
-Layout = Literal["columns", "openai_batch"]
-"""The meaning of a row's values: columns of a table, or a request of the OpenAI batch API."""
-
 
 @dataclass(frozen=True)
 class InputRow:
-    """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text."""
+    """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text.
+
+    ``is_text``: the format has texts alone, so that a list can only be given as JSON text.
+    """
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None
     raw: str | None = None
+    is_text: bool = False
 
 
 LocatedRows = Iterator[tuple[int, InputRow]]
@@ -41,13 +42,12 @@ FILE_START = SeekPoint(0, 0)
 class Format(ABC):
     """A file format. A bad row is yielded with a dead letter; a file that cannot be read at all raises `UserError`.
 
-    ``suffixes``: the ends of the names of its files, in lower case; ``is_text``: its files hold text, and
-    may be compressed; ``layout``: the ``input.layout`` that it reads.
+    ``suffixes``: the ends of the names of its files, in lower case; ``is_text``: its files hold text, and may be
+    compressed.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
     is_text: ClassVar[bool] = False
-    layout: ClassVar[Layout] = "columns"
 
     @abstractmethod
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
