@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any
 
 import click
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +27,7 @@ from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
+from pipeline.storage.types.values import loads
 
 _SHOWN = 160  # characters of a prompt
 
@@ -149,7 +149,7 @@ def _print_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
     """Print why each sentence got its mixture; an out-of-domain sentence keeps the mixture before it."""
     settings = route.settings
     assert settings.sentences is not None
-    prompt = row["prompt"] if row["messages"] is None else orjson.loads(row["messages"])
+    prompt = row["prompt"] if row["messages"] is None else loads(row["messages"])
     [encoded] = route.tokenise([prompt], [max(1, len(row["tokens"]))])
     assert isinstance(encoded, Encoded)  # it was routed
     shown = list(router_inputs(encoded.tokens, encoded.sentences, settings.sentences.context_sentences))

@@ -18,8 +18,8 @@ from .routing.explanations import Explanation, explain
 from .stages.generate import GenerateRecords
 from .stages.output_schema import output_names
 from .stages.route import RouteRecords
-from .storage.input.formats import InputRow
 from .storage.input.formats.openai_batch import as_record
+from .storage.input.formats.typed import plain_schema, rows_of
 from .storage.input.read import staged_table
 
 Batch = Any
@@ -88,7 +88,8 @@ class Route:
         return [index for index, whole in enumerate(is_whole.to_pylist()) if whole]
 
     def _routed(self, table: pa.Table) -> pa.Table:
-        columns, rows = self.settings.columns, [InputRow(values) for values in table.to_pylist()]
+        columns, schema = self.settings.columns, plain_schema(table.schema, "the batch")
+        rows = [row for batch in table.to_batches() for row in rows_of(batch, schema)]
         if columns.layout == "openai_batch":
             rows = [as_record(row) for row in rows]
         records: list[Record] = [columns.record(index, row) for index, row in enumerate(rows)]

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.storage import read_run
 from pipeline.storage.input.labelled import read_table
 from pipeline.storage.store.redact import masked
+from pipeline.storage.types.values import python_rows
 
 from .metrics import Prediction
 from .suite import Question
@@ -70,7 +71,7 @@ def read_predictions(url: str, answer: str, by: str, reference: Reference | None
             " (--answer, or --reference for a table of answers)"
         )
     used = ["id", "output", "mixture", "finish_reason", *{answer, by, "kind", "choices"}.intersection(columns)]
-    rows = dataset.to_table(columns=used).to_pylist()
+    rows = python_rows(dataset.to_table(columns=used))
     known = [(row, row if reference is None else row | dict(reference.rows.get(row["id"], {}))) for row in rows]
     if reference is not None:
         known = [pair for pair in known if pair[0]["id"] in reference.rows]

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
 from pipeline.records import DEAD_LETTER, DeadLetter, Prompt
+from pipeline.storage.types.values import loads
 
 
 def with_columns(table: pa.Table, schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
@@ -27,4 +27,4 @@ def with_dead_letters(table: pa.Table, dead: Mapping[int, DeadLetter]) -> pa.Tab
 def prompts_of(table: pa.Table) -> list[Prompt]:
     """Return the prompt text or the conversation of each row; empty text if it has neither."""
     pairs = zip(table["prompt"].to_pylist(), table["messages"].to_pylist(), strict=True)
-    return [orjson.loads(messages) if messages is not None else prompt or "" for prompt, messages in pairs]
+    return [loads(messages) if messages is not None else prompt or "" for prompt, messages in pairs]

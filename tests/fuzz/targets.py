@@ -26,7 +26,7 @@ from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import HeldOut, MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.stages.record_sampling import RecordSampling
-from pipeline.storage.input.columns import Columns, record_text, settings_text
+from pipeline.storage.input.columns import Columns, record_text
 from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.csv import Csv
 from pipeline.storage.input.formats.jsonl import parse_line
@@ -34,6 +34,7 @@ from pipeline.storage.input.formats.openai_batch import as_record
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.input.schema import SchemaFinder
+from pipeline.storage.types.values import dumps
 from tests.adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
 
 COLUMNS = Columns(sampling="sampling", choices="choices")
@@ -120,7 +121,7 @@ def _read_requests(content: bytes) -> None:
         _check(record)
         if record.dead is None and record.sampling is not None:
             with suppress(ValueError):
-                sampling(settings_text(record.sampling))
+                sampling(dumps(record.sampling))
     assert sum(table.num_rows for table in staged_tables(iter(records), pa.schema([]), 4)) == len(rows)
 
 

@@ -2,14 +2,22 @@
 
 import hashlib
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
-import orjson
+import pyarrow as pa
+import pyarrow.types as kinds
 
+from pipeline.errors import UserError
 from pipeline.records import DeadLetter, Prompt, Record
+from pipeline.storage.store.redact import masked
+from pipeline.storage.types.values import dumps, loads
 
 from .formats import InputRow, Layout
 from .limits import MAX_DEPTH, is_deeper
+
+_ID_TYPES = (kinds.is_string, kinds.is_integer, kinds.is_decimal)
+_PROMPT_TYPES = (kinds.is_string, kinds.is_nested)  # some layouts hold a list of messages
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,18 @@ class Columns:
         sampling, bad_settings = self._settings(values)
         dead = row.dead or bad_prompt or bad_settings
         raw = row_text(values) if dead else None
-        return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
+        return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling, row.cells)
+
+    def check_types(self, schema: pa.Schema, path: str) -> None:
+        """Raise `UserError` for a file that states a type which no id, or no prompt, can have."""
+        problems = {self.id: (_ID_TYPES, "an id is text, a whole number or a UUID"), self.prompt: (_PROMPT_TYPES, "")}
+        for name, (fits, expected) in problems.items():
+            kind = schema.field(name).type if name in schema.names else pa.null()
+            if not kinds.is_null(kind) and not any(fit(kind) for fit in fits):
+                raise UserError(
+                    f"input: {masked(path)}: the column {name!r} is of the type {kind};"
+                    f" {expected or 'a prompt is text'}"
+                )
 
     def identity(self, row: InputRow) -> str:
         """The id as the input gives it, or a hash of the whole row if it gives none."""
@@ -50,15 +69,15 @@ class Columns:
     def given_id(self, row: InputRow) -> str | None:
         """The id as the input gives it, integers as text; None if there is none."""
         value = (row.values or {}).get(self.id)
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        if not _is_id(value) or value == "":
             return None
-        return str(value)
+        return str(int(value) if isinstance(value, Decimal) else value)
 
     def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
         given_id = values.get(self.id)
-        if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
+        if given_id is not None and not _is_id(given_id):
             kind = type(given_id).__name__
-            return None, _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a number")
+            return None, _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a whole number")
         prompt, messages = values.get(self.prompt), values.get(self.messages)
         if prompt is None and messages is None:
             return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")
@@ -95,13 +114,8 @@ def content_hash(values: Any) -> str:
 
 
 def row_text(values: Any) -> str:
-    """A row as canonical JSON; values that JSON does not have (dates, bytes, decimals) become text."""
-    return orjson.dumps(values, default=_as_text, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
-
-
-def settings_text(values: dict[str, Any]) -> str:
-    """Settings as JSON, in the given order: in a JSON schema it is the order of the answer's properties."""
-    return orjson.dumps(values, default=_as_text, option=orjson.OPT_NON_STR_KEYS).decode()
+    """A row as canonical JSON, the same for each order of its columns; see `types.values.dumps`."""
+    return dumps(values, sort_keys=True)
 
 
 def record_text(record: Record) -> str:
@@ -117,13 +131,14 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value) if value.strip() else None
-    except orjson.JSONDecodeError:
+        return loads(value) if value.strip() else None
+    except ValueError:
         return value
 
 
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+def _is_id(value: Any) -> bool:
+    is_whole = isinstance(value, Decimal) and value == value.to_integral_value()
+    return is_whole or (isinstance(value, (str, int)) and not isinstance(value, bool))
 
 
 def _is_message(value: Any) -> bool:

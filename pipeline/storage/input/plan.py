@@ -121,9 +121,11 @@ class _Scan:
         file_format = format_of(path, self.columns.layout)
         file_schema = file_format.schema(self.fs, path)
         if file_schema is not None:
-            passed = self.columns.passed(dict.fromkeys(file_schema.names))
-            self.schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
+            self.columns.check_types(file_schema, path)
+            passed = [*self.columns.passed(dict.fromkeys(file_schema.names))]
+            self.schema.add_schema(pa.schema([file_schema.field(name) for name in passed]))
         chunk: list[dict[str, Any]] = []
+        batch: pa.RecordBatch | None = None
         size, last_offset = 0, -1
         for file_row, (offset, row) in enumerate(_read(file_format.read(self.fs, path), path, max_rows)):
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
@@ -132,6 +134,9 @@ class _Scan:
             last_offset = offset
             self.duplicates.add(self.columns.identity(row), self.rows)
             self.rows += 1
+            if row.cells is not None and row.cells.batch is not batch:
+                batch = row.cells.batch
+                self.schema.add_batch(batch, passed)
             if row.values is not None and file_schema is None:
                 chunk.append(self.columns.passed(row.values))
                 size += text_size(chunk[-1])

@@ -9,8 +9,9 @@ import pyarrow as pa
 from pipeline.records import PASSED, STAGED, DeadLetter, Record, concat_schemas
 from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
+from pipeline.storage.types.values import dumps
 
-from .columns import Columns, record_text, row_text, settings_text
+from .columns import Columns, record_text, row_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
 from .plan import Split
@@ -80,10 +81,10 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
         [r.id for r in records],
         [r.prompt if isinstance(r.prompt, str) else None for r in records],
         [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
-        [None if r.sampling is None else settings_text(r.sampling) for r in records],
+        [None if r.sampling is None else dumps(r.sampling) for r in records],
         [r.raw for r in records],
         [None if r.dead is None else vars(r.dead) for r in records],
     ]
     arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
-    extra = passed_table([r.passed for r in records], passed)
+    extra = passed_table(records, passed)
     return pa.Table.from_arrays(arrays + extra.columns, schema=staged_schema(passed))

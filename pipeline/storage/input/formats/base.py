@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import fsspec
 import pyarrow as pa
 
-from pipeline.records import DeadLetter
+from pipeline.records import Cells, DeadLetter
 
 Layout = Literal["columns", "openai_batch"]
 """The meaning of a row's values: columns of a table, or a request of the OpenAI batch API."""
@@ -16,11 +16,15 @@ Layout = Literal["columns", "openai_batch"]
 
 @dataclass(frozen=True)
 class InputRow:
-    """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text."""
+    """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text.
+
+    ``cells``: the same values as Arrow has them, if the format states types.
+    """
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None
     raw: str | None = None
+    cells: Cells | None = field(default=None, compare=False)
 
 
 LocatedRows = Iterator[tuple[int, InputRow]]

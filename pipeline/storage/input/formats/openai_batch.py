@@ -10,9 +10,9 @@ are passed through.
 from typing import Any
 
 import fsspec
-import orjson
 
 from pipeline.records import DeadLetter
+from pipeline.storage.types.values import dumps
 
 from .base import FILE_START, InputRow, LocatedRows, SeekPoint
 from .jsonl import Jsonl
@@ -49,7 +49,7 @@ def as_record(row: InputRow) -> InputRow:
         settings = _settings({key: value for key, value in body.items() if key != prompt}, url == CHAT)
     except ValueError as error:
         return _refused(values, str(error))
-    return InputRow(values | {SAMPLING: orjson.dumps(settings).decode() if settings else None})
+    return InputRow(values | {SAMPLING: dumps(settings) if settings else None})
 
 
 def _refused(values: dict[str, Any], message: str) -> InputRow:
