@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.records import Record
 from pipeline.storage.input.schema import SchemaFinder, passed_table
 from pipeline.storage.types.values import loads
+from tests.storage.types.samples import same
 
 Rows = list[dict[str, Any]]
 JSON_METADATA = {b"loraloom": b"json"}
@@ -138,15 +139,6 @@ values: st.SearchStrategy[Any] = st.recursive(
     max_leaves=4,
 )
 chunk_lists = st.lists(st.lists(st.dictionaries(st.sampled_from(["c", "d"]), values), max_size=4), max_size=4)
-
-
-def same(stored: Any, given: Any) -> bool:
-    """Whether a stored value is the given one: a whole number may be a double of the same value."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        return stored.keys() == given.keys() and all(same(stored[k], given[k]) for k in given)
-    if isinstance(stored, list) and isinstance(given, list):
-        return len(stored) == len(given) and all(map(same, stored, given))
-    return isinstance(stored, bool) == isinstance(given, bool) and bool(stored == given)
 
 
 @pytest.mark.long

@@ -134,3 +134,25 @@ REFUSED: dict[str, pa.Array] = {
     "a dictionary of nested values": pa.DictionaryArray.from_arrays(pa.array([0]), pa.array([["a"]])),
     "a struct that names a field twice": pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]),
 }
+
+
+def in_list(column: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array([0, len(column), len(column)]), column)
+
+
+def in_struct(column: pa.Array) -> pa.Array:
+    return pa.StructArray.from_arrays([column, column], ["x", "y"])
+
+
+def in_map(column: pa.Array) -> pa.Array:
+    keys = pa.array([f"k{number}" for number in range(len(column))])
+    return pa.MapArray.from_arrays(pa.array([0, 1, len(column)], pa.int32()), keys, column)
+
+
+def same(stored: Any, given: Any) -> bool:
+    """Whether a stored value is the given one of JSON: a whole number may be a double of the same value."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        return stored.keys() == given.keys() and all(same(stored[k], given[k]) for k in given)
+    if isinstance(stored, list) and isinstance(given, list):
+        return len(stored) == len(given) and all(map(same, stored, given))
+    return isinstance(stored, bool) == isinstance(given, bool) and bool(stored == given)

@@ -18,7 +18,7 @@ from pipeline.storage.input.read import read_split, staged_table
 from pipeline.storage.types.values import dumps, is_json_text, loads, python_rows
 from tests.storage import memory_url, write_file
 
-from .samples import REFUSED, SAMPLES
+from .samples import REFUSED, SAMPLES, in_list, in_map, in_struct
 
 _TABLE = "| Arrow type | in the output | as JSON |"
 
@@ -68,19 +68,6 @@ def written(column: pa.Array, suffix: str) -> tuple[str, bytes]:
     prompts = pa.array([f"p{number}" for number in range(len(column))])
     table = pa.table({"id": prompts, "prompt": prompts, "c": column})
     return suffix, READERS[suffix](table)
-
-
-def in_list(column: pa.Array) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array([0, len(column), len(column)]), column)
-
-
-def in_struct(column: pa.Array) -> pa.Array:
-    return pa.StructArray.from_arrays([column, column], ["x", "y"])
-
-
-def in_map(column: pa.Array) -> pa.Array:
-    keys = pa.array([f"k{number}" for number in range(len(column))])
-    return pa.MapArray.from_arrays(pa.array([0, 1, len(column)], pa.int32()), keys, column)
 
 
 def in_parts(column: pa.Array) -> pa.Array:

@@ -1,0 +1,64 @@
+"""What is read must be what a parser of its own finds in the same bytes: no value may silently become another one."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.records import PASSED
+from pipeline.storage.types.values import is_json_text, python_rows
+from tests.storage.types.samples import same
+
+
+def check_values(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
+    """Compare rows of JSON values; a column that a row does not have is null."""
+    for row, given in zip(found, expected, strict=True):
+        for name in row.keys() | given.keys():
+            assert same(row.get(name), given.get(name)), (name, row.get(name), given.get(name))
+
+
+def check_passed(table: pa.Table, expected: Sequence[dict[str, Any]]) -> None:
+    """Compare the passed-through columns of a staged table with the values of its records."""
+    names = [name for name in table.column_names if name.startswith(PASSED)]
+    rows = python_rows(table.select(names))
+    check_values([{name.removeprefix(PASSED): value for name, value in row.items()} for row in rows], expected)
+
+
+def read_parquet(content: bytes) -> pa.Table | None:
+    """What Arrow itself finds in a Parquet file; None if it finds it damaged."""
+    try:
+        return pq.ParquetFile(io.BytesIO(content)).read()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def read_stream(content: bytes) -> pa.Table | None:
+    """What Arrow itself finds in a stream, or in that of a file; None if it finds it damaged."""
+    try:
+        return pa.ipc.open_stream(content.removeprefix(b"ARROW1\0\0")).read_all()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def check_columns(table: pa.Table, source: pa.Table) -> None:
+    """Compare the passed-through columns of a staged table with those of the file; rows that are dead are left out."""
+    alive = table["dead"].is_null().to_pylist()
+    for name in table.column_names:
+        if name.startswith(PASSED) and not is_json_text(table.schema.field(name)):
+            column = source[name.removeprefix(PASSED)].combine_chunks()
+            if isinstance(column, pa.ExtensionArray) and column.type != pa.uuid():
+                column = column.storage
+            for is_alive, stored, given in zip(alive, table[name], column, strict=True):
+                assert not is_alive or _value(stored) == _value(given), (name, stored, given)
+
+
+def _value(scalar: pa.Scalar) -> str:
+    """A value as text, the same for all forms of a type; of values that Python does not have, Arrow's text."""
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError):
+        return str(scalar.cast(pa.string()))
+    return repr(str(value) if isinstance(value, UUID) else value)
