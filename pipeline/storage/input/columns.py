@@ -71,7 +71,7 @@ class Columns:
         value = (row.values or {}).get(self.id)
         if not _is_id(value) or value == "":
             return None
-        return str(int(value) if isinstance(value, Decimal) else value)
+        return id_text(value)
 
     def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
         given_id = values.get(self.id)
@@ -106,6 +106,11 @@ class Columns:
         if (sampling or {}).get("choices") is not None:
             return None, _refused("BadChoices", f"columns {self.choices!r} and {self.sampling!r} both give choices")
         return {**(sampling or {}), "choices": choices}, None
+
+
+def id_text(value: Any) -> str:
+    """The text of an id: of a whole decimal without its fraction."""
+    return str(int(value) if isinstance(value, Decimal) and _is_id(value) else value)
 
 
 def content_hash(values: Any) -> str:
