@@ -72,10 +72,11 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Cells:
-    """The values of a row as Arrow has them: a row of a batch, which other rows share."""
+    """The values of a row as Arrow has them: a row of a batch, which other rows share; ``size``: its bytes, about."""
 
     batch: pa.RecordBatch
     index: int
+    size: int
 
 
 @dataclass(frozen=True)

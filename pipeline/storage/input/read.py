@@ -43,7 +43,8 @@ def batch_records(records: Iterator[Record], rows: int) -> Iterator[list[Record]
     size = 0
     for record in records:
         batch.append(record)
-        size += text_size((record.prompt, record.raw, record.passed))
+        size += text_size((record.prompt, record.raw))
+        size += record.cells.size if record.cells else text_size(record.passed)
         if len(batch) == rows or size > MAX_BATCH_CHARS:
             yield batch
             batch, size = [], 0

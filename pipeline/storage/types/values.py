@@ -20,6 +20,7 @@ import pyarrow.types as kinds
 
 _JSON = {b"loraloom": b"json"}
 _MANY_DIGITS = re.compile(r"(?:^|[\s:,\[-])\d{19}")
+_FAR = "<value out of range: "  # how Arrow shows a date beyond the year 32767
 _PER_SECOND = {"s": 0, "ms": 3, "us": 6, "ns": 9}  # digits
 
 
@@ -125,14 +126,10 @@ def _object(entries: list[tuple[Any, Any]]) -> Any:
 def _times(array: pa.Array) -> list[str | None]:
     """Dates and times as text: with a zone in UTC, which needs no data of time zones; far ones as a number of units."""
     zone, unit = getattr(array.type, "tz", None), getattr(array.type, "unit", "days")
-    texts = (array.cast(pa.timestamp(unit)) if zone else array).cast(pa.string()).to_pylist()
-    far = "<value out of range: "
-    return [
-        t
-        and (f"{t[len(far) : -1]} {unit} since 1970" if t.startswith(far) else t.replace(" ", "T"))
-        + ("Z" if zone else "")
-        for t in texts
-    ]
+    texts = (array.cast(pa.timestamp(unit)) if zone else array).cast(pa.string())
+    far = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, len(_FAR), -1), f"{unit} since 1970", " ")
+    texts = pc.if_else(pc.starts_with(texts, _FAR), far, pc.replace_substring(texts, " ", "T"))
+    return list((pc.binary_join_element_wise(texts, "Z", "") if zone else texts).to_pylist())
 
 
 def _duration(count: int, digits: int) -> str:

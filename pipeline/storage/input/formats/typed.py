@@ -21,7 +21,10 @@ def rows_of(batch: pa.RecordBatch, schema: pa.Schema) -> list[InputRow]:
     """
     try:
         plain = plain_batch(batch, schema)
-        rows = [InputRow(values, cells=Cells(plain, index)) for index, values in enumerate(python_rows(plain))]
+        size = plain.nbytes // max(1, plain.num_rows)
+        rows = [InputRow(values, cells=Cells(plain, index, size)) for index, values in enumerate(python_rows(plain))]
+        if plain.nbytes <= MAX_LINE:
+            return rows
         return [_TOO_LONG if text_size(row.values) > MAX_LINE else row for row in rows]
     except ValueError as error:  # text that is not UTF-8, a time that the plain type cannot hold
         if batch.num_rows == 1:
