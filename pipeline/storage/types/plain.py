@@ -48,8 +48,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _plain_leaf(kind: pa.DataType) -> pa.DataType:
     if kinds.is_decimal(kind):
-        whole = kind.precision - min(kind.scale, 0)
-        return decimal_type(whole, max(kind.scale, 0), kind.bit_width)
+        digits = max(kind.precision - min(kind.scale, 0), kind.scale)  # Parquet has 0 <= scale <= precision
+        return decimal_type(digits, max(kind.scale, 0), kind.bit_width)
     if kinds.is_date(kind):
         return pa.date32()
     if kind == pa.time32("s"):

@@ -79,7 +79,7 @@ def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
         try:
             values = python_values(array)
             columns.append([None if v is None else loads(v) for v in values] if is_json_text(field) else values)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f"column {field.name!r}: {error}") from None
     if not columns:
         return [{} for _ in range(batch.num_rows)]
@@ -126,7 +126,7 @@ def _object(entries: list[tuple[Any, Any]]) -> Any:
 def _times(array: pa.Array) -> list[str | None]:
     """Dates and times as text: with a zone in UTC, which needs no data of time zones; far ones as a number of units."""
     zone, unit = getattr(array.type, "tz", None), getattr(array.type, "unit", "days")
-    texts = (array.cast(pa.timestamp(unit)) if zone else array).cast(pa.string())
+    texts = (array.view(pa.timestamp(unit)) if zone else array).cast(pa.string())
     far = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, len(_FAR), -1), f"{unit} since 1970", " ")
     texts = pc.if_else(pc.starts_with(texts, _FAR), far, pc.replace_substring(texts, " ", "T"))
     return list((pc.binary_join_element_wise(texts, "Z", "") if zone else texts).to_pylist())

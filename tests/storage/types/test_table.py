@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ def test_a_struct_without_fields_is_json_text() -> None:
     field, column = stored(written(pa.array([{}, None], pa.struct([])), ".arrow"))
     assert is_json_text(field)
     assert column.to_pylist() == ["{}", None]
+
+
+@pytest.mark.parametrize(("scale", "digits", "value"), [(7, 7, "0.0000123"), (-2, 7, "12300")])
+def test_decimals_get_the_digits_that_parquet_wants(scale: int, digits: int, value: str) -> None:
+    buffers = pa.array([Decimal(123)], pa.decimal128(5, 0)).buffers()
+    _, column = stored(written(pa.Array.from_buffers(pa.decimal128(5, scale), 1, buffers), ".arrow"))
+    assert column.type == pa.decimal128(digits, max(scale, 0))
+    assert column.to_pylist() == [Decimal(value)]
 
 
 def test_the_table_in_the_docs_says_the_same() -> None:

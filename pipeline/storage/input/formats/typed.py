@@ -37,10 +37,10 @@ def plain_schema(schema: pa.Schema, path: str) -> pa.Schema:
 
     Also for too many columns, types that are too deep, and names that repeat or are not UTF-8.
     """
-    if len(schema.names) > MAX_COLUMNS or len(set(schema.names)) < len(schema.names):
-        raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
     # Arrow checks the names in a nested type only when it makes values of the type.
     with user_errors(f"input: {masked(path)} has a field whose name is not UTF-8", (UnicodeDecodeError,)):
+        if len(schema.names) > MAX_COLUMNS or len(set(schema.names)) < len(schema.names):
+            raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
         plain = pa.schema([_plain_field(field, path) for field in schema])
     if any(_is_too_deep(kind, MAX_DEPTH) for kind in plain.types):
         raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
