@@ -52,14 +52,15 @@ class Columns:
 
     def check_types(self, schema: pa.Schema, path: str) -> None:
         """Raise `UserError` for a file that states a type which no id, or no prompt, can have."""
-        problems = {self.id: (_ID_TYPES, "an id is text, a whole number or a UUID"), self.prompt: (_PROMPT_TYPES, "")}
+        advice = "convert it, or name another column with input."
+        problems = {
+            self.prompt: (_PROMPT_TYPES, f"a prompt is text; {advice}prompt_column"),
+            self.id: (_ID_TYPES, f"an id is text, a whole number or a UUID; {advice}id_column"),
+        }
         for name, (fits, expected) in problems.items():
             kind = schema.field(name).type if name in schema.names else pa.null()
             if not kinds.is_null(kind) and not any(fit(kind) for fit in fits):
-                raise UserError(
-                    f"input: {masked(path)}: the column {name!r} is of the type {kind};"
-                    f" {expected or 'a prompt is text'}"
-                )
+                raise UserError(f"input: {masked(path)}: the column {name!r} is of the type {kind}; {expected}")
 
     def identity(self, row: InputRow) -> str:
         """The id as the input gives it, or a hash of the whole row if it gives none."""

@@ -99,9 +99,7 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         inner = converted(array.flatten(), kind.value_type)
         return pa.ListArray.from_arrays(offsets, inner, type=kind, mask=array.is_null())
     if kinds.is_map(source):
-        lists = array.cast(
-            pa.list_(pa.struct([source.key_field.with_name("key"), source.item_field.with_name("value")]))
-        )
+        lists = array.cast(pa.list_(pa.struct([("key", source.key_type), ("value", source.item_type)])))
         keys, items = lists.flatten().flatten()
         keys, items = converted(keys, kind.key_type), converted(items, kind.item_type)
         return pa.MapArray.from_arrays(_offsets(lists), keys, items, type=kind, mask=lists.is_null())
@@ -136,9 +134,9 @@ def _taken(values: pa.Array, indices: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _viewed_bytes(array: pa.Array) -> int:
     """Bytes that the views of an array stand for; each of its 16 bytes starts with its length."""
-    views = (
-        np.frombuffer(array.buffers()[1], np.int32, 4 * len(array), 16 * array.offset) if len(array) else np.zeros(4)
-    )
+    if not len(array):
+        return 0
+    views = np.frombuffer(array.buffers()[1], np.int32, 4 * len(array), 16 * array.offset)
     return int(views[::4].sum(dtype=np.int64))
 
 

@@ -2,20 +2,23 @@
 
 import io
 import re
+import uuid
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.records import Record
 from pipeline.storage.input.columns import Columns
-from pipeline.storage.input.plan import plan_input
-from pipeline.storage.input.read import read_split, staged_table
+from pipeline.storage.input.plan import InputPlan, plan_input
+from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.types.values import dumps, is_json_text, loads, python_rows
 from tests.storage import memory_url, write_file
 
@@ -50,13 +53,18 @@ def in_readers(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(n, suffix) for n in names for suffix in READERS if suffix != ".parquet" or n not in NOT_IN_PARQUET]
 
 
-def stored(*files: tuple[str, bytes]) -> tuple[pa.Field, pa.Array]:
-    """The column ``c`` of the output for files of these suffixes."""
+def planned(*files: tuple[str, bytes]) -> tuple[InputPlan, list[Record]]:
+    """The plan of a folder of files, each with its suffix, and their records."""
     url = memory_url()
     for number, (suffix, content) in enumerate(files):
         write_file(f"{url}/{number}{suffix}", content)
     plan = plan_input(url, 1000, Columns())
-    records = [record for split in plan.splits(0) for record in read_split(url, split, Columns(), {})]
+    return plan, [record for split in plan.splits(0) for record in read_split(url, split, Columns(), {})]
+
+
+def stored(*files: tuple[str, bytes]) -> tuple[pa.Field, pa.Array]:
+    """The column ``c`` of the output for files of these suffixes."""
+    plan, records = planned(*files)
     assert [record.dead for record in records] == [None] * len(records)
     buffer = io.BytesIO()
     pq.write_table(staged_table(records, plan.passed), buffer)
@@ -237,6 +245,68 @@ def test_files_without_a_common_type_get_json_text(
     field, column = stored(*((other, one) if turned else (one, other)))
     assert is_json_text(field)
     assert [loads(text) for text in column.to_pylist()] == (values[::-1] if turned else values)
+
+
+def test_a_time_that_the_finer_unit_cannot_hold_is_a_dead_letter_that_names_the_column() -> None:
+    far = [int(np.datetime64("9999-12-31T00:00:00").astype(np.int64)) * 10**6]
+    plan, records = planned(parquet([1], ns), parquet(far, us))
+    (table,) = staged_tables(iter(records), plan.passed, 512)
+    dead = table["dead"].to_pylist()
+    assert dead[0] is None
+    assert dead[1]["error_type"] == "InvalidValue"
+    assert "column 'c'" in dead[1]["message"]
+
+
+def special(name: str, array: pa.Array) -> tuple[str, bytes]:
+    """A file with a prompt and an id, one of which is given."""
+    columns = {"id": pa.array(["a"] * len(array)), "prompt": pa.array(["p"] * len(array))} | {name: array}
+    return ".arrow", _stream(pa.table(columns))
+
+
+@pytest.mark.parametrize("name", ["string", "large_string", "string_view", "dictionary"])
+def test_ids_and_prompts_may_be_of_any_type_of_text(name: str) -> None:
+    texts = (
+        pa.array(["x", "y"]).dictionary_encode() if name == "dictionary" else pa.array(["x", "y"], getattr(pa, name)())
+    )
+    _, records = planned(special("prompt", texts), special("id", texts))
+    assert [(record.id, record.prompt, record.dead and record.dead.error_type) for record in records] == [
+        ("a", "x", None),
+        ("a", "y", None),
+        ("x", "p", None),
+        ("y", "p", None),
+    ]
+
+
+IDS = [
+    (pa.array([Decimal("0"), Decimal("9" * 38)], pa.decimal128(38, 0)), ["0", "9" * 38]),
+    (pa.array([Decimal("12.00")]), ["12"]),
+    (pa.array([uuid.UUID(int=1).bytes], pa.uuid()), ["00000000-0000-0000-0000-000000000001"]),
+    (pa.array([2**64 - 1], pa.uint64()), [str(2**64 - 1)]),
+]
+
+
+@pytest.mark.parametrize(("ids", "texts"), IDS, ids=lambda v: str(v)[:10])
+def test_whole_decimals_and_uuids_are_ids(ids: pa.Array, texts: list[str]) -> None:
+    _, records = planned(special("id", ids))
+    assert [(record.id, record.dead) for record in records] == [(text, None) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("id", pa.array([1.0])),
+        ("id", pa.array([True])),
+        ("id", pa.array([1], pa.date32())),
+        ("id", pa.array([b"x"])),
+        ("id", pa.array([["a"]])),
+        ("prompt", pa.array([b"x"])),
+        ("prompt", pa.array([5])),
+    ],
+    ids=str,
+)
+def test_a_type_that_no_id_or_prompt_can_have_is_one_message(name: str, array: pa.Array) -> None:
+    with pytest.raises(UserError, match=rf"0\.arrow: the column '{name}' is of the type .*input\.{name}_column"):
+        planned(special(name, array))
 
 
 def test_json_text_of_a_run_is_json_when_it_is_read_again() -> None:
