@@ -36,7 +36,7 @@ from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.input.schema import SchemaFinder
 from pipeline.storage.types.values import dumps
 from tests.adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
-from tests.fuzz.values import check_columns, check_passed, check_values, read_parquet, read_stream
+from tests.fuzz.values import check_columns, check_passed, check_values, read_ipc, read_parquet
 from tests.storage.types.samples import SAMPLES
 
 COLUMNS = Columns(sampling="sampling", choices="choices")
@@ -96,8 +96,8 @@ def targets(folder: Path) -> list[Target]:
         Target("csv", 30, csv, _reader("csv")),
         Target("jsonl.gz", 20, packed, _reader("jsonl.gz")),
         Target("parquet", 40, _parquet_files(), _reader("parquet", read_parquet)),
-        Target("arrow", 20, _arrow_files(pa.ipc.new_stream), _reader("arrow", read_stream)),
-        Target("feather", 20, _arrow_files(pa.ipc.new_file), _reader("feather", read_stream)),
+        Target("arrow", 20, _arrow_files(pa.ipc.new_stream), _reader("arrow", read_ipc)),
+        Target("feather", 20, _arrow_files(pa.ipc.new_file), _reader("feather", read_ipc)),
         Target("adapter_config.json", 150, bank.configs, bank.read_config),
         Target("adapter_model.safetensors", 80, bank.weights, bank.read_weights),
         Target("router.json", 20, router.cards, router.read_card),

@@ -143,8 +143,9 @@ def _parsed(value: Any) -> Any:
 
 
 def _is_id(value: Any) -> bool:
-    is_whole = isinstance(value, Decimal) and value == value.to_integral_value()
-    return is_whole or (isinstance(value, (str, int)) and not isinstance(value, bool))
+    if isinstance(value, Decimal):
+        return value == value.to_integral_value()
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _is_message(value: Any) -> bool:

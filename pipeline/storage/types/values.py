@@ -8,7 +8,6 @@ as in `PT1.5S`, decimals with all their digits, bytes as base64, and floating po
 import base64
 import json
 import math
-import re
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.types as kinds
 
 _JSON = {b"loraloom": b"json"}
-_MANY_DIGITS = re.compile(r"(?:^|[\s:,\[-])\d{19}")
+_HUGE = 2.0**63
 _FAR = "<value out of range: "  # how Arrow shows a date beyond the year 32767
 _PER_SECOND = {"s": 0, "ms": 3, "us": 6, "ns": 9}  # digits
 
@@ -37,15 +36,22 @@ def is_json_text(field: pa.Field) -> bool:
 def loads(text: str) -> Any:
     """The value of JSON text, with whole numbers of any size; raises `ValueError`.
 
-    orjson rounds whole numbers beyond 64 bits to doubles, so text that may have one is parsed again.
+    orjson rounds whole numbers beyond 64 bits to doubles, so text with such a double is parsed again.
     """
     value = orjson.loads(text)
-    if not _MANY_DIGITS.search(text):
-        return value
     try:
-        return json.loads(text)
+        return json.loads(text) if _has_huge_double(value) else value
     except RecursionError:
         raise ValueError("the values are nested too deeply") from None
+
+
+def _has_huge_double(value: Any) -> bool:
+    kind = type(value)
+    if kind is float:
+        return not -_HUGE < value < _HUGE
+    if kind is dict:
+        return any(map(_has_huge_double, value.values()))
+    return kind is list and any(map(_has_huge_double, value))
 
 
 def dumps(value: Any, sort_keys: bool = False) -> str:
