@@ -15,7 +15,7 @@ from .columns import Columns, record_text, row_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
 from .plan import Split
-from .schema import passed_table
+from .schema import record_table
 
 
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
@@ -87,5 +87,5 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
         [None if r.dead is None else vars(r.dead) for r in records],
     ]
     arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
-    extra = passed_table(records, passed)
+    extra = record_table(records, passed)
     return pa.Table.from_arrays(arrays + extra.columns, schema=staged_schema(passed))

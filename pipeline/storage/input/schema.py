@@ -55,26 +55,33 @@ class SchemaFinder:
         self._types[name] = self._types[name].merged(kind)
 
 
-def passed_table(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
+def record_table(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
     """The passed-through values of records as a table of ``schema``; an error names the column."""
     parts = [
-        _passed_part(list(part), schema)
+        _record_part(list(part), schema)
         for _, part in groupby(records, key=lambda record: record.cells and id(record.cells.batch))
     ]
     return pa.concat_tables([*parts, schema.empty_table()]).combine_chunks()
 
 
-def _passed_part(records: list[Record], schema: pa.Schema) -> pa.Table:
+def _record_part(records: list[Record], schema: pa.Schema) -> pa.Table:
     """A part of the records, whose cells are of one batch."""
     cells = [record.cells for record in records if record.cells is not None]
-    batch = cells[0].batch.take(pa.array([cell.index for cell in cells])) if cells else None
-    arrays = []
-    for field in schema:
-        if batch is not None and not is_json_text(field) and field.name in batch.schema.names:
-            arrays.append(named(field.name, batch[field.name], field.type))
-        else:
-            arrays.append(_array([record.passed.get(field.name) for record in records], field))
+    if not cells:
+        return passed_table([record.passed for record in records], schema)
+    batch = cells[0].batch.take(pa.array([cell.index for cell in cells]))
+    arrays = [
+        _array([record.passed.get(field.name) for record in records], field)
+        if is_json_text(field) or field.name not in batch.schema.names
+        else named(field.name, batch[field.name], field.type)
+        for field in schema
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def passed_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Values as Python has them as a table of ``schema``; an error names the column."""
+    return pa.Table.from_arrays([_array([row.get(f.name) for row in rows], f) for f in schema], schema=schema)
 
 
 def _array(values: list[Any], field: pa.Field) -> pa.Array:

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-from .plain import UnfitTypeError, decimal_type
+from .plain import UnfitTypeError, decimal_type, plain_type
 
 _WIDE = 2**53  # beyond it, not every whole number is a double
 _MAX_FIELDS = 1000  # of objects that are stored as a struct
 _UNITS = ("s", "ms", "us", "ns")
 _NULL = pa.null()
+_OF_JSON = {str, bool, int, float, list, dict}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ColumnType:
 
 
 def inferred(values: list[Any]) -> ColumnType:
-    """The type of JSON values; objects have one if all have the same keys."""
+    """The type of JSON values; objects have one if all have the same keys. Python's other values have Arrow's type."""
     found = set(map(type, values)) - {type(None)}
     if not found:
         return ColumnType()
@@ -57,6 +58,11 @@ def inferred(values: list[Any]) -> ColumnType:
         inner = inferred(list(chain.from_iterable(v for v in values if v is not None)))
         kind = None if inner.kind is None else pa.list_(inner.kind)
         return ColumnType(kind, inner.has_wide, inner.is_mixed)
+    if len(found) == 1 and not found <= _OF_JSON:
+        try:
+            return ColumnType(plain_type(pa.array(values).type))
+        except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            return ColumnType(None)
     objects = [v for v in values if v is not None]
     if found != {dict} or any(o.keys() != objects[0].keys() for o in objects) or len(objects[0]) > _MAX_FIELDS:
         return ColumnType(None)

@@ -1,4 +1,5 @@
 import io
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Record
 from pipeline.storage.input.schema import SchemaFinder, passed_table
 from pipeline.storage.types.values import loads
 from tests.storage.types.samples import same
@@ -25,15 +25,11 @@ def schema_of(*chunks: Rows) -> pa.Schema:
     return finder.schema()
 
 
-def table_of(rows: Rows, schema: pa.Schema) -> pa.Table:
-    return passed_table([Record(number, "", passed=row) for number, row in enumerate(rows)], schema)
-
-
 def column(*chunks: list[Any]) -> tuple[pa.Field, list[Any]]:
     """Field and stored values of one column that comes in chunks."""
     rows = [[{"c": value} for value in chunk] for chunk in chunks]
     schema = schema_of(*rows)
-    return schema.field("c"), table_of([r for chunk in rows for r in chunk], schema)["c"].to_pylist()
+    return schema.field("c"), passed_table([r for chunk in rows for r in chunk], schema)["c"].to_pylist()
 
 
 def is_json(field: pa.Field) -> bool:
@@ -56,6 +52,13 @@ def is_json(field: pa.Field) -> bool:
 def test_a_column_of_one_kind_keeps_its_type(values: list[Any], kind: pa.DataType) -> None:
     field, _ = column(values)
     assert (field.type, field.metadata) == (kind, None)
+
+
+@pytest.mark.parametrize("value", [datetime(2026, 1, 31), date(2026, 1, 31), Decimal("1.10"), b"x"], ids=str)
+def test_values_of_python_that_json_does_not_have_keep_their_type(value: Any) -> None:
+    _, stored = column([value, None], [value])
+    assert stored == [value, None, value]
+    assert is_json(column([value, "text"])[0])
 
 
 @pytest.mark.parametrize("chunks", [([1, 2.5],), ([1], [2.5]), ([2.5], [1]), ([None], [1], [None, 2.5])])
@@ -118,7 +121,7 @@ def test_columns_come_in_the_order_in_which_they_first_appear() -> None:
 
 def test_a_row_without_a_column_has_null_there() -> None:
     rows: Rows = [{"a": 1}, {"b": "x"}]
-    assert table_of(rows, schema_of(rows)).to_pylist() == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
+    assert passed_table(rows, schema_of(rows)).to_pylist() == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
 
 
 def test_stated_types_are_taken_and_merged_with_found_ones() -> None:
@@ -147,7 +150,7 @@ def test_any_json_values_are_stored_in_parquet_and_come_back(chunks: list[Rows])
     schema = schema_of(*chunks)
     rows = [row for chunk in chunks for row in chunk]
     buffer = io.BytesIO()
-    pq.write_table(table_of(rows, schema), buffer)
+    pq.write_table(passed_table(rows, schema), buffer)
     for field in schema:
         stored = pq.read_table(buffer)[field.name].to_pylist()
         if is_json(field):

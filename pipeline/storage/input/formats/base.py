@@ -18,7 +18,8 @@ Layout = Literal["columns", "openai_batch"]
 class InputRow:
     """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text.
 
-    ``cells``: the same values as Arrow has them, if the format states types.
+    ``cells``: the same values as Arrow has them, if the format states types. A row that is made of another one keeps
+    them (`dataclasses.replace`).
     """
 
     values: dict[str, Any] | None
