@@ -69,7 +69,10 @@ def _record_part(records: list[Record], schema: pa.Schema) -> pa.Table:
     cells = [record.cells for record in records if record.cells is not None]
     if not cells:
         return passed_table([record.passed for record in records], schema)
-    batch = cells[0].batch.take(pa.array([cell.index for cell in cells]))
+    indices = [cell.index for cell in cells]
+    first, batch = indices[0], cells[0].batch
+    is_range = indices == list(range(first, first + len(indices)))
+    batch = batch.slice(first, len(indices)) if is_range else batch.take(pa.array(indices))
     arrays = [
         _array([record.passed.get(field.name) for record in records], field)
         if is_json_text(field) or field.name not in batch.schema.names

@@ -317,3 +317,10 @@ def test_json_text_of_a_run_is_json_when_it_is_read_again() -> None:
     assert is_json_text(again)
     assert same.equals(column)
     assert python_rows(pa.table([same], schema=pa.schema([again])))[1] == {"c": {"b": 1, "a": 2**64}}
+
+
+def test_rows_out_of_order_keep_their_values() -> None:
+    plan, records = planned(parquet([10, 11, 12, 13], pa.int8()))
+    for chosen in ([2, 0, 1], [0, 2], [3, 3], [1, 2, 3]):
+        table = staged_table([records[index] for index in chosen], plan.passed)
+        assert table["in.c"].to_pylist() == [10 + index for index in chosen]
