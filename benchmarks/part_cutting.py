@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = load_settings("train_router", [], TrainRouterConfig)
-    form = PromptFormat(load_tokenizer(resolve_model(config.model.path)), config.model.prompt_format)
+    form = PromptFormat(load_tokenizer(resolve_model(config.model.path)), config.model.prompts)
     router = load_router(args.router)
     cutter = PartCutter(form, router, POLICY, PartSettings())
     rows = {name: pq.read_table(DATA / f"{name}.parquet").to_pylist() for name in FILES}

@@ -55,7 +55,7 @@ def main() -> None:
     config = load_settings("train_router", [], TrainRouterConfig)
     folder = resolve_model(config.model.path)
     tokenizer = load_tokenizer(folder)
-    encode = PromptFormat(tokenizer, config.model.prompt_format).encode
+    encode = PromptFormat(tokenizer, config.model.prompts).encode
     vocabulary = tokenizer.get_vocab()
     router = load_router(args.router)
     assert isinstance(router, MlpRouter)

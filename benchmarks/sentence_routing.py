@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = load_settings("train_router", [], TrainRouterConfig)
-    form = PromptFormat(load_tokenizer(resolve_model(config.model.path)), config.model.prompt_format)
+    form = PromptFormat(load_tokenizer(resolve_model(config.model.path)), config.model.prompts)
     router = load_router(args.router)
     names = {"suite": "suite-test", "composite2": "composite2-test", "composite3": "composite3-test"}
     prompts = {name: [_prompt(row, form) for row in _rows(file)] for name, file in names.items()}
@@ -93,7 +93,7 @@ def _prompt(row: dict[str, Any], form: PromptFormat) -> Prompt:
 
 
 def _sentences(placed: TokensWithOffsets, form: PromptFormat) -> Sentences:
-    head, tail = map(len, form.template_tokens(False))
+    head, tail = map(len, form.template_tokens(""))
     return prompt_sentences(placed.text, placed.ends, head, tail, SETTINGS)
 
 

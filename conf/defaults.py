@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.conversations import PromptSettings
 from pipeline.engine.registry import BACKENDS
 from pipeline.engine.request import Sampling
 from pipeline.engine.settings import LoraSettings
@@ -10,7 +11,8 @@ from pipeline.storage.input.columns import Columns
 
 _BACKEND_CLASSES: list[type] = [spec.settings for spec in BACKENDS.values()]
 CLASSES = {
-    cls.__name__: cls for cls in (Sampling, RoutingPolicy, SentenceSettings, LoraSettings, Columns, *_BACKEND_CLASSES)
+    cls.__name__: cls
+    for cls in (PromptSettings, Sampling, RoutingPolicy, SentenceSettings, LoraSettings, Columns, *_BACKEND_CLASSES)
 }
 
 

@@ -19,11 +19,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pipeline.conversations import LastAssistant, Layout, PromptMode, PromptSettings, SpecialTokens
 from pipeline.engine.backend import BackendSpec
 from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
 from pipeline.engine.settings import FROM_JOB
-from pipeline.storage.input.formats import Layout
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -41,8 +41,18 @@ class ModelSettings(Strict):
     path: str
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     quantization: Literal["none", "8bit", "4bit"]
-    prompt_format: Literal["raw", "chat"]
+    prompt_format: PromptMode
+    last_assistant: LastAssistant
+    special_tokens: SpecialTokens
+    chat_template_kwargs: dict[str, Any] | None
     trust_remote_code: bool
+
+    @property
+    def prompts(self) -> PromptSettings:
+        """The settings of prompts among these."""
+        return PromptSettings(
+            self.prompt_format, self.last_assistant, self.special_tokens, self.chat_template_kwargs or {}
+        )
 
 
 class BankSettings(Strict):
@@ -99,6 +109,8 @@ class InputSettings(Strict):
     messages_column: str
     sampling_column: str | None
     choices_column: str | None
+    tools_column: str | None
+    template_column: str | None
     long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"]
 
 
@@ -194,7 +206,7 @@ class RoutingSettings(Strict):
     weights: Literal["renormalize", "softmax"]
     weight_steps: Annotated[int, Field(ge=1, le=4096)]
     gate: bool
-    fallback: Literal["base", "all", "nearest"]
+    fallback: Literal["base", "all", "nearest"] | None
     acceptance: Share
     granularity: Literal["record", "sentence", "parts"]
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[a-zA-Z]+)*$")]

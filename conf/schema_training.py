@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .schema import ModelSettings, Share, Strict
 
@@ -42,7 +42,7 @@ class RouterTraining(Strict):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     held_out: OpenShare
-    forms: Share
+    forms: NonNegativeInt
     examples: PositiveInt
     seed: int
 
@@ -51,7 +51,7 @@ class CentroidMaking(Strict):
     """Settings of a router without training; see `pipeline.routing.centroid_router.CentroidSettings`."""
 
     examples: Annotated[int, Field(ge=8)]
-    forms: Annotated[int, Field(ge=0)]
+    forms: NonNegativeInt
     dimensions: PositiveInt
     seed: int
 

@@ -6,6 +6,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from conf.schema import CostSettings, GenerateConfig
+from jobs._generation import last_assistant_lines
 from pipeline.estimate.cost import Estimate, Range, cost_of_run, cost_of_sample, estimate
 from pipeline.estimate.sample import RoutedSample, answer_sample, route_sample
 from pipeline.job.generate import GenerateJob
@@ -22,6 +23,8 @@ def print_estimate(
     """
     routed = route_sample(job.settings, prepared)
     _print_routes(routed, job.settings.routing)
+    for line in last_assistant_lines(routed.last_assistant, job.settings.model.prompts):
+        print(line)
     plan, sampling = prepared.plan, job.settings.sampling
     cost = None
     if basis:

@@ -7,6 +7,7 @@ from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK
 from jobs._progress import View
 from pipeline.artifacts import write_artifacts
+from pipeline.conversations import PromptSettings
 from pipeline.from_config import job_settings
 from pipeline.job.generate import GenerateJob
 from pipeline.job.preflight import Prepared
@@ -43,12 +44,18 @@ def run(job: GenerateJob, config: GenerateConfig, view: View) -> int:
         result = job.run(lambda: start_pools(config, view.log))
     with stop_on_store_errors():
         write_artifacts(output, config, result, view.log)
-    routing = job.settings.routing
-    view.result(_summary(result, routing, masked(output)), _values(result, routing, masked(output)))
+    routing, prompts = job.settings.routing, job.settings.model.prompts
+    view.result(_summary(result, routing, prompts, masked(output)), _values(result, routing, masked(output)))
     return _exit_code(result, masked(output))
 
 
-def _summary(result: JobResult, routing: RoutingPolicy, output: str) -> list[str]:
+def last_assistant_lines(count: int, prompts: PromptSettings) -> list[str]:
+    """Return what became of the last turns of assistants, if there are any."""
+    done = {"continue": "continued", "drop": "left out, and what is before it answered"}.get(prompts.last_assistant)
+    return [f"assistant  {count} ended with a turn of the assistant, {done} (model.last_assistant)"] if count else []
+
+
+def _summary(result: JobResult, routing: RoutingPolicy, prompts: PromptSettings, output: str) -> list[str]:
     total = result.counts
     seconds = result.seconds
     rate = result.generated_tokens / max(seconds, 1e-9)
@@ -57,6 +64,7 @@ def _summary(result: JobResult, routing: RoutingPolicy, output: str) -> list[str
         f"records    {result.records} in, {total.data} committed, {total.dead} dead, {result.incomplete} missing",
         f"tokens     {result.generated_tokens} generated, {rate:.1f} tokens/s over {seconds:.1f} s with start-up",
         f"fallback   {total.fallback} answered by {routing.fallback_name}",
+        *last_assistant_lines(total.last_assistant, prompts),
         *(f"dead       {count} {error}" for error, count in sorted(total.errors.items(), key=lambda item: -item[1])),
         f"mixtures   {'over ' if total.rare else ''}{len(total.mixtures)} distinct; the most frequent:",
         *(f"  {count:6d}  {mixture}" for mixture, count in mixtures),
@@ -73,6 +81,7 @@ def _values(result: JobResult, routing: RoutingPolicy, output: str) -> dict[str,
         "missing": result.incomplete,
         "fallback": total.fallback,
         "fallback_kind": routing.fallback,
+        "last_assistant": total.last_assistant,
         "generated_tokens": result.generated_tokens,
         "seconds": round(result.seconds, 2),
         "errors": total.errors,

@@ -8,13 +8,13 @@ import click
 from conf import load_settings
 from conf.schema_training import AddAdapterConfig
 from jobs._cli import OK, Job, config_words, replace_folder, run_job
-from pipeline.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterBank, is_adapter_name
+from pipeline.adapters import AdapterBank, adapter_files, is_adapter_name, is_checkpoint
 from pipeline.engine import load_bank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_config, load_tokenizer, resolve_model
 from pipeline.routing.extension import Extension, add_class
 from pipeline.routing.loading import load_router_for
-from pipeline.storage.input.labelled import read_table
+from pipeline.storage.input.labelled import read_examples
 from pipeline.storage.store.redact import masked
 
 
@@ -41,15 +41,17 @@ def main(
     name = given_name or adapter.resolve().name
     if not is_adapter_name(name):
         raise UserError(f"bank: {name!r} cannot be the name of an adapter (--name)")
+    if given_name is None and is_checkpoint(name):
+        raise UserError(f"bank: {adapter} is a checkpoint of a training; give the adapter a name (--name)")
     folder = resolve_model(config.model.path)
     checked = _checked_bank(bank, adapter, name, folder, config)
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     vocabulary, prompt_format = tokenizer.get_vocab(), config.model.prompt_format
     loaded = load_router_for(router, checked.names, str(bank), vocabulary, prompt_format)
-    texts = [row["prompt"] for row in read_table(examples, ["prompt"])]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise UserError(f"data: {masked(examples)}: the column prompt must hold a text in each row")
-    prompts = PromptFormat(tokenizer, config.model.prompt_format).encode(texts)
+    given = [row["prompt"] for row in read_examples(examples, [])]
+    if None in given:
+        raise UserError(f"data: {masked(examples)}: the column prompt must hold a text or messages in each row")
+    prompts = PromptFormat(tokenizer, config.model.prompts).encode(given)
     extended, found = add_class(loaded, name, prompts, config.false_claim)
     # The bank first: an adapter that no router names does no harm, a router that names a missing one stops a job.
     _copy(adapter, bank / name)
@@ -67,8 +69,8 @@ def _checked_bank(bank: Path, adapter: Path, name: str, model: str, config: AddA
     load_bank(source.parent, [source.name], load_config(model, trusted), model, trusted)
     target = bank / name
     if target.exists() and any(
-        not (target / file).is_file() or (target / file).read_bytes() != (adapter / file).read_bytes()
-        for file in (CONFIG_FILE, WEIGHTS_FILE)
+        not (target / file.name).is_file() or (target / file.name).read_bytes() != file.read_bytes()
+        for file in adapter_files(source)
     ):
         raise UserError(f"bank: {bank} has another adapter {name!r} already; give a --name")
     return AdapterBank.load(bank)
@@ -80,8 +82,8 @@ def _copy(adapter: Path, target: Path) -> None:
     part = target.parent / f".{target.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(adapter / file, part / file)
+    for file in adapter_files(adapter.resolve()):
+        shutil.copyfile(file, part / file.name)
     replace_folder(part, target)
 
 

@@ -37,6 +37,7 @@ from pipeline.evaluation.suite import SUITES, Suite, load_suite
 from pipeline.evaluation.suite_runner import SuiteRunner
 from pipeline.models import resolve_model
 from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
+from pipeline.routing.router import unnamed_line
 from pipeline.settings import ModelRef
 from pipeline.storage.output.run import RUN, RunFolder
 from pipeline.storage.store.redact import masked
@@ -131,12 +132,14 @@ def _evaluate_suite(options: Options, suite_name: str, config: EvaluateConfig) -
     if config.threads:
         torch.set_num_threads(config.threads)
     m, engine = config.model, EngineSettings(config.engine.batch_size, config.engine.prefill_tokens)
-    model = ModelRef(resolve_model(m.path), m.dtype, m.prompt_format, m.trust_remote_code, m.quantization)
+    model = ModelRef(resolve_model(m.path), m.dtype, m.prompts, m.trust_remote_code, m.quantization)
     bank = config.bank
     stack = load_model_stack(model, bank.path, config.router.path, bank.adapters, config.device, engine)
     adapters = stack.engine.lora.bank.names
+    if unnamed := stack.router.unnamed(adapters):
+        _log(unnamed_line(unnamed))
     runner = SuiteRunner(stack, suite, config.max_new_tokens, config.engine.score_tokens, _log)
-    policy = RoutingPolicy(**config.routing.model_dump())
+    policy = RoutingPolicy(**config.routing.model_dump()).for_router(stack.router.fallback)
     if options.leave_one_out:
         compared = _left_out(options, suite, stack, policy, config.max_new_tokens)
     else:

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import click
+import orjson
 
 from jobs._cli import OK, Job, run_job
 from pipeline.errors import UserError
@@ -54,16 +55,22 @@ def _with_prompts(rows: list[dict[str, Any]], source: str | None) -> list[dict[s
     from pipeline.storage.input.labelled import read_table
 
     if source:
-        prompts = {id_text(row["id"]): row["prompt"] for row in read_table(source, ["id", "prompt"])}
-        rows = [row | {"prompt": prompts.get(row["id"])} for row in rows]
+        names = ["prompt", "messages"]
+        found = {id_text(row["id"]): row for row in read_table(source, ["id"], names)}
+        rows = [row | {name: found.get(row["id"], {}).get(name) for name in names} for row in rows]
     return [{name: row[name] for name in COLUMNS if name in row} for row in rows]
+
+
+def _shown(prompt: Any) -> Any:
+    """Return a text as it is, and messages as JSON."""
+    return orjson.dumps(prompt).decode() if isinstance(prompt, (list, dict)) else prompt
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _shown(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -11,23 +11,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs._cli import OK, Job, run_job
+from jobs._generation import last_assistant_lines
 from jobs._options import RecordOptions, record_options
 from pipeline.batches import ROUTES, TOP_CLASSES, top_classes
 from pipeline.errors import UserError
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
-from pipeline.records import PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Record, concat_schemas
+from pipeline.records import PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Prompt, Record, concat_schemas
 from pipeline.routing.explanations import Explanation, explain
+from pipeline.routing.router import unnamed_line
 from pipeline.routing.sentence_routes import router_inputs
 from pipeline.settings import JobSettings
 from pipeline.stages.part_requests import part_tokens
 from pipeline.stages.route import Encoded, RouteRecords
+from pipeline.stages.tables import prompt_of
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
-from pipeline.storage.types.values import loads
 
 _SHOWN = 160  # characters of a prompt
 
@@ -54,8 +56,11 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     if prompts and (options.input or options.output or options.limit or options.date):
         raise UserError("command: --prompt goes without --input, --output, --date and --limit")
     settings = read_settings(options, with_files=not prompts)
-    context, _ = check_models(settings)
-    route = RouteRecords(settings, context)
+    checked = check_models(settings)
+    if checked.unnamed:
+        print(unnamed_line(checked.unnamed))
+    settings = settings.with_routing(checked.routing)
+    route = RouteRecords(settings, checked.context)
     if prompts:
         records = [Record(index, f"prompt {index + 1}", text) for index, text in enumerate(prompts)]
         _print_explanations(route, route(staged_table(records, pa.schema([]))), len(records))
@@ -77,22 +82,26 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> No
     schema = concat_schemas(schema, PROMPT_PARTS if settings.parts else pa.schema([]))
     mixtures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    buffer, left = io.BytesIO(), explained
+    buffer, left, last_assistant = io.BytesIO(), explained, 0
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for table in map(route, _records(settings, root)):
             alive = table.filter(table["dead"].is_null())
             mixtures.update(alive["mixture"].to_pylist())
+            last_assistant += sum(alive["last_assistant"].to_pylist())
             refused.update(dead["error_type"] for dead in table["dead"].drop_null().to_pylist())
             writer.write_table(_routes(alive, schema, _explanations(route, alive)))
             left -= _print_explanations(route, table, left)
     put(fs, f"{root.rstrip('/')}/routes.parquet", buffer.getvalue())
     _print_histogram(mixtures, refused)
+    for line in last_assistant_lines(last_assistant, settings.model.prompts):
+        print(line)
     print(f"output     {masked(settings.output)}/routes.parquet")
 
 
 def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:
     """Read the input. Files in the path ``output`` are left out: routes of an earlier command are no input."""
     plan = plan_input(settings.input, settings.window_records, settings.columns, output, settings.limit)
+    plan.check_prompts()
     for window in range(plan.windows):
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):
@@ -130,7 +139,7 @@ def _print_explanations(route: RouteRecords, table: pa.Table, limit: int) -> int
 def _print_parts(route: RouteRecords, row: dict[str, Any], reasons: list[Explanation]) -> None:
     """Print why a record got its mixture, or each part of its prompt its own."""
     indent = "  "
-    head, tail = map(len, route.frame(row["messages"] is not None))
+    head, tail = map(len, route.prompts.template_tokens(_prompt(row)))
     tokens = part_tokens(row["tokens"], row.get("prompt_parts"))
     for number, (part, reason) in enumerate(zip(tokens, reasons, strict=True), 1):
         if len(tokens) > 1:
@@ -138,6 +147,10 @@ def _print_parts(route: RouteRecords, row: dict[str, Any], reasons: list[Explana
             print(f"  part {number} of {len(tokens)}: {_shown(text)}")
             indent = "    "
         print("\n".join(indent + line for line in reason.lines(route.settings.routing)))
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    return prompt_of(row["prompt"], row["messages"], row["template"])
 
 
 def _shown(text: str) -> str:
@@ -149,8 +162,7 @@ def _print_sentences(route: RouteRecords, row: dict[str, Any]) -> None:
     """Print why each sentence got its mixture; an out-of-domain sentence keeps the mixture before it."""
     settings = route.settings
     assert settings.sentences is not None
-    prompt = row["prompt"] if row["messages"] is None else loads(row["messages"])
-    [encoded] = route.tokenise([prompt], [max(1, len(row["tokens"]))])
+    [encoded] = route.tokenise([_prompt(row)], [max(1, len(row["tokens"]))])
     assert isinstance(encoded, Encoded)  # it was routed
     shown = list(router_inputs(encoded.tokens, encoded.sentences, settings.sentences.context_sentences))
     for span, reason in zip(row["spans"], explain(route.router, shown, settings.routing), strict=True):

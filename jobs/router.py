@@ -35,6 +35,7 @@ def main(url: str) -> int:
         print(f"accuracy     {_number(accuracy)} on {_number(prompts)} held-out prompts")
     for acceptance, threshold in sorted(card.get("gate_thresholds", {}).items()):
         print(f"gate         routing.acceptance={short_repr(acceptance)} in-domain score from {_number(threshold)}")
+    print(f"fallback     {router.fallback}")
     print(f"classes      {len(router.labels)}")
     for label in router.labels:
         print(f"  {label if is_adapter_name(label) else short_repr(label)}")

@@ -18,7 +18,7 @@ from jobs._cli import OK, Job, config_words, replace_folder, run_job, task_optio
 from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
-from pipeline.storage.input.labelled import read_table
+from pipeline.storage.input.labelled import read_examples
 from pipeline.storage.store.redact import masked
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
@@ -56,7 +56,7 @@ def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides:
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     model = load_model(folder, config.model.dtype, device, config.model.trust_remote_code)
     trainer = AdapterTrainer(model, settings, pad_token_id=tokenizer.pad_token_id or 0)
-    prompts = PromptFormat(tokenizer, config.model.prompt_format)
+    prompts = PromptFormat(tokenizer, config.model.prompts)
     todo = [task for task in rows if not _is_done(output / task, config, rows[task])]
     print(f"{len(rows) - len(todo)} of {len(rows)} adapters are there already", flush=True)
     start = time.monotonic()
@@ -70,10 +70,11 @@ def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides:
 def rows_by_task(urls: Sequence[str], wanted: Sequence[str], columns: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Rows of labelled tables by task, in the order of ``wanted``; if that is empty, all tasks by name.
 
-    Rows without a value in one of ``columns`` are left out, and their number is printed.
+    `prompt` is a text or a `Conversation`. Rows without a value in one of ``columns`` are left out, and counted.
     """
     shown, rows, empty = ", ".join(map(masked, urls)), defaultdict(list), 0
-    for row in (row for url in urls for row in read_table(url, columns)):
+    others = [column for column in columns if column != "prompt"]
+    for row in (row for url in urls for row in read_examples(url, others)):
         if any(row[column] is None for column in columns):
             empty += 1
         else:

@@ -1,6 +1,7 @@
 """Train the router on labelled prompts."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 import torch
@@ -12,6 +13,7 @@ from jobs.train_adapters import rows_by_task
 from pipeline.models import PromptFormat, load_token_embeddings, load_tokenizer, resolve_model
 from pipeline.routing.centroid_router import CentroidSettings, fit_centroids
 from pipeline.routing.mlp_router import MlpRouter
+from pipeline.routing.policy import Fallback
 from pipeline.routing.router import tokenizer_fingerprint
 from pipeline.routing.training import RouterSettings, train_router
 
@@ -28,16 +30,31 @@ from pipeline.routing.training import RouterSettings, train_router
     show_default=True,
     help="A trained network, or centroids of 8 to 64 examples an adapter, in seconds.",
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(get_args(Fallback)),
+    default="base",
+    show_default=True,
+    help="What answers a prompt that the gate rejects, unless a job says otherwise (routing.fallback).",
+)
 @task_option
 @config_words
-def main(data: tuple[str, ...], output: Path, method: str, tasks: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+def main(
+    data: tuple[str, ...],
+    output: Path,
+    method: str,
+    fallback: Fallback,
+    tasks: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> int:
     """Train the router on labelled prompts.
 
     \b
-    loraloom train-router --data train.parquet --output router [--method centroids] [--task TASK ...] [key=value ...]
+    loraloom train-router --data train.parquet --output router [--method centroids] [--fallback nearest]
+      [--task TASK ...] [key=value ...]
 
     The data has the columns task and prompt; a task is the name of the adapter that answers it. --task may be
-    repeated; default: all tasks of the data.
+    repeated; default: all tasks of the data. loraloom evaluate --leave-one-out measures which fallback is best.
     """
     config = load_settings("train_router", overrides, TrainRouterConfig)
     rows = rows_by_task(data, tasks, ["task", "prompt"])
@@ -47,12 +64,13 @@ def main(data: tuple[str, ...], output: Path, method: str, tasks: tuple[str, ...
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     labels = [task for task, examples in rows.items() for _ in examples]
     texts = [row["prompt"] for examples in rows.values() for row in examples]
-    encode = PromptFormat(tokenizer, config.model.prompt_format).encode
+    encode = PromptFormat(tokenizer, config.model.prompts).encode
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1
     card = {
         "tokenizer_fingerprint": tokenizer_fingerprint(vocabulary),
         "prompt_format": config.model.prompt_format,
+        "fallback": fallback,
     }
     router: MlpRouter
     if method == "centroids":

@@ -18,9 +18,10 @@ from .routing.explanations import Explanation, explain
 from .stages.generate import GenerateRecords
 from .stages.output_schema import output_names
 from .stages.route import RouteRecords
-from .storage.input.formats.openai_batch import as_record
+from .storage.input.formats import InputRow
 from .storage.input.formats.typed import plain_schema, rows_of
 from .storage.input.read import staged_table
+from .storage.input.schema import SchemaFinder, passed_table
 
 Batch = Any
 """A batch as `map_batches` may give it: an Arrow table, a dict of numpy arrays, a pandas frame, or a list of dicts."""
@@ -53,7 +54,8 @@ class Route:
     def __init__(self, config: Sequence[str] = ()) -> None:
         self.config = load_config(config)
         self.settings = job_settings(self.config, "", "")
-        self.context, _ = check_models(self.settings)
+        checked = check_models(self.settings)
+        self.context, self.settings = checked.context, self.settings.with_routing(checked.routing)
         self._route = RouteRecords(self.settings, self.context)
 
     def __call__(self, batch: Batch) -> pa.Table:
@@ -65,7 +67,7 @@ class Route:
         Columns of the batch with such a name become ``input_<name>``. Rows keep their order.
         """
         table = as_table(batch)
-        routed = self._routed(table)
+        routed = self._routed(_rows(batch, table))
         tokens = routed["tokens"].to_pylist()
         whole = self._whole(routed)
         reasons = explain(self._route.router, [tokens[index] for index in whole], self.settings.routing)
@@ -87,12 +89,10 @@ class Route:
             is_whole = pc.and_(is_whole, routed["prompt_parts"].is_null())
         return [index for index, whole in enumerate(is_whole.to_pylist()) if whole]
 
-    def _routed(self, table: pa.Table) -> pa.Table:
-        columns, schema = self.settings.columns, plain_schema(table.schema, "the batch")
-        rows = [row for batch in table.to_batches() for row in rows_of(batch, schema)]
-        if columns.layout == "openai_batch":
-            rows = [as_record(row) for row in rows]
-        records: list[Record] = [columns.record(index, row) for index, row in enumerate(rows)]
+    def _routed(self, rows: Sequence[InputRow]) -> pa.Table:
+        columns = self.settings.columns
+        arranged = map(columns.arranged, rows)
+        records: list[Record] = [columns.record(index, row) for index, row in enumerate(arranged)]
         return self._route(staged_table(records, pa.schema([])))
 
 
@@ -119,7 +119,7 @@ class Generate(Route):
         table = as_table(batch)
         if not table.num_rows:
             return _with_results(table, None, self._schema, {})
-        return _with_results(table, self._generate(self._routed(table)), self._schema, {})
+        return _with_results(table, self._generate(self._routed(_rows(batch, table))), self._schema, {})
 
 
 def top_classes(parts: Sequence[Explanation]) -> list[dict[str, Any]] | None:
@@ -138,7 +138,17 @@ def as_table(batch: Batch) -> pa.Table:
     if hasattr(batch, "iloc"):
         return pa.Table.from_pandas(batch, preserve_index=False)
     names = list(dict.fromkeys(name for row in batch for name in row))
-    return pa.table({name: pa.array([row.get(name) for row in batch]) for name in names})
+    found = SchemaFinder()  # some values, such as contents of texts and of parts, have no common type
+    found.add([{name: row.get(name) for name in names} for row in batch])
+    return passed_table(list(batch), found.schema())
+
+
+def _rows(batch: Batch, table: pa.Table) -> Sequence[InputRow]:
+    """Return the rows of a batch: a list's own, since a table gives nested values other forms."""
+    if isinstance(batch, list):
+        return [InputRow(dict(values)) for values in batch]
+    schema = plain_schema(table.schema, "the batch")
+    return [row for part in table.to_batches() for row in rows_of(part, schema)]
 
 
 def _without_numpy(values: Any) -> Any:

@@ -27,7 +27,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
     return JobSettings(
         input=input_url,
         output=output_url,
-        model=ModelRef(model.path, model.dtype, model.prompt_format, model.trust_remote_code, model.quantization),
+        model=ModelRef(model.path, model.dtype, model.prompts, model.trust_remote_code, model.quantization),
         bank=config.bank.path,
         adapters=None if adapters is None else tuple(adapters),
         router=config.router.path,
@@ -38,6 +38,8 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
             columns.sampling_column,
             columns.choices_column,
             columns.layout,
+            columns.tools_column,
+            columns.template_column,
         ),
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.keep_prompt,

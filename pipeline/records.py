@@ -9,7 +9,25 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 Message = dict[str, Any]
-Prompt = str | list[Message]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages for the chat template, as `conversations.read_messages` returns them.
+
+    ``template``: further arguments of the template that belong to the record, such as ``tools``.
+    """
+
+    messages: list[Message]
+    template: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ends_with_assistant(self) -> bool:
+        """Whether the last message is a turn of the assistant."""
+        return bool(self.messages) and self.messages[-1].get("role") == "assistant"
+
+
+Prompt = str | Conversation
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,7 @@ STAGED = pa.schema(
         ("id", pa.string()),
         ("prompt", pa.string()),
         ("messages", pa.string()),  # as JSON, if the record has messages instead of a prompt
+        ("template", pa.string()),  # arguments of the chat template, as a JSON object, if the record has any
         ("sampling", pa.string()),  # the record's own settings, as a JSON object
         ("raw", pa.string()),  # the text of a record that has a dead letter
         ("dead", DEAD_LETTER),  # null for a record that is still to be answered
@@ -151,6 +170,7 @@ _ROUTE = [
     ("route_score", pa.float32()),
     ("route_confidence", pa.float32()),
     ("fallback", pa.bool_()),
+    ("last_assistant", pa.bool_()),  # a conversation that ends with a turn of the assistant
 ]
 ROUTED = pa.schema([("tokens", pa.list_(pa.int32())), *_ROUTE])
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("mixture", pa.string())]))
@@ -197,6 +217,8 @@ DATA = pa.schema(
         *_ROUTE,
     ]
 )
+# With output.keep_prompt: a text, or messages as JSON.
+PROMPT = pa.schema([("prompt", pa.string()), pa.field("messages", pa.string(), metadata={"loraloom": "json"})])
 PROVENANCE = pa.schema([("router_fingerprint", pa.string()), ("bank_fingerprint", pa.string())])
 DEAD = pa.schema([("id", pa.string()), *DEAD_LETTER, ("record", pa.string()), ("row", pa.int64())])
 

@@ -1,10 +1,11 @@
 """The settings of a job, as plain dataclasses that travel to the actors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from .conversations import PromptSettings
 from .engine import Sampling
 from .engine.registry import capabilities_of
 from .engine.settings import BackendSettings
@@ -16,7 +17,7 @@ from .storage.input.columns import Columns
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The base model and the format of its prompts.
+    """The base model and the settings of its prompts.
 
     ``path``: a folder, a hub id, a GGUF file, ``package:module/file.gguf``, or a URL of a folder or a GGUF file;
     `cluster.node_cache` turns it into a folder or a hub id.
@@ -24,7 +25,7 @@ class ModelRef:
 
     path: str
     dtype: str
-    prompt_format: Literal["raw", "chat"]
+    prompts: PromptSettings
     trust_remote_code: bool
     quantization: Quantization
 
@@ -62,6 +63,11 @@ class JobSettings:
     hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
     run: str = ""  # id of the run in metrics and logs, set by `job.session.open_session`
+
+    def with_routing(self, routing: RoutingPolicy) -> "JobSettings":
+        """Return these settings with another routing policy, whose fallback the config for `run.json` shows too."""
+        shown = self.config.get("routing", {}) | {"fallback": routing.fallback}
+        return replace(self, routing=routing, config=self.config | {"routing": shown})
 
     @property
     def shard_mixtures(self) -> int:

@@ -1,5 +1,6 @@
 """Check files from untrusted sources (adapters, routers) before a library opens them."""
 
+import codecs
 import json
 import struct
 from pathlib import Path
@@ -7,6 +8,14 @@ from typing import Any
 
 MAX_JSON_BYTES = 8 * 2**20  # a PEFT config has a few kilobytes
 MAX_HEADER_BYTES = 16 * 2**20  # about 100,000 tensors; safetensors itself accepts 100 MB
+_START = 64  # bytes that tell what a file is
+_APPEARANCES = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned",
+    b"<": "it is a web page or the error of a store; download the file itself",
+    b"pk\x03\x04": "it is a zip or a pickle of torch.save, which is not read; save it as safetensors",
+    b"\x80": "it is a pickle, which is not read since it can run code; save it as safetensors",
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+}
 
 
 def read_json(path: Path) -> Any:
@@ -14,10 +23,13 @@ def read_json(path: Path) -> Any:
     _check_regular(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"it has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
+    content = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except RecursionError:
         raise ValueError("its values are nested too deep") from None
+    except ValueError as error:
+        raise ValueError(_appearance(content) or str(error)) from None
 
 
 def check_tensor_file(path: Path, max_bytes: int | None = None) -> None:
@@ -28,14 +40,23 @@ def check_tensor_file(path: Path, max_bytes: int | None = None) -> None:
     """
     _check_regular(path)
     with path.open("rb") as f:
-        start = f.read(8)
+        start = f.read(_START)
+    size = path.stat().st_size
     if len(start) < 8:
-        raise ValueError("it has no header")
-    if max_bytes is not None and path.stat().st_size > max_bytes:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than {max_bytes}")
-    (length,) = struct.unpack("<Q", start)
-    if length > MAX_HEADER_BYTES or length > path.stat().st_size - 8:
-        raise ValueError(f"its header would have {length} bytes, the file has {path.stat().st_size}")
+        raise ValueError(f"it has {size} bytes and no header; copy it again")
+    if start[8:9] not in (b"{", b""):  # the first byte of every header
+        raise ValueError(_appearance(start) or "it has no header of safetensors; copy it again")
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"it has {size} bytes, more than {max_bytes}")
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > MAX_HEADER_BYTES or length > size - 8:
+        raise ValueError(f"its header would have {length} bytes, the file has {size}; copy it again")
+
+
+def _appearance(content: bytes) -> str:
+    """Return what a file seems to be that is not what its name says, and what to do; empty if it is unknown."""
+    start = content.removeprefix(codecs.BOM_UTF8).lstrip()[:_START]
+    return next((what for first, what in _APPEARANCES.items() if start.lower().startswith(first)), "")
 
 
 def short_repr(value: object) -> str:

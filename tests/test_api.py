@@ -44,6 +44,22 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"id": f"r{i}", "prompt": prompt, "weights": i} for i, prompt in enumerate(prompts)]
 
 
+@pytest.mark.long
+def test_conversations_of_any_form_have_the_same_prompt(config: list[str]) -> None:
+    talk = [{"role": "user", "content": "red1 red2 red3"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "red1 "}, {"type": "text", "text": "red2 red3"}]}]
+    rows = [{"messages": talk}, {"messages": parts}, {"prompt": talk}, {"messages": json.dumps(talk)}]
+    together = route(rows, config)
+    assert {(row["prompt_tokens"], row["mixture"], row["error"]) for row in together} == {
+        (together[0]["prompt_tokens"], "red:1.0", None)
+    }
+    assert [row["prompt_tokens"] for one in rows for row in route([one], config)] == [
+        row["prompt_tokens"] for row in together
+    ]
+    turns = [{"conversations": [{"from": "human", "value": "red1 red2 red3"}]}]
+    assert route(turns, [*config, "input=sharegpt"])[0]["prompt_tokens"] == together[0]["prompt_tokens"]
+
+
 def test_the_package_names_its_parts_without_loading_them() -> None:
     assert set(pipeline.__all__) <= set(dir(pipeline)) | set(pipeline._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -14,7 +14,9 @@ from conf.defaults import CLASSES, default_of
 # Keys that are called like a field and are no default of it.
 OTHER_THINGS = {
     "evaluate.yaml: max_new_tokens and Sampling.max_new_tokens",  # answers of a suite are shorter
-    "input/openai_batch.yaml: layout and Columns.layout",  # the option that is not the default
+    # Options that are not the default.
+    *(f"input/{layout}.yaml: layout and Columns.layout" for layout in ("openai_batch", "sharegpt", "alpaca")),
+    "model/smollm2-135m.yaml: prompt_format and PromptSettings.prompt_format",
     # Pools of a cluster; the fields' defaults are for stages whose tasks are no actors.
     *(f"cluster/local.yaml: stages.route.{limit}_actors and StageResources.{limit}_actors" for limit in ("min", "max")),
     *(

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from pipeline.adapters import AdapterBank
+from pipeline.conversations import PromptSettings
 from pipeline.engine import base_shapes
 from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing.router import Router, tokenizer_fingerprint
@@ -113,12 +114,12 @@ def make_router(folder: Path, model: Path, labels: Sequence[str] = ADAPTERS, pro
     """A trained router for the adapters ``labels``."""
     tokenizer = load_tokenizer(str(model))
     texts = {label: prompts_of(label, 40, seed=1) for label in labels}
-    encode = PromptFormat(tokenizer, "raw" if prompt_format == "raw" else "chat").encode
+    encode = PromptFormat(tokenizer, PromptSettings("raw" if prompt_format == "raw" else "chat")).encode
     prompts = [text for label in labels for text in texts[label]]
     names = [label for label in labels for _ in texts[label]]
     vocabulary = tokenizer.get_vocab()
     card = {"tokenizer_fingerprint": tokenizer_fingerprint(vocabulary), "prompt_format": prompt_format}
-    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, forms=0.0, examples=64, seed=0)
+    settings = RouterSettings(6, 16, learning_rate=5e-3, held_out=0.1, forms=0, examples=64, seed=0)
     router: Router = train_router(prompts, names, encode, max(vocabulary.values()) + 1, settings, card, print)
     router.save(folder)
     return folder

@@ -50,7 +50,7 @@ class Bench:
         config = load_settings("generate", [], GenerateConfig)
         self.model_folder = resolve_model(args.model or config.model.path)
         self.tokenizer = load_tokenizer(self.model_folder)
-        self.prompts = PromptFormat(self.tokenizer, config.model.prompt_format)
+        self.prompts = PromptFormat(self.tokenizer, config.model.prompts)
         self._drawn: Any = None
 
     def model(self) -> Any:

@@ -1,7 +1,7 @@
 """A folder of PEFT adapters, read and checked against the base model."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,9 @@ from pipeline.errors import UserError
 from pipeline.file_sample import hash_sample
 from pipeline.untrusted import printable_name, short_repr
 
-from .config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, is_adapter_name, read_adapter_config
+from .config import AdapterConfig, is_adapter_name, read_adapter_config
+from .copies import copy_problem, vocabulary_problem
+from .files import CONFIG_FILE, adapters_in, checkpoints, is_checkpoint, weight_files
 from .weights import ModuleWeights, read_weights
 
 BaseShapes = dict[str, tuple[int, int]]
@@ -24,11 +26,15 @@ For an embedding: (vocabulary, dimension).
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: its config, and its weights by module of the base model."""
+    """One adapter: its config, and its weights by module of the base model.
+
+    ``copies``: weights of the base model that the adapter's file carries too; they must equal the base model's.
+    """
 
     name: str
     config: AdapterConfig
     modules: dict[str, ModuleWeights]
+    copies: dict[str, torch.Tensor]
 
 
 class AdapterBank:
@@ -42,9 +48,8 @@ class AdapterBank:
     def load(folder: str | Path, only: Iterable[str] | None = None) -> "AdapterBank":
         """Read all PEFT adapters of a folder, or those in ``only``; `UserError` for the first that cannot be used."""
         root = Path(folder)
-        found = adapter_names(root)
-        wanted = list(only) if only is not None else found
-        missing = sorted(set(wanted) - set(found))
+        wanted = list(only) if only is not None else adapter_names(root)
+        missing = sorted(set(wanted) - set(_folders(root)))
         if missing:
             raise UserError(f"bank: {root} has no adapter {', '.join(map(printable_name, missing))} (bank.adapters)")
         for name in wanted:
@@ -54,7 +59,7 @@ class AdapterBank:
         adapters = {}
         for name in wanted:
             config = read_adapter_config(root / name)
-            adapters[name] = Adapter(name, config, read_weights(root / name, config))
+            adapters[name] = Adapter(name, config, *read_weights(root / name, config))
         return AdapterBank(adapters, root)
 
     @cached_property
@@ -74,25 +79,29 @@ class AdapterBank:
         for name in self.names:
             scales = {module: weights.scale for module, weights in self.adapters[name].modules.items()}
             digest.update(repr((name, sorted(scales.items()))).encode())
-            hash_sample(digest, self.folder / name / WEIGHTS_FILE)
+            for path in weight_files(self.folder / name):
+                hash_sample(digest, path)
         return digest.hexdigest()[:16]
 
     def check_base(self, shapes: BaseShapes, model: str) -> None:
         """Compare every adapter with the base model's layers; raise `UserError` for the first that does not fit."""
         for name in self.names:
             for module, weights in self.adapters[name].modules.items():
-                shape = (weights.A.shape[1], weights.B.shape[0])
-                if ".experts." in f".{module}.":
-                    problem = f"changes {module}, and experts of a mixture of experts are not supported"
-                elif module not in shapes:
-                    problem = f"changes {module}, which the model {model} does not have"
-                elif shape != shapes[module]:
-                    problem = f"was trained for {module} of {shape[0]} to {shape[1]}, the model {model} has " + (
-                        f"{shapes[module][0]} to {shapes[module][1]}"
-                    )
-                else:
-                    continue
-                raise UserError(f"bank: adapter {name!r} {problem}: another base model? ({self.folder / name})")
+                if problem := _shape_problem(module, weights, shapes, model):
+                    raise UserError(f"bank: adapter {name!r} {problem} ({self.folder / name})")
+
+    def check_copies(self, weight_of: Callable[[str], torch.Tensor | None], model: str) -> None:
+        """Compare the weights of the base model that adapters carry; `UserError` for the first that is another.
+
+        ``weight_of``: gives the base model's weight of a name, or None; on torch's meta device only its shape counts.
+        """
+        for weight in sorted({weight for adapter in self.adapters.values() for weight in adapter.copies}):
+            own = weight_of(weight)
+            for name in self.names:
+                copy = self.adapters[name].copies.get(weight)
+                problem = None if copy is None else copy_problem(weight, copy, own, model)
+                if problem:
+                    raise UserError(f"bank: adapter {name!r} {problem} ({self.folder / name})")
 
     def check_values(self) -> None:
         """Raise `UserError` for the first adapter with a NaN or infinite weight."""
@@ -104,11 +113,52 @@ class AdapterBank:
                     )
 
 
+def _shape_problem(module: str, weights: ModuleWeights, shapes: BaseShapes, model: str) -> str | None:
+    if ".experts." in f".{module}.":
+        return f"changes {module}, and experts of a mixture of experts are not supported; retrain it without them"
+    if module not in shapes:
+        return f"changes {module}, which the model {model} does not have: another base model?"
+    inputs, outputs = weights.A.shape[1], weights.B.shape[0]
+    if (inputs, outputs) == shapes[module]:
+        return None
+    if weights.embedding and outputs == shapes[module][1]:
+        return vocabulary_problem(module, inputs, shapes[module][0], model)
+    if module.rsplit(".", 1)[-1] == "lm_head" and inputs == shapes[module][0]:
+        return vocabulary_problem(module, outputs, shapes[module][1], model)
+    return (
+        f"was trained for {module} of {inputs} to {outputs}, the model {model} has"
+        f" {shapes[module][0]} to {shapes[module][1]}: another base model?"
+    )
+
+
 def adapter_names(bank: Path) -> list[str]:
-    """Return the sub-folders of a bank that hold an adapter, sorted; `UserError` if there are none."""
+    """Return the sub-folders of a bank that hold an adapter, sorted; `UserError` if it is no bank.
+
+    The output of a training counts as an adapter, so that it is not passed over: reading it says what to do.
+    """
+    found = _folders(bank)
+    if (bank / CONFIG_FILE).exists():
+        raise UserError(
+            f"bank: {bank} is an adapter itself, and a bank is a folder of adapters; move it into a sub-folder with the"
+            " adapter's name, or name the sub-folders to use in bank.adapters (bank.path)"
+        )
+    if found and all(map(is_checkpoint, found)):
+        raise UserError(
+            f"bank: {bank} is the output of a training, and {', '.join(found[:3])} are states of one adapter; copy the"
+            " one to use into a bank, under the adapter's name, or name it in bank.adapters (bank.path)"
+        )
+    if not found:
+        deeper = sorted(path.name for path in bank.iterdir() if path.is_dir() and adapters_in(path))
+        hint = f"; {printable_name(deeper[0])} in it has some: give that folder" if deeper else ""
+        raise UserError(
+            f"bank: no adapter in {bank}: it has no sub-folder with an adapter_config.json{hint} (bank.path)"
+        )
+    return found
+
+
+def _folders(bank: Path) -> list[str]:
+    """Return the names of a bank's adapters, and of outputs of trainings in their place, sorted."""
     if not bank.is_dir():
         raise UserError(f"bank: no folder {bank} (bank.path)")
-    found = sorted(p.name for p in bank.iterdir() if p.name[0] != "." and p.is_dir() and (p / CONFIG_FILE).exists())
-    if not found:
-        raise UserError(f"bank: no adapter in {bank}: it has no sub-folder with an adapter_config.json (bank.path)")
-    return found
+    outputs = [p.name for p in bank.iterdir() if p.name[0] != "." and p.is_dir() and checkpoints(p)]
+    return sorted({*adapters_in(bank), *outputs})

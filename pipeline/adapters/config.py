@@ -1,4 +1,4 @@
-"""Read PEFT's `adapter_config.json`, and refuse by name the options that are not supported exactly."""
+"""Read PEFT's `adapter_config.json`: the rank and the scale of each module."""
 
 import math
 import re
@@ -14,29 +14,14 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, one_line
 from pipeline.untrusted import printable_name, read_json, short_repr
 
-# Keys that inference uses, and keys that do not change the maths of the saved tensors. Any other key, of this or of a
-# later PEFT, may change it (modules_to_save, target_parameters, layer_replication, ...), so it must be unset.
-_USED = {
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
-    *("peft_type", "init_lora_weights"),
-}
-_HARMLESS = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("fan_in_fan_out", "lora_dropout"),
-    *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("megatron_core", "qalora_group_size", "loftq_config", "runtime_config"),
-}
-_UNSET: tuple[Any, ...] = (None, False, "none", [], {})
-# Other initialisations change the base weights: the adapter then does not fit the unchanged base model.
-_NEUTRAL_INITS = (True, False, None, "gaussian", "orthogonal")
-
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+from .files import CONFIG_FILE, checkpoints
+from .options import problems
 
 MAX_RANK = 2**15
 _MAX_PATTERNS, _MAX_PATTERN = 10_000, 1000  # patterns of a config, characters of a pattern
 _MAX_MATCHES = 2**20  # patterns times modules: matching a hostile config takes seconds, not hours
 _FLOAT_MAX = 3.4e38  # of fp32
+_MAX_PROBLEMS = 5  # named in one message
 
 
 def is_adapter_name(name: object) -> bool:
@@ -78,6 +63,11 @@ class AdapterConfig:
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read the config in an adapter's folder; raise `UserError` for options that are not supported exactly."""
     name = folder.name
+    if not (folder / CONFIG_FILE).exists() and (nested := checkpoints(folder)):
+        raise UserError(
+            f"bank: adapter {name!r}: its folder is the output of a training, whose adapters are in"
+            f" {', '.join(map(printable_name, nested[-5:]))}; copy the files of the one to use into it ({folder})"
+        )
     try:
         values = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:
@@ -132,19 +122,9 @@ def _pattern(values: dict[str, Any], key: str, read: Callable[[dict[str, Any], s
 
 
 def _refuse_unsupported(values: dict[str, Any], name: str, folder: Path) -> None:
-    others = sorted(set(values) - _USED - _HARMLESS)
-    refused = [f"{printable_name(key)}={short_repr(values[key])}" for key in others if values[key] not in _UNSET]
-    if values.get("use_dora") and values.get("lora_bias"):
-        refused.append("use_dora with lora_bias (PEFT counts the bias into the norm)")
-    if values.get("peft_type") != "LORA":
-        refused.append(f"peft_type={short_repr(values.get('peft_type'))}")
-    if values.get("init_lora_weights") not in _NEUTRAL_INITS:
-        refused.append(f"init_lora_weights={short_repr(values['init_lora_weights'])} (it changes the base weights)")
-    if refused:
-        raise UserError(
-            f"bank: adapter {name!r} uses {', '.join(refused[:20])}, which the fused operator does not compute exactly;"
-            f" retrain or convert it without these options ({folder})"
-        )
+    found = problems(values)
+    if found:
+        raise UserError(f"bank: adapter {name!r}: {'; '.join(found[:_MAX_PROBLEMS])} ({folder})")
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:

@@ -1,32 +1,36 @@
 """Read and check the tensors of one adapter, by module."""
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import UserError, one_line
-from pipeline.untrusted import check_tensor_file, short_repr
+from pipeline.untrusted import check_tensor_file, printable_name, short_repr
 
-from .config import WEIGHTS_FILE, AdapterConfig
+from .config import AdapterConfig
+from .files import DTYPES, MappedFile, shard_of_tensor, weight_files
 
-# PEFT's names. Embeddings have no `.weight`; `base_layer` is PEFT's copy of an adapted embedding's own weight.
-_KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
-    r"|lora_embedding_B|lora_magnitude_vector|base_layer\.weight|base_layer\.bias)"
+# PEFT's names. `save_pretrained` leaves out the name of the adapter and what wrapped the model in training; a state
+# dict saved by hand has them, and adapters that were injected into a model lack the prefix.
+_WRAPPERS = re.compile(r"^module\.|\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PREFIX = r"(?:base_model\.model\.)?"
+_LORA = re.compile(
+    rf"{_PREFIX}(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 _PARTS = {
-    **{"lora_A.weight": "A", "lora_embedding_A": "A"},
-    **{"lora_B.weight": "B", "lora_embedding_B": "B"},
-    **{"base_layer.weight": "base.weight", "base_layer.bias": "base.bias"},
-    **{"lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"},
+    **{("lora_A", "weight"): "A", ("lora_embedding_A", None): "A"},
+    **{("lora_B", "weight"): "B", ("lora_embedding_B", None): "B", ("lora_B", "bias"): "bias"},
+    **{("lora_magnitude_vector", None): "magnitude", ("lora_magnitude_vector", "weight"): "magnitude"},
 }
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# A weight of the base model itself.
+_COPY = re.compile(rf"{_PREFIX}(?P<module>.+?)(?:\.(?:base_layer|modules_to_save(?:\.[^.]+)?))?\.(?P<leaf>weight|bias)")
+_TRAINING_ONLY = re.compile(r".+\.(?:lora_velora_embed|lora_monteclora_sampler)\b.*")
 _MAX_KEY = 500  # characters
 _MAX_DIMENSIONS, _MAX_SIZE = 8, 2**31  # of a tensor: one without values may claim any size
 
@@ -36,8 +40,7 @@ class ModuleWeights:
     """The change of one module by one adapter: ``y += scale * (B A x + bias)``, or its DoRA form.
 
     ``A`` [r x in], ``B`` [out x r], ``bias`` [out] (`lora_bias`), ``magnitude`` [out] (DoRA, arXiv 2402.09353).
-    ``embedding``: the module looks rows up, so ``in`` counts the vocabulary. ``base``: copies of the layer's own
-    ``weight`` and ``bias`` that PEFT saved with an embedding or head; they must equal the base model's.
+    ``embedding``: the module looks rows up, so ``in`` counts the vocabulary.
     """
 
     A: torch.Tensor
@@ -46,7 +49,6 @@ class ModuleWeights:
     bias: torch.Tensor | None = None
     magnitude: torch.Tensor | None = None
     embedding: bool = False
-    base: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -55,51 +57,101 @@ class ModuleWeights:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the adapter that are set, by name; ``base`` is the model's and left out."""
+        """Return the tensors of the adapter that are set, by name."""
         named = {"A": self.A, "B": self.B, "bias": self.bias, "magnitude": self.magnitude}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def read_weights(folder: Path, config: AdapterConfig) -> dict[str, ModuleWeights]:
-    """Read the tensors of an adapter's folder by module name; `UserError` for pickles, bad names, shapes or dtypes.
+class AdapterWeights(NamedTuple):
+    """The weights of one adapter by module, and by name the weights of the base model that its file carries too."""
+
+    modules: dict[str, ModuleWeights]
+    copies: dict[str, torch.Tensor]
+
+
+def read_weights(folder: Path, config: AdapterConfig) -> AdapterWeights:
+    """Read the tensors of an adapter's folder; `UserError` for pickles, bad names, shapes or dtypes.
 
     Tensors are mapped into memory, not read: their pages are loaded at the first use.
     """
-    path = folder / WEIGHTS_FILE
-    if not path.exists():
-        pickled = [p.name for p in folder.glob("adapter_model.*")]
-        what = f"only {', '.join(pickled)}: pickle is refused, since it can run code" if pickled else "no weights"
-        raise UserError(f"bank: adapter {folder.name!r} has {what}; save it as adapter_model.safetensors ({folder})")
-    modules: dict[str, dict[str, torch.Tensor]] = {}
-    embeddings = set()
-    unexpected = {part for part, on in (("lora_magnitude_vector", config.dora), ("lora_B.bias", config.bias)) if not on}
-    try:
+    found = _Tensors(folder, config)
+    missing = set(shard_of_tensor(folder))
+    for path in weight_files(folder):
+        try:
+            missing -= found.read(path)
+            config.check_patterns(len(found.modules))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _bad(folder, f"{path.name} is not a safetensors file of LoRA weights: {one_line(error)}") from None
+    if missing:
+        raise _bad(folder, f"its index lists {short_repr(min(missing))}, which no shard holds; copy all files again")
+    if not found.modules:
+        raise _bad(folder, "no LoRA tensors: training or saving went wrong; save it with PEFT's save_pretrained")
+    checked = {
+        module: _checked(module, parts, module in found.embeddings, config, folder)
+        for module, parts in found.modules.items()
+    }
+    return AdapterWeights(checked, found.copies)
+
+
+class _Tensors:
+    """The tensors of an adapter's files, sorted by what they are.
+
+    ``modules``: parts of LoRA by module and part. ``embeddings``: the modules among these that look rows up.
+    ``copies``: see `AdapterWeights`.
+    """
+
+    def __init__(self, folder: Path, config: AdapterConfig) -> None:
+        self._folder = folder
+        self._options = {"magnitude": ("use_dora", config.dora), "bias": ("lora_bias", config.bias)}
+        self.modules: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self.copies: dict[str, torch.Tensor] = {}
+        self.embeddings: set[str] = set()
+        self._adapters: set[str] = set()  # named in the keys
+
+    def read(self, path: Path) -> set[str]:
+        """Read a file and return its keys."""
         check_tensor_file(path)
         with safe_open(str(path), framework="pt") as tensors:
-            mapped = _MappedFile(path)
-            for key in sorted(tensors.keys()):
-                match = _KEY.fullmatch(key)
-                if match is None or match["part"] in unexpected or not key.isprintable() or len(key) > _MAX_KEY:
-                    raise _bad(folder, f"unknown tensor {short_repr(key)}")
-                parts, part = modules.setdefault(match["module"], {}), _PARTS[match["part"]]
-                if part in parts:
-                    raise _bad(folder, f"tensor {short_repr(key)} repeats one of another name")
+            mapped = MappedFile(path)
+            keys = sorted(tensors.keys())
+            for key in keys:
+                if not key.isprintable() or len(key) > _MAX_KEY:
+                    raise self._unknown(key)
+                if _TRAINING_ONLY.fullmatch(key):
+                    continue
                 shape = mapped.entries[key]["shape"]
                 if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > _MAX_SIZE:
-                    raise _bad(folder, f"tensor {short_repr(key)} has the shape {short_repr(shape)}")
+                    raise _bad(self._folder, f"tensor {short_repr(key)} has the shape {short_repr(shape)}")
                 tensor = mapped.tensor(key)
-                parts[part] = tensors.get_tensor(key) if tensor is None else tensor
-                if match["part"].startswith("lora_embedding"):
-                    embeddings.add(match["module"])
-        config.check_patterns(len(modules))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _bad(folder, f"{path.name} is not a safetensors file of LoRA weights: {one_line(error)}") from None
-    adapted = {module: parts for module, parts in modules.items() if not set(parts) <= {"base.weight", "base.bias"}}
-    if not adapted:
-        raise _bad(folder, "no LoRA tensors")
-    for module in set(modules) - set(adapted):
-        raise _bad(folder, f"it carries a weight of {module}, which it does not adapt")
-    return {module: _checked(module, parts, module in embeddings, config, folder) for module, parts in adapted.items()}
+                self._add(key, tensors.get_tensor(key) if tensor is None else tensor)
+        return set(keys)
+
+    def _add(self, key: str, tensor: torch.Tensor) -> None:
+        named = _WRAPPERS.sub("", key)
+        if lora := _LORA.fullmatch(named):
+            part = _PARTS.get((lora["part"], lora["leaf"]))
+            if part is None:
+                raise self._unknown(key)
+            option, is_on = self._options.get(part, ("", True))
+            if not is_on:
+                raise _bad(self._folder, f"tensor {short_repr(key)} is there, but {option} is not set in its config")
+            self._adapters.add(printable_name(lora["adapter"] or "one without a name"))
+            if len(self._adapters) > 1:
+                names = ", ".join(sorted(self._adapters))
+                raise _bad(self._folder, f"it holds several adapters: {names}; save each with PEFT's save_pretrained")
+            if lora["part"].startswith("lora_embedding"):
+                self.embeddings.add(lora["module"])
+            place, name = self.modules[lora["module"]], part
+        elif copy := _COPY.fullmatch(named):
+            place, name = self.copies, f"{copy['module']}.{copy['leaf']}"
+        else:
+            raise self._unknown(key)
+        if name in place:
+            raise _bad(self._folder, f"tensor {short_repr(key)} repeats one of another name")
+        place[name] = tensor
+
+    def _unknown(self, key: str) -> UserError:
+        return _bad(self._folder, f"unknown tensor {short_repr(key)}; save the adapter with PEFT's save_pretrained")
 
 
 def _checked(
@@ -107,52 +159,25 @@ def _checked(
 ) -> ModuleWeights:
     for side in "AB":
         if side not in parts:
-            raise _bad(folder, f"{module} lacks lora_{side}")
+            raise _bad(folder, f"{module} lacks lora_{side}; copy or save the adapter again")
     for tensor in parts.values():
-        if tensor.dtype not in _DTYPES.values():
+        if tensor.dtype not in DTYPES.values():
             raise _bad(folder, f"{module} holds {tensor.dtype} values; save it as fp32, fp16 or bf16")
     a, b = parts["A"], parts["B"]
     rank = config.rank(module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-        raise _bad(folder, f"{module} has shapes A {list(a.shape)}, B {list(b.shape)}, the config says rank {rank}")
+        shards = not a.numel() or not b.numel() or a.ndim == 1 or b.ndim == 1
+        hint = ": DeepSpeed ZeRO-3 or FSDP did not gather the weights before they were saved" if shards else ""
+        raise _bad(
+            folder, f"{module} has shapes A {list(a.shape)}, B {list(b.shape)}, the config says rank {rank}{hint}"
+        )
     needed = {"magnitude": config.dora, "bias": config.bias and not embedding}
     for part, on in needed.items():
         if on and part not in parts:
             raise _bad(folder, f"{module} has no {part} vector, which the config announces")
         if part in parts and parts[part].shape != b.shape[:1]:
             raise _bad(folder, f"{module} has {part} {list(parts[part].shape)} beside B {list(b.shape)}")
-    base = {key.removeprefix("base."): tensor for key, tensor in parts.items() if key.startswith("base.")}
-    return ModuleWeights(a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding, base)
-
-
-class _MappedFile:
-    """A safetensors file in memory, five times faster to read than with the library's own tensors.
-
-    The library must have checked the header (`safetensors.safe_open`). The mapping is private: pages are loaded at the
-    first use, and nothing is written back.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as f:
-            length = int.from_bytes(f.read(8), "little")
-            header: dict[str, Any] = json.loads(f.read(length))
-        self.entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
-        self._data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        self._start = 8 + length
-
-    def tensor(self, key: str) -> torch.Tensor | None:
-        """Return a tensor, or None if its dtype is none of LoRA's; `ValueError` if its bytes do not fill its shape."""
-        entry = self.entries[key]
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            return None
-        start, end = (self._start + offset for offset in entry["data_offsets"])
-        data = self._data[start:end]
-        try:
-            # Files need not align their tensors; a tensor that is not aligned is copied.
-            return (data.clone() if start % dtype.itemsize else data).view(dtype).view(entry["shape"])
-        except RuntimeError:
-            raise ValueError(f"{end - start} bytes do not fill a tensor of shape {entry['shape']}") from None
+    return ModuleWeights(a, b, config.scale(module), parts.get("bias"), parts.get("magnitude"), embedding)
 
 
 def _bad(folder: Path, what: str) -> UserError:

@@ -14,7 +14,7 @@ from .settings import EngineSettings, LoraSettings
 if TYPE_CHECKING:
     from .attached import Attached, attach, mixtures
     from .core.engine import Engine
-    from .lora.layers import base_shapes, load_bank
+    from .lora.layers import base_shapes, check_bank, load_bank
     from .lora.operator import FusedLora
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Sampling",
     "attach",
     "base_shapes",
+    "check_bank",
     "load_bank",
     "mixtures",
     "override_sampling",
@@ -44,6 +45,7 @@ _LAZY = {
     "FusedLora": "lora.operator",
     "attach": "attached",
     "base_shapes": "lora.layers",
+    "check_bank": "lora.layers",
     "load_bank": "lora.layers",
     "mixtures": "attached",
 }

@@ -33,12 +33,12 @@ def override_sampling(base: Sampling, values: Mapping[str, Any]) -> Sampling:
         field = _ALIASES.get(name, name)
         if field not in _FIELDS:
             raise ValueError(f"unknown setting {name[:60]!r}; there are {', '.join([*_FIELDS, *_ALIASES])}")
-        if field in given:
-            raise ValueError(f"{name!r} is given twice, by another name too")
         try:
-            given[field] = parse_setting(field, value)
+            parsed = parse_setting(field, value)
         except ValueError as error:
             raise ValueError(f"{name!r} {error}") from None
+        if given.setdefault(field, parsed) != parsed:
+            raise ValueError(f"{name!r} is given twice, by another name and with another value too")
     sampling = replace(base, **_merge_constraint(given))
     problem = sampling_problem(sampling)
     if problem:

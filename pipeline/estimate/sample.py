@@ -35,6 +35,7 @@ class RoutedSample:
     mixtures: Counter[str]
     dead: Counter[str]
     fallback: int
+    last_assistant: int = 0
     answers_each: float = 1.0
 
     @property
@@ -65,9 +66,11 @@ def route_sample(settings: JobSettings, prepared: Prepared) -> RoutedSample:
     alive = table.filter(table["dead"].is_null())
     tokens = np.array([len(ids) for ids in alive["tokens"].to_pylist()])
     dead = Counter(letter["error_type"] for letter in table["dead"].drop_null().to_pylist())
-    fallback = int(alive["fallback"].to_numpy(zero_copy_only=False).sum())
+    fallback, last_assistant = (
+        int(alive[name].to_numpy(zero_copy_only=False).sum()) for name in ("fallback", "last_assistant")
+    )
     mixtures = Counter(alive["mixture"].to_pylist())
-    return RoutedSample(table, tokens, mixtures, dead, fallback, _answers_each(alive))
+    return RoutedSample(table, tokens, mixtures, dead, fallback, last_assistant, _answers_each(alive))
 
 
 def answer_sample(

@@ -187,7 +187,7 @@ def sentence_configuration(
     policy = replace(policy, gate=True)
 
     def asked(questions: Sequence[TokenizedQuestion]) -> list[Asked]:
-        head, tail = map(len, prompts.template_tokens(False))
+        head, tail = map(len, prompts.template_tokens(""))
         encoded = prompts.encode_with_offsets([one.question.prompt for one in questions])
         sentences = [prompt_sentences(one.text, one.ends, head, tail, settings) for one in encoded]
         tokens = [one.tokens for one in encoded]

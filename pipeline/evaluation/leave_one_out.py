@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pipeline.engine import Request
 from pipeline.models import PromptFormat
-from pipeline.records import Mixture, Prompt
+from pipeline.records import Conversation, Mixture, Prompt
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.policy import blend
 from pipeline.routing.router import Router
@@ -96,7 +96,7 @@ def few_shot(prompts: PromptFormat, examples: Examples, max_prompt_tokens: int) 
 
 
 def _conversation(prompts: PromptFormat, shots: Sequence[tuple[str, str]], prompt: str) -> Prompt:
-    if prompts.mode == "raw":
+    if prompts.settings.prompt_format == "raw":
         return "".join(f"{asked}\n{answer}\n\n" for asked, answer in shots) + prompt
     turns = [(role, text) for shot in shots for role, text in zip(("user", "assistant"), shot, strict=True)]
-    return [{"role": role, "content": text} for role, text in [*turns, ("user", prompt)]]
+    return Conversation([{"role": role, "content": text} for role, text in [*turns, ("user", prompt)]])

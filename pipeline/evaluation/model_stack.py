@@ -1,7 +1,7 @@
 """Load model, bank, router and engine into this process, checked against each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.engine import Engine, load_bank
 from pipeline.engine.settings import EngineSettings
@@ -46,9 +46,9 @@ def load_model_stack(
     check_weights(model.path)
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
-    prompts = PromptFormat(tokenizer, model.prompt_format)
+    prompts = PromptFormat(tokenizer, model.prompts)
     bank = load_bank(bank_path, adapters, config, model.path, model.trust_remote_code)
-    router = load_router_for(router_path, bank.names, bank_path, tokenizer.get_vocab(), model.prompt_format)
+    router = load_router_for(router_path, bank.names, bank_path, tokenizer.get_vocab(), model.prompts.prompt_format)
     device = pick_device(device)
     loaded = load_model(model.path, model.dtype, device, model.trust_remote_code, model.quantization)
     identity = {
@@ -57,6 +57,6 @@ def load_model_stack(
         "dtype": str(loaded.dtype),
         "quantization": model.quantization,
         "device": device,
-        "prompt_format": model.prompt_format,
+        **{name: str(value) for name, value in asdict(model.prompts).items()},
     }
     return ModelStack(Engine(loaded, tokenizer, bank, engine), prompts, router, identity)

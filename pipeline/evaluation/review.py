@@ -16,7 +16,8 @@ from pipeline.storage import read_run
 from pipeline.storage.types.values import python_rows
 
 COLUMNS = (
-    *("id", "task", "prompt", "output", "answer", "certainty", "route_confidence", "answer_logprob", "choice_margin"),
+    *("id", "task", "prompt", "messages", "tools", "chat_template_kwargs", "output", "answer", "certainty"),
+    *("route_confidence", "answer_logprob", "choice_margin"),
     *("mixture", "fallback", "finish_reason"),
 )
 """The columns of a review, as far as the run has them; the person who reviews fills in ``answer``."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from pipeline.cluster.resources import Pools
+from pipeline.routing.router import unnamed_line
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
@@ -54,7 +55,11 @@ class GenerateJob:
 
         ``new_run``: let the next `run` discard an earlier run in the output, once Ray has started.
         """
-        self._prepared = self._prepared or prepare(self.settings, self.folder, new_run)
+        if self._prepared is None:
+            self._prepared = prepare(self.settings, self.folder, new_run)
+            self.settings = self.settings.with_routing(self._prepared.routing)
+            if self._prepared.unnamed:
+                self._log(unnamed_line(self._prepared.unnamed))
         return self._prepared
 
     @stop_on_store_errors()

@@ -27,7 +27,7 @@ def make_guard(settings: JobSettings, fingerprints: dict[str, str], files: Seque
         "engine.backend": settings.engine.backend,
         "dtype": settings.model.dtype,
         "quantization": settings.model.quantization,
-        "prompt_format": settings.model.prompt_format,
+        **asdict(settings.model.prompts),
         "window.records": settings.window_records,
         "limit": settings.limit,
         "input": [asdict(f) | {"path": masked_path(f.path)} for f in files],

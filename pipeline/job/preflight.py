@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.cluster.node_cache import cache_for_checks
 from pipeline.engine import load_bank, sampling_problem
@@ -19,6 +19,7 @@ from pipeline.models import (
     model_fingerprint,
 )
 from pipeline.records import concat_schemas
+from pipeline.routing import RoutingPolicy
 from pipeline.routing.loading import load_router_for
 from pipeline.settings import JobSettings
 from pipeline.stages.output_schema import OutputSchema
@@ -27,6 +28,7 @@ from pipeline.storage.commit.markers import MAX_WINDOWS
 from pipeline.storage.input.files import InputFile, list_input
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, run_values
+from pipeline.storage.store.local_copy import has_values
 from pipeline.storage.store.redact import masked, masked_error, masked_path
 
 from .error_budget import ErrorBudget
@@ -38,14 +40,15 @@ from .stop import stop_on_store_errors
 class Prepared:
     """A job that has passed all checks.
 
-    ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``guard``: see
-    `job.guard`. ``schema``: of the output files. ``new_run``: an earlier run in the output is discarded. ``seconds``:
-    that the checks took.
+    ``context`` to ``routing``: see `ModelChecks`. ``guard``: see `job.guard`. ``schema``: of the output files.
+    ``new_run``: an earlier run in the output is discarded. ``seconds``: that the checks took.
     """
 
     plan: InputPlan
     context: int
     fingerprints: dict[str, str]
+    unnamed: list[str]
+    routing: RoutingPolicy
     guard: dict[str, Any]
     schema: OutputSchema
     budget: ErrorBudget
@@ -61,7 +64,8 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     start = time.monotonic()
     limit_arenas()
-    context, fingerprints = check_models(settings)
+    checked = check_models(settings)
+    settings, fingerprints = settings.with_routing(checked.routing), checked.fingerprints
     _, files = list_input(settings.input, folder.root)
     guard = make_guard(settings, fingerprints, files)
     plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
@@ -69,7 +73,7 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     schema = _output_schema(settings, plan, fingerprints)
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
     trim_heap()
-    return Prepared(plan, context, fingerprints, guard, schema, budget, new_run, time.monotonic() - start)
+    return Prepared(plan, *checked, guard, schema, budget, new_run, time.monotonic() - start)
 
 
 def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, Any], new_run: bool) -> bool:
@@ -121,6 +125,7 @@ def input_problem(settings: JobSettings, plan: InputPlan) -> str:
 
 
 def _check_columns(settings: JobSettings, plan: InputPlan) -> None:
+    plan.check_prompts()
     for key, name in (("sampling", settings.columns.sampling), ("choices", settings.columns.choices)):
         if name is not None and name not in plan.passed.names:
             raise UserError(f"input: no record has the column {name!r} (input.{key}_column)")
@@ -133,8 +138,21 @@ def _check_writable(output: str, folder: RunFolder) -> None:
         raise UserError(f"output: cannot write to {masked(output)}: {masked_error(error)}") from None
 
 
-def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
-    """Check that model, bank and router fit each other; return the context in tokens and the fingerprints."""
+class ModelChecks(NamedTuple):
+    """What is known of model, bank and router once they fit each other.
+
+    ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``unnamed``: adapters
+    that no class of the router names. ``routing``: the job's, with the fallback of the router if it has no other.
+    """
+
+    context: int
+    fingerprints: dict[str, str]
+    unnamed: list[str]
+    routing: RoutingPolicy
+
+
+def check_models(settings: JobSettings) -> ModelChecks:
+    """Check that model, bank and router fit each other; raises `UserError` if not."""
     _check_engine(settings)
     settings = cache_for_checks(settings)
     model = settings.model
@@ -142,18 +160,21 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
     check_weights(model.path)
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
-    PromptFormat(tokenizer, model.prompt_format)
+    PromptFormat(tokenizer, model.prompts)
     if (settings.sentences or settings.parts) and not tokenizer.is_fast:
         granularity = "sentence" if settings.sentences else "parts"
         raise UserError(
             f"config: routing.granularity={granularity} needs a fast tokenizer, which gives the offset of each token;"
             f" {type(tokenizer).__name__} of {model.path} is not one (use a model with tokenizer.json)"
         )
-    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code)
-    spec_of(settings.engine).check(settings.engine, bank, settings.routing.largest_mixture(len(bank.names)))
-    router = load_router_for(settings.router, bank.names, settings.bank, tokenizer.get_vocab(), model.prompt_format)
+    values = has_values(model.path) and has_values(settings.bank)
+    bank = load_bank(settings.bank, settings.adapters, config, model.path, model.trust_remote_code, values)
+    vocabulary, prompt_format = tokenizer.get_vocab(), model.prompts.prompt_format
+    router = load_router_for(settings.router, bank.names, settings.bank, vocabulary, prompt_format)
     router.threshold(settings.routing.acceptance)
-    settings.routing.check_fallback(router.labels)
+    routing = settings.routing.for_router(router.fallback)
+    routing.check_fallback(router.labels)
+    spec_of(settings.engine).check(settings.engine, bank, routing.largest_mixture(len(bank.names)))
     _check_sampling(settings, tokenizer, int(config.get_text_config().vocab_size))
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
     if settings.sampling.max_new_tokens >= context:
@@ -167,7 +188,7 @@ def check_models(settings: JobSettings) -> tuple[int, dict[str, str]]:
         "router": router.fingerprint,
         "tokenizer": router.trained_for["tokenizer_fingerprint"],
     }
-    return context, fingerprints
+    return ModelChecks(context, fingerprints, router.unnamed(bank.names), routing)
 
 
 def _check_engine(settings: JobSettings) -> None:

@@ -51,6 +51,7 @@ def write_run(session: Session, state: str, result: JobResult | None = None) -> 
         "config": settings.config,
         "versions": _versions(),
         "fingerprints": prepared.fingerprints,
+        "unnamed_adapters": prepared.unnamed,
         "guard": prepared.guard,
         "schemas": {"data": encode_schema(prepared.schema.data), "dead": encode_schema(DEAD)},
         "renamed_columns": {old: new for old, new in prepared.schema.names.items() if old != new},

@@ -15,10 +15,14 @@ from .load import (
 )
 from .prompt import PromptFormat
 from .resolve import cache_dir, model_fingerprint, resolve_model
+from .stored import StoredWeights
+from .template import PromptError
 
 __all__ = [
+    "PromptError",
     "PromptFormat",
     "Quantization",
+    "StoredWeights",
     "cache_dir",
     "check_quantization",
     "check_weights",

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from pipeline.errors import UserError, one_line
 from pipeline.untrusted import check_tensor_file
 
+from .stored import StoredWeights
+
 Quantization = Literal["none", "8bit", "4bit"]
 """``8bit``: LLM.int8() (arXiv 2208.07339). ``4bit``: NF4 (arXiv 2305.14314)."""
 
@@ -61,7 +63,7 @@ def check_weights(folder: str) -> None:
             with safe_open(str(file), framework="pt"):
                 pass
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model: {file} is damaged: {one_line(error)} (model.path)") from None
+            raise UserError(f"model: {file} cannot be read: {one_line(error)} (model.path)") from None
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
@@ -108,13 +110,10 @@ def load_token_embeddings(folder: str, trust_remote_code: bool = False) -> torch
     wanted = skeleton.get_input_embeddings().weight
     name = next(name for name, parameter in skeleton.named_parameters() if parameter is wanted)
     check_weights(folder)
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                if name == key or name.endswith(f".{key}"):  # some files lack the prefix of the model's body
-                    found: torch.Tensor = tensors.get_tensor(key)
-                    return found.float()
-    raise UserError(f"model: {folder} has no safetensors with the weight {name} (model.path)")
+    found = StoredWeights(folder, skeleton).get(name)
+    if found is None or found.is_meta:
+        raise UserError(f"model: {folder} has no safetensors with the weight {name} (model.path)")
+    return found.float()
 
 
 def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:

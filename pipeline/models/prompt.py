@@ -1,15 +1,24 @@
-"""Turn a record's prompt or messages into the token ids that every later stage uses."""
+"""Turn a record's prompt or conversation into the token ids that every later stage uses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import orjson
+
+from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
-from pipeline.records import Prompt
+from pipeline.records import Conversation, Prompt
 
-Mode = Literal["raw", "chat"]
+from .control_tokens import ControlTokens
+from .message_forms import with_objects
+from .template import ChatTemplate, PromptError
+
 _T = TypeVar("_T")
-_MARK = "\u241e"
+
+_Kind = Literal["raw", "templated", "aliased"]
+_KINDS: tuple[_Kind, ...] = ("raw", "templated", "aliased")
 
 
 @dataclass(frozen=True)
@@ -21,81 +30,169 @@ class TokensWithOffsets:
     ends: list[int]
 
 
+class Rendered(NamedTuple):
+    """The text of a prompt; ``tokenised``: what the tokenizer gets.
+
+    To a ``raw`` one the tokenizer adds special tokens; a template holds its own. In an ``aliased`` one some are text.
+    """
+
+    text: str
+    tokenised: str
+    kind: _Kind
+
+
 class PromptFormat:
     """Renders and tokenises prompts for one model.
 
-    ``raw`` prompts are tokenised unchanged; in ``chat`` mode a prompt becomes one user message. ``messages`` always go
-    through the model's chat template, with its generation prompt at the end.
+    ``raw`` prompts are tokenised unchanged; in ``chat`` mode a prompt becomes one user message. A conversation always
+    goes through the model's chat template. Special tokens in its texts are text, by `PromptSettings.special_tokens`.
     """
 
-    def __init__(self, tokenizer: Any, mode: Mode = "raw") -> None:
+    def __init__(self, tokenizer: Any, settings: PromptSettings | None = None) -> None:
         self.tokenizer = tokenizer
-        self.mode = mode
-        if mode == "chat" and not tokenizer.chat_template:
+        self.settings = settings or PromptSettings()
+        self._frames: dict[bytes, tuple[list[int], list[int]]] = {}
+        self._template = ChatTemplate(tokenizer, self.settings)
+        if self.settings.prompt_format == "chat" and not tokenizer.chat_template:
             raise UserError(
                 "model: prompt_format=chat, but the tokenizer has no chat template; use model.prompt_format=raw"
             )
+        try:
+            self._template.arguments(Conversation([]))
+        except PromptError as error:
+            raise UserError(f"config: model.{error}") from None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return the token ids of each prompt (str) or conversation (list of messages)."""
-        return _in_order([self._render(prompt) for prompt in prompts], self._tokenise)
+        """Return the token ids of each prompt or conversation; `PromptError` for one that cannot be rendered."""
+        return self.tokenise([self.render(prompt) for prompt in prompts])
 
     def encode_with_offsets(self, prompts: Sequence[Prompt]) -> list[TokensWithOffsets]:
         """Return the token ids of `encode` with the rendered text and their offsets in it; fast tokenizers only."""
-        return _in_order([self._render(prompt) for prompt in prompts], self._tokenise_with_offsets)
+        return self.tokenise_with_offsets([self.render(prompt) for prompt in prompts])
 
     def encode_text(self, texts: Sequence[str]) -> list[TokensWithOffsets]:
         """Return the token ids and offsets of texts as they stand within a template; fast tokenizers only."""
-        return self._tokenise_with_offsets(list(texts), add_special_tokens=False)
+        return self.tokenise_with_offsets([self._as_data(text) for text in texts])
 
-    def template_tokens(self, conversation: bool) -> tuple[list[int], list[int]]:
+    def template_tokens(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         """Return the token ids that the template puts before and after one user message; none for raw prompts.
 
         A prompt that is cut must keep them: without its end the model would continue the user's text.
         """
-        if not conversation and self.mode == "raw":
+        conversation = self._conversation(prompt)
+        if conversation is None:
             return [], []
-        text, _ = self._render([{"role": "user", "content": _MARK}])
-        head, _, tail = text.partition(_MARK)
-        before, after = self._tokenise([head, tail], add_special_tokens=False)
-        return before, after
+        key = orjson.dumps(conversation.template)
+        if key not in self._frames:
+            head, tail = (Rendered(text, text, "templated") for text in self._template.frame(conversation))
+            before, after = self._tokenise([head, tail], "templated")
+            if len(self._frames) > 1000:  # records may all have arguments of their own
+                self._frames.clear()
+            self._frames[key] = before, after
+        return self._frames[key]
 
     def encode_answer(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each answer with the end-of-sequence token, as adapters are trained."""
-        texts = [answer + self.tokenizer.eos_token for answer in answers]
-        return self._tokenise(texts, add_special_tokens=False)
+        return self.tokenise([self._as_data(answer, self.tokenizer.eos_token) for answer in answers])
 
-    def _render(self, prompt: Prompt) -> tuple[str, bool]:
-        """Return the text to tokenise, and whether the tokenizer adds special tokens (templates hold their own)."""
-        if isinstance(prompt, str) and self.mode == "raw":
-            return prompt, True
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    def tokenise(self, rendered: Sequence[Rendered]) -> list[list[int]]:
+        """Return the token ids of rendered prompts."""
+        return _in_order(rendered, self._tokenise)
+
+    def tokenise_with_offsets(self, rendered: Sequence[Rendered]) -> list[TokensWithOffsets]:
+        """Return the token ids of rendered prompts and their offsets; fast tokenizers only."""
+        return _in_order(rendered, self._tokenise_with_offsets)
+
+    def render(self, prompt: Prompt) -> Rendered:
+        """Return the text of a prompt; `PromptError` for a conversation that the template does not take."""
+        conversation = self._conversation(prompt)
+        if conversation is None:
+            assert isinstance(prompt, str)
+            return Rendered(prompt, prompt, "raw")
         if not self.tokenizer.chat_template:
-            raise ValueError("the model's tokenizer has no chat template for `messages`")
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text, False
+            raise PromptError("the model's tokenizer has no chat template for messages")
+        text = self._template.render(conversation)
+        if not self._is_typed(conversation):
+            return Rendered(text, text, "templated")
+        control = self._control
+        try:
+            messages = control.marked(with_objects(conversation.messages))
+            marked = Conversation(messages, control.marked(conversation.template))
+            aliased = control.aliased(self._template.render(marked))
+        except ValueError as error:
+            raise PromptError(str(error), "SpecialToken") from None
+        if control.unaliased(aliased) != text:
+            message = "the chat template reads the special tokens in the text (model.special_tokens=control keeps them)"
+            raise PromptError(message, "SpecialToken")
+        return Rendered(text, aliased, "aliased")
 
-    def _tokenise(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)
+    def _conversation(self, prompt: Prompt) -> Conversation | None:
+        """Return a prompt as a conversation; None if it is tokenised as it is."""
+        if isinstance(prompt, Conversation):
+            return prompt
+        is_raw = self.settings.prompt_format == "raw"
+        return None if is_raw else Conversation([{"role": "user", "content": prompt}])
+
+    def _is_typed(self, conversation: Conversation) -> bool:
+        """Whether texts of a conversation hold special tokens that stay text; `PromptError` if that is refused."""
+        if self.settings.special_tokens == "control":
+            return False
+        is_typed = False
+        for index, message in enumerate(with_objects(conversation.messages)):
+            self._check_typed(f"message {index}", token := self._control.first_in(message))
+            is_typed |= token is not None
+            token = self._control.with_role(message["role"])
+            if token is not None:
+                raise PromptError(f"message {index}, key 'role': it is a part of {token!r}", "SpecialToken")
+        if conversation.template:
+            self._check_typed("chat_template_kwargs", token := self._control.first_in(conversation.template))
+            is_typed |= token is not None
+        return is_typed
+
+    def _check_typed(self, where: str, token: str | None) -> None:
+        if token is not None and self.settings.special_tokens == "refuse":
+            raise PromptError(f"{where}: the special token {token!r} (model.special_tokens=refuse)", "SpecialToken")
+
+    def _as_data(self, text: str, end: str = "") -> Rendered:
+        """Return a text of the data, before a special token ``end``, as it is tokenised where no template is raw."""
+        is_raw = self.settings.prompt_format == "raw" or self.settings.special_tokens == "control"
+        if is_raw or self._control.first_in(text) is None:
+            return Rendered(text + end, text + end, "templated")
+        return Rendered(text + end, self._control.aliased(self._control.marked(text) + end), "aliased")
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        template = self.tokenizer.chat_template
+        return ControlTokens(self.tokenizer, template if isinstance(template, str) else repr(template))
+
+    def _tokenise(self, prompts: list[Rendered], kind: _Kind) -> list[list[int]]:
+        texts = [prompt.tokenised for prompt in prompts]
+        if kind == "aliased":
+            return [encoding.ids for encoding in self._control.encode(texts)]
+        encoded = self.tokenizer(texts, add_special_tokens=kind == "raw", return_attention_mask=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def _tokenise_with_offsets(self, texts: list[str], add_special_tokens: bool) -> list[TokensWithOffsets]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_offsets_mapping=True
-        )
-        found = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [TokensWithOffsets(ids, text, [end for _, end in offsets]) for text, ids, offsets in found]
+    def _tokenise_with_offsets(self, prompts: list[Rendered], kind: _Kind) -> list[TokensWithOffsets]:
+        texts = [prompt.tokenised for prompt in prompts]
+        if kind == "aliased":
+            found = [(encoding.ids, encoding.offsets) for encoding in self._control.encode(texts)]
+        else:
+            encoded = self.tokenizer(
+                texts, add_special_tokens=kind == "raw", return_attention_mask=False, return_offsets_mapping=True
+            )
+            found = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        return [
+            TokensWithOffsets(ids, prompt.text, [end for _, end in offsets])
+            for prompt, (ids, offsets) in zip(prompts, found, strict=True)
+        ]
 
 
-def _in_order(rendered: list[tuple[str, bool]], tokenise: Callable[[list[str], bool], list[_T]]) -> list[_T]:
-    """Tokenise the plain and the templated texts in one batch each, results in the order of ``rendered``."""
+def _in_order(rendered: Sequence[Rendered], tokenise: Callable[[list[Rendered], _Kind], list[_T]]) -> list[_T]:
+    """Tokenise the prompts of each kind in one batch, results in the order of ``rendered``."""
     found: dict[int, _T] = {}
-    for special in (True, False):
-        indices = [i for i, (_, add) in enumerate(rendered) if add is special]
-        found |= dict(zip(indices, tokenise([rendered[i][0] for i in indices], special), strict=True))
+    for kind in _KINDS:
+        indices = [index for index, prompt in enumerate(rendered) if prompt.kind == kind]
+        if indices:
+            found |= dict(zip(indices, tokenise([rendered[index] for index in indices], kind), strict=True))
     return [found[index] for index in range(len(rendered))]

@@ -12,7 +12,7 @@ import pyarrow.dataset
 _MAX_FILES, _MAX_ROWS, _BATCH = 12, 12_000, 64
 _MAX_EXAMPLES, _MAX_TEXT = 3, 700  # records of each mixture or error type, and characters of each text
 _NUMBERS = ("prompt_tokens", "completion_tokens", "route_score", "fallback")
-_TEXTS = ("id", "prompt", "output", "finish_reason", "route_score")
+_TEXTS = ("id", "prompt", "messages", "output", "finish_reason", "route_score")
 
 
 @dataclass

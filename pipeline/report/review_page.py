@@ -15,5 +15,5 @@ def review_page(run: str, rows: Sequence[dict[str, Any]], total: int) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files(__package__).joinpath("review.html.j2").read_text()
     )
-    shown = ("prompt", "output", "answer")
+    shown = ("prompt", "messages", "output", "answer")
     return template.render(run=run, rows=rows, total=total, columns=list(rows[0]), shown=shown)

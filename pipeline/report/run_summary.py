@@ -51,14 +51,18 @@ class RunSummary:
         """Return the figures that the report shows, formatted, by name."""
         counts, answered, hours = self.counts, max(1, self.counts["data"]), self.device_hours()
         fallback = self.values["config"].get("routing", {}).get("fallback", "base")
+        unnamed = self.values.get("unnamed_adapters", [])
+        last, policy = counts.get("last_assistant", 0), self.values["config"].get("model", {}).get("last_assistant")
         return {
             "records": f"{counts['records']:,}",
             "answered": f"{counts['data']:,}",
             "dead letters": f"{counts['dead']:,}",
             "missing": f"{counts['incomplete']:,}",
             "fallback": f"{counts['fallback'] / answered:.1%} ({fallback})",
+            **({"last turn of the assistant": f"{last:,} ({policy})"} if last else {}),
             "distinct mixtures": f"{'over ' if self.rare else ''}{len(counts['mixtures']):,}",
             "adapters per mixture": f"{self.mean_adapters():.2f}",
+            "adapters in no class of the router": _some(unnamed),
             "prompt tokens": f"{counts['prompt_tokens']:,}",
             "prompt tokens, mean": f"{counts['prompt_tokens'] / answered:.1f}",
             "generated tokens": f"{counts['completion_tokens']:,}",
@@ -99,6 +103,11 @@ class RunSummary:
         """Return the hours of the generating actors' devices, start-up included; None if they were not recorded."""
         seconds = self.values.get("devices", {}).get("device_seconds")
         return None if seconds is None else float(seconds) / 3600
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (" ..." if names[3:] else "")
+    return f"{len(names)} ({shown})" if names else "none"
 
 
 def flatten_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,11 +16,12 @@ import torch
 from torch.nn.functional import embedding_bag, normalize
 
 from pipeline.errors import UserError
+from pipeline.records import Prompt
 
 from .calibration import fit_temperature, gate_score, gate_thresholds, held_out_metrics
 from .centroids import CentroidHead, centroid
 from .extension import MIN_EXAMPLES
-from .forms import vary
+from .forms import in_forms
 from .mlp_router import HeldOut, MlpRouter
 from .network import CentroidNetwork, CentroidShape, flatten_prompts
 
@@ -76,9 +77,9 @@ class _Projection:
 
 
 def fit_centroids(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     labels: Sequence[str],
-    encode: Callable[[Sequence[str]], list[list[int]]],
+    encode: Callable[[Sequence[Prompt]], list[list[int]]],
     token_embeddings: torch.Tensor,
     settings: CentroidSettings,
     card: dict[str, Any],
@@ -92,8 +93,8 @@ def fit_centroids(
     rng = random.Random(settings.seed)
     names = sorted(set(labels))
     texts, targets, folds = _examples(prompts, labels, names, settings.examples, rng)
-    views = [texts] + [[vary(text, rng) for text in texts] for _ in range(settings.forms)]
-    pooled = torch.stack([_pool(encode(view), token_embeddings) for view in views])  # [views x n x H]
+    views = encode(in_forms(texts, settings.forms, rng))
+    pooled = _pool(views, token_embeddings).reshape(-1, len(texts), token_embeddings.shape[1])  # [views x n x H]
     logits, scores = _cross_validate(pooled, targets, folds, len(names), settings.dimensions)
     projection = _Projection.fit(*_flat(pooled, targets), len(names), settings.dimensions)
     network = CentroidNetwork(CentroidShape(len(token_embeddings), len(names), projection.matrix.shape[1]))
@@ -105,7 +106,7 @@ def fit_centroids(
     card |= {
         "labels": names,
         "shape": asdict(network.shape),
-        "temperature": fit_temperature(logits.flatten(0, 1), targets.repeat(len(views))),
+        "temperature": fit_temperature(logits.flatten(0, 1), targets.repeat(len(pooled))),
         "gate_thresholds": gate_thresholds(scores),
         "settings": asdict(settings),
         "metrics": {
@@ -120,10 +121,10 @@ def fit_centroids(
 
 
 def _examples(
-    prompts: Sequence[str], labels: Sequence[str], names: list[str], limit: int, rng: random.Random
-) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    prompts: Sequence[Prompt], labels: Sequence[str], names: list[str], limit: int, rng: random.Random
+) -> tuple[list[Prompt], torch.Tensor, torch.Tensor]:
     """Draw the examples of each class; their texts, the indices of their classes [n], and of their folds [n]."""
-    texts: list[str] = []
+    texts: list[Prompt] = []
     targets: list[int] = []
     folds: list[int] = []
     for index, name in enumerate(names):

@@ -1,14 +1,18 @@
 """Write a prompt in another form: what a router trained on one template a task would not recognise.
 
 Labelled prompts of a task mostly share one template, and a router learns the template. So each epoch of the training
-sees each prompt in another form: other case, another layout of its list of choices, a text around it, JSON, a part of
-it, typos, other white space. `benchmarks/router_forms.py` has the forms for testing, which are different ones.
+sees each prompt as it is and in another form: other case, another layout of its list of choices, a text around it,
+JSON, a part of it, typos, other white space. `benchmarks/router_forms.py` has the forms for testing, which are
+different ones.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
+
+from pipeline.conversations import last_text, with_last_text
+from pipeline.records import Prompt
 
 Form = Callable[[str, Random], str]
 
@@ -78,6 +82,16 @@ _FIELDS: tuple[dict[str, object], ...] = (
     {"role": "user"},
     {"priority": "normal", "tags": ["new"]},
 )
+
+
+def in_forms(prompts: Sequence[Prompt], forms: int, rng: Random) -> list[Prompt]:
+    """Return prompts as they are, and then what each asks last in another form, ``forms`` times."""
+    return [*prompts, *(_varied(prompt, rng) for _ in range(forms) for prompt in prompts)]
+
+
+def _varied(prompt: Prompt, rng: Random) -> Prompt:
+    text = last_text(prompt)
+    return with_last_text(prompt, vary(text, rng)) if text else prompt
 
 
 def vary(prompt: str, rng: Random) -> str:

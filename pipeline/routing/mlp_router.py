@@ -24,7 +24,7 @@ _WEIGHTS, _CARD = "router.safetensors", "router.json"
 _MAX_BYTES = 2**29  # of a router's tensors: they are held several times over, as fp64 too
 _NETWORK, _HELD_OUT, _HEAD = "model.", "held_out.", "classes."  # prefixes of the tensors' names
 # The values of router.json that decide routes, besides the tensors.
-_HASHED = ("labels", "temperature", "gate_thresholds", "tokenizer_fingerprint", "prompt_format")
+_HASHED = ("labels", "temperature", "gate_thresholds", "tokenizer_fingerprint", "prompt_format", "fallback")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class MlpRouter(Router):
     def _set_classes(self, head: CentroidHead, card: dict[str, Any]) -> None:
         self.head = head
         self._head = head.to(torch.float64)
-        self.card = card
+        self.card = {"fallback": self.fallback} | card
         self.labels = card["labels"]
         self.temperature: float = card["temperature"]
         self._thresholds: dict[str, float] = card["gate_thresholds"]
+        self.fallback = self.card["fallback"]
         self.trained_for = {name: card[name] for name in ("tokenizer_fingerprint", "prompt_format")}
 
     def classify(self, prompts: Sequence[Sequence[int]], acceptance: float) -> Classification:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
+from pipeline.conversations import last_text, with_last_text
 from pipeline.records import Mixture, Prompt
 
 from .parts import PartSettings, Seen, cut_pieces
@@ -65,22 +65,8 @@ class TextFormat(Protocol):
     def encode_text(self, texts: Sequence[str]) -> Sequence[TextTokens]:
         """Return texts as they are tokenised within a template."""
 
-    def template_tokens(self, conversation: bool) -> tuple[list[int], list[int]]:
+    def template_tokens(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         """Return the token ids that the template puts before and after one user message."""
-
-
-def last_text(prompt: Prompt) -> str | None:
-    """Return what a prompt asks last: its text, or that of the user's last message; None if no text is last."""
-    if isinstance(prompt, str):
-        return prompt
-    last = prompt[-1] if prompt else {}
-    content = last.get("content")
-    return content if last.get("role") == "user" and isinstance(content, str) else None
-
-
-def with_last_text(prompt: Prompt, text: str) -> Prompt:
-    """Return a prompt that asks another text last; see `last_text`."""
-    return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
 
 
 class PartCutter:
@@ -91,7 +77,6 @@ class PartCutter:
         self.router = router
         self.policy = policy
         self.settings = settings
-        self._frame = cache(prompts.template_tokens)
 
     def cut(self, prompts: Sequence[Prompt]) -> list[list[PromptPart]]:
         """Return the parts of each prompt; a prompt that asks one thing is its only part, unchanged."""
@@ -103,7 +88,7 @@ class PartCutter:
         for first in range(0, len(chosen), _TOGETHER):
             together = slice(first, first + _TOGETHER)
             cutters = [
-                _Cutter(pieces[index], found, self._frame(not isinstance(prompts[index], str)))
+                _Cutter(pieces[index], found, self.prompts.template_tokens(prompts[index]))
                 for index, found in zip(chosen[together], encoded[together], strict=True)
             ]
             self._run(cutters)

@@ -1,7 +1,7 @@
 """Turn class probabilities into mixtures: top-p choice, fusion weights, quantisation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
@@ -27,7 +27,8 @@ class RoutingPolicy:
     ``weight_steps``: weights are multiples of one over this, so that mixtures repeat and group.
     ``gate``: prompts below the router's in-domain threshold get the ``fallback``; ``acceptance`` is the share of
     in-domain prompts that are above it. ``fallback``: ``base`` is the base model alone, ``all`` every adapter of the
-    router at equal weight, ``nearest`` the three most likely ones, or ``max_adapters`` if that is fewer.
+    router at equal weight, ``nearest`` the three most likely ones, or ``max_adapters`` if that is fewer; None is what
+    the router was made with.
     """
 
     top_p: float = 0.6
@@ -35,8 +36,12 @@ class RoutingPolicy:
     weights: WeightRule = "renormalize"
     weight_steps: int = 16
     gate: bool = True
-    fallback: Fallback = "base"
+    fallback: Fallback | None = None
     acceptance: float = 0.99
+
+    def for_router(self, fallback: Fallback) -> "RoutingPolicy":
+        """Return this policy with the ``fallback`` of a router, if it has none of its own."""
+        return replace(self, fallback=self.fallback or fallback)
 
     def mixtures(self, probabilities: "torch.Tensor", labels: Sequence[str]) -> list[Mixture]:
         """Return one mixture for each row of ``probabilities`` [n x classes]."""
@@ -50,7 +55,7 @@ class RoutingPolicy:
         ]
 
     def fallbacks(self, probabilities: "torch.Tensor", labels: Sequence[str]) -> list[Mixture]:
-        """Return the fallback of each row of ``probabilities`` [n x classes]: its mixture if the gate rejects it."""
+        """Return the mixture of each row of ``probabilities`` [n x classes] that the gate rejects."""
         if self.fallback == "all" and self.max_adapters:
             return [blend(labels)] * len(probabilities)
         size = min(_NEAREST, self.max_adapters) if self.fallback == "nearest" else 0
@@ -60,7 +65,8 @@ class RoutingPolicy:
     @property
     def fallback_name(self) -> str:
         """Name what answers a prompt that the gate rejects."""
-        names = {
+        names: dict[Fallback | None, str] = {
+            None: "the fallback of the router",
             "base": "the base model alone",
             "all": "all adapters at equal weight",
             "nearest": "the nearest adapters at equal weight",

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.records import Mixture
 from pipeline.untrusted import printable_name
 
-from .policy import RoutingPolicy
+from .policy import Fallback, RoutingPolicy
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,15 @@ class Router(ABC):
     """Routes prompts to mixtures of the adapters named by ``labels``.
 
     ``kind``: its name in ``router.json``. ``vocab_size``: it knows the token ids below this. ``trained_for``: the
-    `tokenizer_fingerprint` and `prompt_format` of its training prompts.
+    `tokenizer_fingerprint` and `prompt_format` of its training prompts. ``fallback``: of prompts that the gate rejects,
+    unless the policy has one.
     """
 
     kind: ClassVar[str]
     labels: list[str]
     vocab_size: int
     trained_for: dict[str, str]
+    fallback: Fallback = "base"
 
     @classmethod
     @abstractmethod
@@ -74,6 +76,7 @@ class Router(ABC):
         """Return one route for each prompt (token ids, at least one each)."""
         if not prompts:
             return []
+        policy = policy.for_router(self.fallback)
         found = self.classify(prompts, policy.acceptance)
         rejected = ~found.accepted & policy.gate
         fallbacks = iter(policy.fallbacks(found.probabilities[rejected], self.labels))
@@ -99,10 +102,16 @@ class Router(ABC):
         """Raise `UserError` if a label is no adapter of the bank."""
         missing = sorted(set(self.labels) - set(adapters))
         if missing:
+            others = self.unnamed(adapters)
+            has = f" and it has {', '.join(map(printable_name, others[:5]))}, which no class names" if others else ""
             raise UserError(
-                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(printable_name, missing))};"
-                " use the router that was trained for this bank, or add the adapters"
+                f"router: it names adapters that the bank {bank} lacks: {', '.join(map(printable_name, missing))}{has};"
+                " use the router that was trained for this bank, or add or rename the adapters"
             )
+
+    def unnamed(self, adapters: Collection[str]) -> list[str]:
+        """Return the adapters that no class names, so that no mixture holds them, sorted."""
+        return sorted(set(adapters) - set(self.labels))
 
     def check_prompts(self, tokenizer_fingerprint: str, prompt_format: str) -> None:
         """Raise `UserError` if prompts are tokenised or rendered in another way than in training."""
@@ -113,6 +122,15 @@ class Router(ABC):
                     f"router: it was trained with {name}={printable_name(trained)}, this model has {now};"
                     " train a router for it (loraloom train-router)"
                 )
+
+
+def unnamed_line(adapters: Sequence[str]) -> str:
+    """Return the line that names the adapters that no class of a router names (`Router.unnamed`)."""
+    shown = ", ".join(map(printable_name, adapters[:10])) + (" ..." if len(adapters) > 10 else "")
+    return (
+        f"{len(adapters)} adapter(s) of the bank are in no class of the router, so no record gets them: {shown}"
+        " (loraloom add-adapter)"
+    )
 
 
 def tokenizer_fingerprint(vocabulary: dict[str, int]) -> str:

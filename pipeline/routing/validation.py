@@ -1,12 +1,13 @@
 """Check the files of a saved router before anything is built from them."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from pipeline.untrusted import short_repr
 
 from .network import TokenBag
+from .policy import Fallback
 
 _MAX_SIZE = 2**31  # of any dimension in the card; the tensors must have it too
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-3, 1e3  # beyond, one class is certain, or all are alike, or NaN
@@ -40,6 +41,8 @@ def _check_card(card: dict[str, Any]) -> None:
         _is_share(name) and _is_number(value) for name, value in thresholds.items()
     ):
         raise ValueError(f"the gate_thresholds are {short_repr(thresholds)}, not numbers")
+    if card.get("fallback", "base") not in get_args(Fallback):
+        raise ValueError(f"the fallback is {short_repr(card['fallback'])}, not one of {', '.join(get_args(Fallback))}")
     for name in ("tokenizer_fingerprint", "prompt_format"):
         if not isinstance(card.get(name), str):
             raise ValueError(f"the {name} is {short_repr(card.get(name))}, not text")

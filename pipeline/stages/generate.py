@@ -64,7 +64,7 @@ def start_engine(settings: JobSettings, device: str, threads: int) -> Backend:
         tokenizer=tokenizer,
         bank=bank,
         sampling=settings.sampling,
-        encode=PromptFormat(tokenizer, model.prompt_format).encode_answer,
+        encode=PromptFormat(tokenizer, model.prompts).encode_answer,
         max_adapters=settings.routing.largest_mixture(len(bank.names)),
         reroute=reroute,
         device=device,

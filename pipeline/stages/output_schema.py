@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.records import DATA, DEAD, PASSED, PROVENANCE, DeadLetter, Mixture, Record, concat_schemas
+from pipeline.records import DATA, DEAD, PASSED, PROMPT, PROVENANCE, DeadLetter, Mixture, Record, concat_schemas
 from pipeline.storage.input.columns import record_text
 from pipeline.storage.types.values import python_rows
 
@@ -23,7 +22,7 @@ class OutputSchema:
     def __init__(
         self, passed: pa.Schema, keep_prompt: bool, router: str, bank: str, extra: pa.Schema | None = None
     ) -> None:
-        made = concat_schemas(pa.schema([("prompt", pa.string())] if keep_prompt else []), extra or pa.schema([]))
+        made = concat_schemas(PROMPT if keep_prompt else pa.schema([]), extra or pa.schema([]))
         self.names = output_names(passed, {*DATA.names, *PROVENANCE.names, *made.names})
         renamed = pa.schema([f.with_name(self.names[f.name]) for f in passed])
         self.data = concat_schemas(DATA, made, renamed, PROVENANCE)
@@ -39,7 +38,7 @@ class OutputSchema:
             "bank_fingerprint": [self._bank] * generated.num_rows,
         }
         if self._keep_prompt:  # else `prompt` may be a passed-through column
-            made["prompt"] = pc.coalesce(generated["prompt"], generated["messages"])
+            made |= {name: generated[name] for name in PROMPT.names}
         source = {new: PASSED + old for old, new in self.names.items()}
         arrays = [
             pa.array(made[f.name], f.type) if f.name in made else generated[source.get(f.name, f.name)]

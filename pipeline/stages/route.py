@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Any
 
@@ -11,9 +11,19 @@ import torch
 
 from pipeline.cluster.node_cache import cache_for_routing
 from pipeline.engine import Sampling
-from pipeline.models import PromptFormat, load_tokenizer
-from pipeline.models.prompt import TokensWithOffsets
-from pipeline.records import PROMPT_PARTS, ROUTED, SENTENCES, DeadLetter, Prompt, concat_schemas, span_rows
+from pipeline.errors import one_line
+from pipeline.models import PromptError, PromptFormat, load_tokenizer
+from pipeline.models.prompt import Rendered, TokensWithOffsets
+from pipeline.records import (
+    PROMPT_PARTS,
+    ROUTED,
+    SENTENCES,
+    Conversation,
+    DeadLetter,
+    Prompt,
+    concat_schemas,
+    span_rows,
+)
 from pipeline.routing.loading import load_router
 from pipeline.routing.part_routes import PartCutter, PartRoute, PromptPart
 from pipeline.routing.router import Route
@@ -53,8 +63,7 @@ class RouteRecords:
         settings = cache_for_routing(settings)
         self.settings = settings
         model = settings.model
-        self.prompts = PromptFormat(load_tokenizer(model.path, model.trust_remote_code), model.prompt_format)
-        self.frame = cache(self.prompts.template_tokens)
+        self.prompts = PromptFormat(load_tokenizer(model.path, model.trust_remote_code), model.prompts)
         self.router = load_router(settings.router)
         self._cutter = None
         if settings.parts is not None:
@@ -83,6 +92,9 @@ class RouteRecords:
         routed = {row: found for row, found in encoded.items() if not isinstance(found, DeadLetter)}
         routes = iter(self._route(list(chain.from_iterable(routed.values()))))
         rows = {row: _values(found, [next(routes) for _ in found]) for row, found in routed.items()}
+        for row, prompt in zip(samplings, prompts, strict=True):
+            if row in rows:
+                rows[row]["last_assistant"] = isinstance(prompt, Conversation) and prompt.ends_with_assistant
         schema = concat_schemas(ROUTED, *([SENTENCES] if self.settings.sentences else []))
         schema = concat_schemas(schema, *([PROMPT_PARTS] if self._cutter else []))
         return with_columns(with_dead_letters(table, refused), schema, _columns(table.num_rows, schema, rows))
@@ -133,30 +145,28 @@ class RouteRecords:
 
     def tokenise(self, prompts: list[Prompt], limits: Sequence[int]) -> list[Encoded | DeadLetter]:
         """Return each prompt as tokens, cut to its limit if the settings say so, or the reason why it is refused."""
-        encoded: Sequence[Encoded | DeadLetter]
-        try:
-            encoded = self._encode(prompts)
-        except Exception:  # a template may refuse single conversations (roles out of order) with any error
-            encoded = [self._encode_one(prompt) for prompt in prompts]
+        rendered = [self._render(prompt) for prompt in prompts]
+        alive = [(prompt, one) for prompt, one in zip(prompts, rendered, strict=True) if isinstance(one, Rendered)]
+        tokens = iter(self._encode([prompt for prompt, _ in alive], [one for _, one in alive]))
+        encoded = [one if isinstance(one, DeadLetter) else next(tokens) for one in rendered]
         return [self._fit(*found) for found in zip(encoded, prompts, limits, strict=True)]
 
-    def _encode(self, prompts: list[Prompt]) -> list[Encoded]:
+    def _render(self, prompt: Prompt) -> Rendered | DeadLetter:
+        try:
+            return self.prompts.render(prompt)
+        except PromptError as error:
+            return DeadLetter("route", error.error_type, one_line(error))
+
+    def _encode(self, prompts: Sequence[Prompt], rendered: Sequence[Rendered]) -> list[Encoded]:
         if self.settings.sentences is None:
-            return [Encoded(tokens) for tokens in self.prompts.encode(prompts)]
-        encoded = zip(prompts, self.prompts.encode_with_offsets(prompts), strict=True)
+            return [Encoded(tokens) for tokens in self.prompts.tokenise(rendered)]
+        encoded = zip(prompts, self.prompts.tokenise_with_offsets(rendered), strict=True)
         return [Encoded(found.tokens, self._sentences(prompt, found)) for prompt, found in encoded]
 
     def _sentences(self, prompt: Prompt, encoded: TokensWithOffsets) -> Sentences:
         assert self.settings.sentences is not None
-        head, tail = map(len, self.frame(isinstance(prompt, list)))
+        head, tail = map(len, self.prompts.template_tokens(prompt))
         return prompt_sentences(encoded.text, encoded.ends, head, tail, self.settings.sentences)
-
-    def _encode_one(self, prompt: Prompt) -> Encoded | DeadLetter:
-        try:
-            return self._encode([prompt])[0]
-        except Exception as error:
-            message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return DeadLetter("route", "ChatTemplateError", message)
 
     def _fit(self, encoded: Encoded | DeadLetter, prompt: Prompt, limit: int) -> Encoded | DeadLetter:
         if isinstance(encoded, DeadLetter) or 0 < len(encoded.tokens) <= limit:
@@ -164,7 +174,7 @@ class RouteRecords:
         if not encoded.tokens:
             return DeadLetter("route", "EmptyPrompt", "the prompt has no tokens")
         ids, sentences = encoded.tokens, encoded.sentences
-        head, tail = self.frame(isinstance(prompt, list))
+        head, tail = self.prompts.template_tokens(prompt)
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
         policy = self.settings.long_prompts if limit > len(head) + len(tail) else "dead_letter"
         if policy == "truncate_left":

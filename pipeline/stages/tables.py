@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.records import DEAD_LETTER, DeadLetter, Prompt
+from pipeline.records import DEAD_LETTER, Conversation, DeadLetter, Prompt
 from pipeline.storage.types.values import loads
 
 
@@ -26,5 +26,12 @@ def with_dead_letters(table: pa.Table, dead: Mapping[int, DeadLetter]) -> pa.Tab
 
 def prompts_of(table: pa.Table) -> list[Prompt]:
     """Return the prompt text or the conversation of each row; empty text if it has neither."""
-    pairs = zip(table["prompt"].to_pylist(), table["messages"].to_pylist(), strict=True)
-    return [loads(messages) if messages is not None else prompt or "" for prompt, messages in pairs]
+    columns = (table[name].to_pylist() for name in ("prompt", "messages", "template"))
+    return [prompt_of(*values) for values in zip(*columns, strict=True)]
+
+
+def prompt_of(prompt: str | None, messages: str | None, template: str | None) -> Prompt:
+    """Return the prompt that the columns of a staged row hold; empty text if it has none."""
+    if messages is None:
+        return prompt or ""
+    return Conversation(loads(messages), {} if template is None else loads(template))

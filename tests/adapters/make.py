@@ -28,6 +28,7 @@ PLAIN: dict[str, Any] = {
     "inference_mode": True,
 }
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
 SHAPES = {Q: (8, 8), V: (8, 6)}
 
 

@@ -10,7 +10,7 @@ from tests.storage import user_error
 
 
 def read(folder: Path) -> dict[str, ModuleWeights]:
-    return read_weights(folder, read_adapter_config(folder))
+    return read_weights(folder, read_adapter_config(folder)).modules
 
 
 def make_changed(folder: Path, **changes: torch.Tensor | None) -> Path:
@@ -59,7 +59,7 @@ def test_a_pickle_beside_safetensors_is_ignored(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "legal")
     (folder / "adapter_model.safetensors").unlink()
-    with user_error("'legal'", "no weights"):
+    with user_error("'legal'", "no adapter_model.safetensors or other weights; copy it again"):
         read(folder)
 
 
@@ -104,13 +104,16 @@ def test_weights_that_are_no_floats_are_refused(tmp_path: Path, dtype: torch.dty
         f"base_model.model.{Q}.lora_magnitude_vector",
         f"base_model.model.{Q}.lora_embedding_A",
         f"base_model.model.{Q}.lora_A.default.weight",
+        f"base_model.model.{Q}.lora_A.a.b.weight.x",
+        f"base_model.model.{Q}.lora_A",
+        f"base_model.model.{Q}.lora_A.bias",
         f"base_model.model.{Q}.lora_B.bias",
-        "base_model.model.lm_head.weight",
+        f"base_model.model.{Q}.lora_E",
         f"{Q}.lora_A.weight",
     ],
 )
-def test_an_unknown_tensor_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    with user_error("'legal'", name):
+def test_a_tensor_that_is_unknown_or_repeated_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    with user_error("'legal'", "default" if ".default." in name else name):
         read(make_adapter(tmp_path / "legal", {**make_tensors(), name: torch.zeros(4, 8)}))
 
 
@@ -132,14 +135,28 @@ def test_vectors_that_the_config_announces_are_read_and_must_be_there(
         read(make_adapter(tmp_path / "legal", {**make_tensors(), **vectors}, **{key: True}))
 
 
-def test_an_embedding_is_read_with_the_copy_of_its_base(tmp_path: Path) -> None:
-    name, copied = "base_model.model.model.embed_tokens", torch.ones(20, 8)
+COPIES = {
+    "model.embed_tokens.base_layer.weight": "model.embed_tokens.weight",
+    "lm_head.weight": "lm_head.weight",
+    "lm_head.modules_to_save.weight": "lm_head.weight",
+    "lm_head.modules_to_save.default.weight": "lm_head.weight",
+    f"{Q}.base_layer.bias": f"{Q}.bias",
+    f"{Q}.bias": f"{Q}.bias",
+}
+
+
+@pytest.mark.parametrize(("key", "name"), COPIES.items())
+def test_weights_of_the_base_model_are_read_by_their_names_there(tmp_path: Path, key: str, name: str) -> None:
+    folder = make_adapter(tmp_path / "legal", {**make_tensors(), f"base_model.model.{key}": torch.ones(20)})
+    found = read_weights(folder, read_adapter_config(folder))
+    assert set(found.modules) == set(SHAPES)
+    assert {copied: tensor.tolist() for copied, tensor in found.copies.items()} == {name: [1.0] * 20}
+
+
+def test_an_embedding_is_read_as_one(tmp_path: Path) -> None:
+    name = "base_model.model.model.embed_tokens"
     tensors = {f"{name}.lora_embedding_A": torch.zeros(4, 20), f"{name}.lora_embedding_B": torch.zeros(8, 4)}
-    found = read(make_adapter(tmp_path / "legal", {**tensors, f"{name}.base_layer.weight": copied}))
-    assert found["model.embed_tokens"].embedding
-    assert torch.equal(found["model.embed_tokens"].base["weight"], copied)
-    with user_error("'legal'", "lm_head", "does not adapt"):
-        read(make_adapter(tmp_path / "legal", {**tensors, "base_model.model.lm_head.base_layer.weight": copied}))
+    assert read(make_adapter(tmp_path / "legal", tensors))["model.embed_tokens"].embedding
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])

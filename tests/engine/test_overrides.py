@@ -53,7 +53,7 @@ def test_a_record_replaces_the_choices_or_the_constraint_of_all() -> None:
         ({"top_p": 0}, "'top_p' must be a number above 0 and up to 1, not 0"),
         ({"max_tokens": 0}, "'max_tokens' must be a whole number from 1, not 0"),
         ({"max_tokens": 2.5}, "must be a whole number"),
-        ({"max_tokens": 4, "max_new_tokens": 4}, "given twice"),
+        ({"max_tokens": 4, "max_new_tokens": 5}, "given twice"),
         ({"min_tokens": 17}, "min_new_tokens=17 is more than max_new_tokens=16"),
         ({"stop": ["a", ""]}, "none empty"),
         ({"stop_token_ids": [True]}, "a list of token ids"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.conversations import PromptSettings
 from pipeline.evaluation.configurations import Configuration, TokenizedQuestion
 from pipeline.evaluation.leave_one_out import few_shot, leave_one_out, oracle, random_adapters, read_examples
 from pipeline.evaluation.suite import Question
@@ -92,7 +93,7 @@ def test_few_shot_prompts_hold_examples_of_the_own_task_as_many_as_fit(tmp_path:
     assert list(examples) == ["red"]
     assert len(set(examples["red"])) == 3
     tokenizer = load_tokenizer(str(tiny_model))
-    raw, chat = PromptFormat(tokenizer, "raw"), PromptFormat(tokenizer, "chat")
+    raw, chat = PromptFormat(tokenizer, PromptSettings("raw")), PromptFormat(tokenizer, PromptSettings("chat"))
     shots = "".join(f"{prompt}\n{answer}\n\n" for prompt, answer in examples["red"])
     assert asked(few_shot(raw, examples, 200), raw, question) == f"{shots}red9?"
     turns = "".join(f"<|user|>{prompt}\n<|assistant|>{answer}\n" for prompt, answer in examples["red"])

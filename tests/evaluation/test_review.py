@@ -23,7 +23,14 @@ SCHEMA = pa.schema([*DATA, REQUESTED.field("choice_margin"), ("task", pa.string(
 
 def make_run(url: str, rows: list[dict[str, Any]]) -> str:
     """A run of two shards with these rows; other values are the same in all."""
-    same = {"output": "o", "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop", "fallback": False}
+    same = {
+        "output": "o",
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "finish_reason": "stop",
+        "fallback": False,
+        "last_assistant": False,
+    }
     RunFolder(url).write_json("run.json", {"schemas": {"data": encode_schema(SCHEMA), "dead": encode_schema(DEAD)}})
     for number, part in enumerate((rows[::2], rows[1::2])):
         data, dead = pa.Table.from_pylist([same | row for row in part], SCHEMA), DEAD.empty_table()

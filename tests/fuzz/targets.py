@@ -30,7 +30,6 @@ from pipeline.storage.input.columns import Columns, record_text
 from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.csv import Csv
 from pipeline.storage.input.formats.jsonl import parse_line
-from pipeline.storage.input.formats.openai_batch import as_record
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.input.schema import SchemaFinder
@@ -120,9 +119,13 @@ def _request(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_requests(content: bytes) -> None:
-    """Lines of the OpenAI batch API to records, and their settings to those of the engine."""
-    rows = [as_record(parse_line(line)) for line in content.split(b"\n")]
+    """Lines of the OpenAI batch API to records, and their settings to those of the engine; and as other layouts."""
+    parsed = [parse_line(line) for line in content.split(b"\n")]
+    for other in (Columns(messages="body", layout="sharegpt"), Columns(prompt="url", layout="alpaca")):
+        for row in parsed:
+            _check(other.record(0, other.arranged(row)))
     columns = Columns(id="custom_id", sampling="sampling", layout="openai_batch")
+    rows = [columns.arranged(row) for row in parsed]
     records = [columns.record(number, row) for number, row in enumerate(rows)]
     sampling = RecordSampling(Sampling())
     for record in records:

@@ -40,6 +40,7 @@ class Routes:
             "route_score": 1.0,
             "route_confidence": 1.0,
             "fallback": False,
+            "last_assistant": False,
         }
         return with_columns(table, ROUTED, {name: [value] * table.num_rows for name, value in made.items()})
 

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job import retry_dead as retry_module
 from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import ModelChecks
 from pipeline.job.retry_dead import RetryJob
 from pipeline.job.session import open_session
 from pipeline.job.stop import StopKind, StoppedError
@@ -43,7 +44,7 @@ STAYED = {"devices": {"generate_actors": 7, "device_seconds": 60.0}, "timings": 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     """Of a job whose parts are taken for good."""
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: ModelChecks(1000, PARTS, [], settings.routing))
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "prompt": "red{i}"}}\n' for i in range(ROWS)))
     url, out = str(tmp_path / "in.jsonl"), str(tmp_path / "out")
     return default_job(url, out)
@@ -58,7 +59,7 @@ def letters(rows: list[int]) -> pa.Table:
 def answers(settings: JobSettings, rows: list[int]) -> pa.Table:
     values: dict[str, Any] = {"id": [str(r) for r in rows], "prompt_tokens": [1] * len(rows)}
     values |= {"finish_reason": ["stop"] * len(rows), "completion_tokens": [2] * len(rows)}
-    values |= {"fallback": [False] * len(rows), "mixture": ["a:1.0"] * len(rows)}
+    values |= {"fallback": [False] * len(rows), "last_assistant": [False] * len(rows), "mixture": ["a:1.0"] * len(rows)}
     schema = GenerateJob(settings).prepare(new_run=True).schema.data
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in schema], schema=schema)
 
@@ -151,7 +152,7 @@ def test_what_a_killed_command_left_undone_is_done_by_the_next(
     with pytest.raises(ZeroDivisionError):
         job.run(tiny_pools)
     monkeypatch.undo()
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: ModelChecks(1000, PARTS, [], settings.routing))
     markers = markers_of(settings).with_session()
     late = markers.write_table("data", f"{markers.shard_prefix(0)}late", answers(settings, [1]))
     assert late is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from pipeline.job.session import open_session
@@ -49,6 +50,15 @@ def test_the_same_parts_elsewhere_are_the_same(begun: JobSettings, tmp_path: Pat
     GenerateJob(moved).prepare()
 
 
+def test_the_fallback_of_the_router_is_that_of_the_job(begun: JobSettings) -> None:
+    assert begun.routing.fallback is None
+    GenerateJob(replace(begun, routing=replace(begun.routing, fallback="base"))).prepare()  # the router has the same
+    assert "routing.fallback" in refusal(replace(begun, routing=replace(begun.routing, fallback="all")))
+    job = GenerateJob(begun)
+    job.prepare()
+    assert (job.settings.routing.fallback, job.settings.config["routing"]) == ("base", {"fallback": "base"})
+
+
 def test_a_model_of_other_weights_is_refused(begun: JobSettings) -> None:
     change_a_weight(Path(begun.model.path) / "model.safetensors")
     assert "differs in fingerprints.model (was '" in refusal(begun)
@@ -78,7 +88,7 @@ def test_a_run_that_another_command_begins_after_the_checks_is_refused(begun: Jo
 @pytest.mark.long
 def test_a_router_that_was_trained_otherwise_is_refused(begun: JobSettings, tmp_path: Path) -> None:
     other = tiny.make_router(tmp_path / "other", Path(begun.model.path), prompt_format="chat")
-    raw = replace(begun, model=replace(begun.model, prompt_format="chat"), router=str(other))
+    raw = replace(begun, model=replace(begun.model, prompts=PromptSettings("chat")), router=str(other))
     said = refusal(raw)
     assert "fingerprints.router (was '" in said
     assert "prompt_format (was 'raw', is 'chat')" in said

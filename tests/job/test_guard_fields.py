@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.conversations import PromptSettings
 from pipeline.engine import Sampling
 from pipeline.engine.settings import EngineSettings
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
 from pipeline.job import preflight as prepare_module
 from pipeline.job.generate import GenerateJob
+from pipeline.job.preflight import ModelChecks
 from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
 from pipeline.storage.input.columns import Columns
@@ -35,7 +37,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "engine.backend": {"engine": VllmSettings()},
     "dtype": {"model": replace(MODEL, dtype="bf16")},
     "quantization": {"model": replace(MODEL, quantization="8bit")},
-    "prompt_format": {"model": replace(MODEL, prompt_format="chat")},
+    "prompt_format": {"model": replace(MODEL, prompts=PromptSettings("chat"))},
+    "last_assistant": {"model": replace(MODEL, prompts=PromptSettings(last_assistant="drop"))},
+    "special_tokens": {"model": replace(MODEL, prompts=PromptSettings(special_tokens="control"))},
+    "chat_template_kwargs.thinking": {
+        "model": replace(MODEL, prompts=PromptSettings(chat_template_kwargs={"thinking": 0}))
+    },
     "window.records": {"window_records": 7},
     "limit": {"limit": 1},
 }
@@ -45,7 +52,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Fingerprints of model, bank and router as the checks find them; no such parts are there."""
     found = dict(PARTS)
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, found))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: ModelChecks(1000, found, [], settings.routing))
     return found
 
 

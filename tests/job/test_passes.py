@@ -16,6 +16,7 @@ from pipeline.job.error_budget import ErrorBudget
 from pipeline.job.finish import _finish
 from pipeline.job.generate import GenerateJob
 from pipeline.job.passes import Passes, without_answer
+from pipeline.job.preflight import ModelChecks
 from pipeline.job.session import Session
 from pipeline.job.stop import SIGTERM, StopKind, StoppedError, StopReason, StopSwitch
 from pipeline.settings import JobSettings
@@ -151,7 +152,7 @@ def make_job(settings: JobSettings) -> Job:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobSettings:
     """Of a job whose parts are taken for good, with three windows."""
-    monkeypatch.setattr(prepare_module, "check_models", lambda settings: (1000, PARTS))
+    monkeypatch.setattr(prepare_module, "check_models", lambda settings: ModelChecks(1000, PARTS, [], settings.routing))
     (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{i}", "prompt": "red{i}"}}\n' for i in range(ROWS)))
     changes: dict[str, Any] = {"window_records": WINDOW_ROWS, "shard_records": SHARD, "error_budget": 0.0}
     return default_job(str(tmp_path / "in.jsonl"), memory_url(), **changes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from safetensors.torch import load_file, save_file
 
 from jobs import adapters, router
 from jobs.__main__ import COMMANDS, command_named, loraloom, module_name, summary
@@ -112,14 +114,14 @@ def test_the_adapters_of_a_bank_are_listed_with_all_that_would_be_refused(
     assert said.splitlines()[-1] == "3 adapters, 0 refused"
     (bank / "red" / "adapter_model.safetensors").write_bytes(b"damaged")
     config = json.loads((bank / "tall" / "adapter_config.json").read_text())
-    (bank / "tall" / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
+    (bank / "tall" / "adapter_config.json").write_text(json.dumps(config | {"layer_replication": [[0, 2], [1, 2]]}))
     tiny.make_adapter(bank / "wide", {"model.layers.0.self_attn.q_proj": (64, 64)}, rank=2, seed=0)
     assert adapters.main(["--bank", f"file://{bank}"]) == 0
     said = capsys.readouterr().out
     assert "4 adapters, 2 refused\n" in said
     assert "bank: adapter 'red'" in said
     assert "bank: adapter 'tall'" in said
-    assert "modules_to_save" in said
+    assert "layer_replication" in said
     assert adapters.main(["--bank", str(bank), "--model", str(tiny_model)]) == 0
     said = capsys.readouterr().out
     assert "4 adapters, 3 refused\n" in said
@@ -127,6 +129,24 @@ def test_the_adapters_of_a_bank_are_listed_with_all_that_would_be_refused(
     (cold,) = [line.split() for line in said.splitlines() if line.startswith("cold")]
     assert cold[1].isdigit()
     assert "q_proj" in cold[2]
+
+
+def test_weights_of_the_base_model_in_an_adapter_are_compared_with_it(
+    tiny_bank: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_bank / "red", tmp_path / "red")
+    weights, head = tmp_path / "red" / "adapter_model.safetensors", load_file(tiny_model / "model.safetensors")
+    found = []
+    for change in (0.0, 0.01):
+        changed = {"base_model.model.lm_head.weight": head["lm_head.weight"] + change}
+        save_file(load_file(weights) | changed, weights)
+        for more in ([], ["--model", str(tiny_model)]):
+            assert adapters.main(["--bank", str(tmp_path), *more]) == 0
+            found.append(capsys.readouterr().out.splitlines()[2:])
+    note = "bank: adapter 'red' carries lm_head.weight, which must equal the base model's: give --model to compare"
+    assert found[:3] == [["1 adapters, 0 refused", note], ["1 adapters, 0 refused"], ["1 adapters, 0 refused", note]]
+    assert found[3][0] == "1 adapters, 1 refused"
+    assert "carries lm_head.weight, and training changed it" in found[3][1]
 
 
 def test_a_bank_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -276,7 +276,14 @@ def make_run(url: Path, outputs: dict[str, str], **passed: list[str]) -> str:
     schema = pa.schema([*DATA, *((name, pa.string()) for name in passed)])
     schemas = {"data": encode_schema(schema), "dead": encode_schema(DEAD)}
     RunFolder(str(url)).write_json("run.json", {"schemas": schemas, "counts": {"data": len(outputs)}})
-    made = {"prompt_tokens": 1, "completion_tokens": 1, "mixture": "base", "finish_reason": "stop", "fallback": False}
+    made = {
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "mixture": "base",
+        "finish_reason": "stop",
+        "fallback": False,
+        "last_assistant": False,
+    }
     rows = [{"id": identity, "output": text, **made} for identity, text in outputs.items()]
     for name, values in passed.items():
         rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import generate
+from jobs import generate, route
 from jobs._cli import parse
 from jobs._options import RecordOptions
 from jobs.route import read_settings
@@ -18,6 +18,7 @@ from pipeline.engine import Constraint, Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from tests import tiny
+from tests.adapters.make import LFS_POINTER
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,6 +158,23 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
     assert "holds commit markers but no run.json" in said(other)
 
 
+@pytest.mark.long
+def test_adapters_that_no_class_names_are_listed_once(
+    command: dict[str, str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [name for name in tiny.ADAPTERS if name not in ("red", "glad")]
+    changed = command | {"router.path": str(tiny.make_router(tmp_path / "few", tiny_model, labels=few))}
+    lines: list[str] = []
+    job = GenerateJob(read_settings(parsed(changed)), lines.append)
+    assert job.prepare().unnamed == job.prepare().unnamed == ["glad", "red"]
+    expected = "2 adapter(s) of the bank are in no class of the router, so no record gets them: glad, red"
+    assert lines == [f"{expected} (loraloom add-adapter)"]
+    assert route.main(words({**changed, "--output": str(tmp_path / "routes")})[:-1]) == 0
+    assert expected in capsys.readouterr().out
+    assert GenerateJob(read_settings(parsed(command)), lines.append).prepare().unnamed == []
+    assert len(lines) == 1
+
+
 def test_an_output_below_the_input_is_no_input(command: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "all" / "out"
     (output / "data").mkdir(parents=True)
@@ -172,7 +190,9 @@ def test_a_model_without_safetensors_is_refused(command: dict[str, str], tmp_pat
     shutil.copytree(command["model.path"], model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "model.safetensors is damaged" in refusal(command | {"model.path": str(model)})
+    assert "model.safetensors cannot be read" in refusal(command | {"model.path": str(model)})
+    weights.write_text(LFS_POINTER)
+    assert "model.safetensors cannot be read: it is a Git LFS pointer" in refusal(command | {"model.path": str(model)})
     weights.rename(model / "pytorch_model.bin")
     assert "has no *.safetensors" in refusal(command | {"model.path": str(model)})
 
@@ -195,7 +215,7 @@ def test_a_pickled_adapter_is_refused(command: dict[str, str], tmp_path: Path) -
     bank = tmp_path / "bank"
     shutil.copytree(command["bank.path"], bank)
     (bank / "cold" / "adapter_model.safetensors").rename(bank / "cold" / "adapter_model.bin")
-    assert "bank: adapter 'cold' has only adapter_model.bin: pickle is refused" in refusal(
+    assert "bank: adapter 'cold': it has no adapter_model.safetensors, but adapter_model.bin: pickle" in refusal(
         command | {"bank.path": str(bank)}
     )
 

@@ -2,12 +2,15 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from jobs import _progress
+from jobs._generation import last_assistant_lines
 from jobs._progress import JsonLines, Lines, LiveView, View, clock, line_of, view_of
+from pipeline.conversations import PromptSettings
 from pipeline.storage.commit.counts import Counts
 from pipeline.telemetry.progress import Snapshot
 
@@ -72,3 +75,13 @@ def test_the_live_view_shows_counts_rates_and_mixtures() -> None:
 def test_auto_is_lines_where_there_is_no_terminal() -> None:
     assert isinstance(view_of("auto"), Lines)
     assert type(view_of("quiet")) is View
+
+
+@pytest.mark.parametrize(
+    ("policy", "done"), [("continue", "continued"), ("drop", "left out, and what is before it answered")]
+)
+def test_the_summary_says_what_became_of_last_turns(policy: Any, done: str) -> None:
+    settings = PromptSettings(last_assistant=policy)
+    assert last_assistant_lines(0, settings) == []
+    [line] = last_assistant_lines(2, settings)
+    assert line == f"assistant  2 ended with a turn of the assistant, {done} (model.last_assistant)"

@@ -1,13 +1,17 @@
 """`loraloom review`: the file that people correct, and its way back into evaluation and training."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from jobs import evaluate, review
 from pipeline.errors import UserError
-from pipeline.storage.input.labelled import read_table
+from pipeline.models import PromptFormat, load_tokenizer
+from pipeline.records import Conversation
+from pipeline.storage.input.labelled import read_examples, read_table
+from pipeline.training import encode_examples
 from tests.evaluation.test_review import make_run, row
 
 PROMPT = 'Is "this"\na question, or <b>not</b>?'
@@ -48,6 +52,21 @@ def test_a_corrected_file_is_a_reference_and_training_data(
     assert "100.0%" in capsys.readouterr().out
     [known, unknown] = read_table(str(to), ["task", "prompt", "answer"])
     assert (known["prompt"], known["answer"], unknown["answer"]) == (PROMPT, "Yes", None)
+
+
+def test_conversations_come_back_as_they_were(run: str, tmp_path: Path, tiny_model: Path) -> None:
+    """The router and the engine saw messages, and the training that uses the corrected file sees the same."""
+    given = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Red?"}]
+    source, to, page = tmp_path / "in.jsonl", tmp_path / "look.csv", tmp_path / "look.html"
+    source.write_text("".join(json.dumps({"id": name, "messages": given}) + "\n" for name in ("007", "8")))
+    for file in (to, page):
+        assert review.main(["--run", run, "--to", str(file), "--input", str(source)]) == 0
+    assert "Be terse." in page.read_text()
+    to.write_text(to.read_text().replace("yes,,", "yes,Yes,"))
+    [known, _] = read_examples(str(to), ["task", "answer"])
+    assert known["prompt"] == Conversation(given)
+    [example] = encode_examples([known], prompts := PromptFormat(load_tokenizer(str(tiny_model))), 200)
+    assert prompts.tokenizer.decode(example.prompt) == "<|system|>Be terse.\n<|user|>Red?\n<|assistant|>"
 
 
 def test_a_page_shows_texts_as_they_are(run: str, tmp_path: Path) -> None:

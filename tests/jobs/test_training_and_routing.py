@@ -17,6 +17,7 @@ from pipeline.models import PromptFormat, load_tokenizer
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.loading import load_router
 from tests import tiny
+from tests.adapters.peft_cases import sharded
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,9 @@ def test_a_router_is_trained_and_routes(
 def test_a_router_is_made_without_training(labelled: Path, tiny_model: Path, tmp_path: Path) -> None:
     router = tmp_path / "router"
     command = ["--data", str(labelled), "--output", str(router), "--method", "centroids", *model_words(tiny_model)]
-    assert train_router.main([*command, "centroids.examples=16"]) == 0
+    assert train_router.main([*command, "--fallback", "nearest", "centroids.examples=16"]) == 0
     loaded = load_router(router)
-    assert (loaded.kind, loaded.labels) == ("centroids", ["cold", "red"])
+    assert (loaded.kind, loaded.labels, loaded.fallback) == ("centroids", ["cold", "red"], "nearest")
     encode = PromptFormat(load_tokenizer(str(tiny_model))).encode
     for name in loaded.labels:
         routes = loaded.route(encode(tiny.prompts_of(name, 20, seed=9)), RoutingPolicy(gate=False))
@@ -107,16 +108,21 @@ def test_an_adapter_is_added_without_retraining(
     (tmp_path / "examples.jsonl").write_text(
         "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in tiny.prompts_of("glad", 12, seed=5))
     )
-    command = ["--bank", str(bank), "--router", str(router), "--adapter", str(tiny_bank / "glad")]
+    source = shutil.copytree(tiny_bank / "glad", tmp_path / "trained" / "checkpoint-9")
+    sharded(True)(source)
+    command = ["--bank", str(bank), "--router", str(router), "--adapter", str(source)]
     command += ["--examples", str(tmp_path / "examples.jsonl"), *model_words(tiny_model)]
     before = load_router(router)
+    with pytest.raises(UserError, match=r"is a checkpoint of a training; give the adapter a name \(--name\)"):
+        add_adapter.main(command)
+    command += ["--name", "glad"]
     assert add_adapter.main(command) == 0
     assert "glad: added from 12 examples" in capsys.readouterr().out
     after = load_router(router)
     assert after.labels == [*before.labels, "glad"]
     assert after.fingerprint != before.fingerprint
     assert AdapterBank.load(bank).names == sorted(tiny.ADAPTERS)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank", "examples.jsonl", "router"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank", "examples.jsonl", "router", "trained"]
     policy, encode = RoutingPolicy(), PromptFormat(load_tokenizer(str(tiny_model))).encode
     for name in tiny.ADAPTERS:
         routes = after.route(encode(tiny.prompts_of(name, 20, seed=9)), policy)

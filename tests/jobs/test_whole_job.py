@@ -44,7 +44,7 @@ def test_requests_come_in_and_go_out_unchanged(
         assert body["usage"]["completion_tokens"] <= 1 + int(row["id"][1:])
     (error,) = [json.loads(line) for line in (out / "batch_errors.jsonl").open()]
     assert error["custom_id"] == "r4"
-    assert "unknown setting 'tools'" in error["error"]["message"]
+    assert "tools: calls are not read from answers" in error["error"]["message"]
     assert read_dead(str(out)).count_rows() == 1
     assert "path: data/*.parquet" in (out / "README.md").read_text()
     run = json.loads((out / "run.json").read_text())

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_tokenizer, resolve_model
+from pipeline.records import Conversation
 
 
 @pytest.fixture
@@ -15,14 +17,14 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def test_raw_prompts_and_messages_keep_their_order(tokenizer: Any) -> None:
-    prompts = ["red1", [{"role": "user", "content": "cold2"}], "tall3"]
-    texts = [tokenizer.decode(ids) for ids in PromptFormat(tokenizer, "raw").encode(prompts)]
+    prompts = ["red1", Conversation([{"role": "user", "content": "cold2"}]), "tall3"]
+    texts = [tokenizer.decode(ids) for ids in PromptFormat(tokenizer, PromptSettings("raw")).encode(prompts)]
     assert texts == ["red1", "<|user|>cold2\n<|assistant|>", "tall3"]
 
 
 def test_chat_mode_makes_a_prompt_one_user_message(tokenizer: Any) -> None:
-    chat = PromptFormat(tokenizer, "chat")
-    assert chat.encode(["red1"]) == chat.encode([[{"role": "user", "content": "red1"}]])
+    chat = PromptFormat(tokenizer, PromptSettings("chat"))
+    assert chat.encode(["red1"]) == chat.encode([Conversation([{"role": "user", "content": "red1"}])])
 
 
 def test_answers_end_with_the_end_token(tokenizer: Any) -> None:
@@ -34,7 +36,7 @@ def test_answers_end_with_the_end_token(tokenizer: Any) -> None:
 def test_chat_mode_without_a_template_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="prompt_format=raw"):
-        PromptFormat(tokenizer, "chat")
+        PromptFormat(tokenizer, PromptSettings("chat"))
 
 
 @pytest.mark.parametrize("reference", ["package:nothing_here/a.gguf", "/nowhere", "/nowhere/a.gguf", "three/part/name"])

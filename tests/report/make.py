@@ -56,6 +56,7 @@ def _answers(generator: np.random.Generator, rows: np.ndarray) -> pa.Table:
         "route_score": scores,
         "route_confidence": scores,
         "fallback": [not m.adapters for m in mixtures],
+        "last_assistant": [False for _ in mixtures],
         "prompt": [f"What is {row} & more?" for row in rows],
         "router_fingerprint": ["r"] * len(rows),
         "bank_fingerprint": ["b"] * len(rows),

@@ -144,6 +144,16 @@ def test_the_records_that_got_the_fallback_are_told_with_its_kind() -> None:
     assert "got the fallback `nearest`" in told
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(None, "none"), ([], "none"), (["glad"], "1 (glad)"), (["a", "b", "c", "d"], "4 (a, b, c ...)")],
+)
+def test_adapters_that_no_class_names_are_shown(names: list[str] | None, shown: str, url: str) -> None:
+    run = RunSummary.read(url)
+    values = run.values if names is None else run.values | {"unnamed_adapters": names}
+    assert RunSummary(url, values).figures()["adapters in no class of the router"] == shown
+
+
 def test_a_run_without_answers_has_a_report(tmp_path: Path) -> None:
     make_run(str(tmp_path), 5, dead_share=1.0)
     run = json.loads((tmp_path / "run.json").read_text())

@@ -12,7 +12,7 @@ from pipeline.routing.training import RouterSettings, train_router
 
 VOCABULARY = 60
 LABELS = ("art", "legal", "med")
-SETTINGS = RouterSettings(epochs=4, batch_size=64, learning_rate=2e-3, held_out=0.1, forms=0.0, examples=64, seed=0)
+SETTINGS = RouterSettings(epochs=4, batch_size=64, learning_rate=2e-3, held_out=0.1, forms=0, examples=64, seed=0)
 CARD = {"tokenizer_fingerprint": "tok1", "prompt_format": "chat"}
 
 

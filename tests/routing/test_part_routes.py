@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.conversations import last_text
 from pipeline.models import PromptFormat, load_tokenizer
+from pipeline.records import Conversation
 from pipeline.routing import PartSettings, RoutingPolicy
 from pipeline.routing.loading import load_router
-from pipeline.routing.part_routes import PartCutter, PromptPart, last_text
+from pipeline.routing.part_routes import PartCutter, PromptPart
 from tests import tiny
 
 
@@ -72,6 +74,5 @@ def test_prompts_do_not_depend_on_those_they_are_cut_with(cutter: PartCutter) ->
 
 
 def test_the_last_text_of_a_conversation_is_the_users() -> None:
-    assert last_text([{"role": "user", "content": "a"}]) == "a"
-    assert last_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) is None
-    assert last_text([{"role": "user", "content": [{"type": "text", "text": "a"}]}]) is None
+    assert last_text(Conversation([{"role": "user", "content": "a"}])) == "a"
+    assert last_text(Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])) is None

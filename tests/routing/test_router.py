@@ -14,6 +14,7 @@ from pipeline.routing.extension import add_class
 from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.policy import Fallback
+from pipeline.routing.router import unnamed_line
 from tests.routing import LABELS, make_prompts, make_router
 from tests.storage import user_error
 
@@ -102,6 +103,17 @@ def test_a_prompt_below_the_threshold_gets_the_fallback(router: MlpRouter, fallb
     assert [r for r in routes if not r.fallback] == [r for r in routed if r.score >= scores[60]]
 
 
+def test_a_router_has_a_fallback_that_a_policy_may_replace(router: MlpRouter, tmp_path: Path) -> None:
+    strict = with_threshold(router, 2.0)  # above every cosine
+    strict.card["fallback"] = "all"
+    strict.save(tmp_path)
+    loaded = MlpRouter.load(tmp_path, json.loads((tmp_path / "router.json").read_text()))
+    assert loaded.fingerprint != router.fingerprint
+    found = [loaded.route(PROMPTS[:1], RoutingPolicy(fallback=own))[0].mixture for own in (None, "base", "all")]
+    assert [mixture.adapters for mixture in found] == [LABELS, (), LABELS]
+    assert router.fallback == "base"
+
+
 @pytest.mark.parametrize("left_out", LABELS)
 def test_a_router_without_a_class_gives_its_probability_to_the_others(router: MlpRouter, left_out: str) -> None:
     other = router.without([left_out])
@@ -161,6 +173,15 @@ def test_a_bank_with_all_labels_will_do(router: MlpRouter) -> None:
 def test_a_bank_without_some_labels_is_refused(router: MlpRouter) -> None:
     with user_error("demo/bank", "art, med"):
         router.check_bank(["legal"], "demo/bank")
+    with user_error("lacks: art, med and it has checkpoint-500, which no class names; use the router"):
+        router.check_bank(["legal", "checkpoint-500"], "demo/bank")
+
+
+def test_adapters_that_no_class_names_are_found(router: MlpRouter) -> None:
+    assert router.unnamed(LABELS) == []
+    assert router.unnamed(["more", *LABELS, "extra"]) == ["extra", "more"]
+    assert "12 adapter(s) of the bank" in unnamed_line([f"a{n}" for n in range(12)])
+    assert unnamed_line([f"a{n}" for n in range(12)]).count("a1") == 1  # ten of them are named
 
 
 def test_prompts_of_another_tokenizer_or_format_are_refused(router: MlpRouter) -> None:

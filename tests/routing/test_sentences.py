@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from pipeline.conversations import PromptSettings
 from pipeline.models import PromptFormat, load_tokenizer
+from pipeline.records import Conversation
 from pipeline.routing import SentenceSettings
 from pipeline.routing.sentences import Sentences, cut_left, cut_right, prompt_sentences, split_sentences
 from tests import examples
@@ -137,8 +139,8 @@ def test_sentences_know_their_paragraph() -> None:
 
 
 def test_placed_tokens_are_those_of_the_plain_encoding(tiny_model: Path) -> None:
-    prompts = ["red1 red2. Cold3", [{"role": "user", "content": "héllo 你好"}], ""]
-    form = PromptFormat(load_tokenizer(str(tiny_model)), "raw")
+    prompts = ["red1 red2. Cold3", Conversation([{"role": "user", "content": "héllo 你好"}]), ""]
+    form = PromptFormat(load_tokenizer(str(tiny_model)), PromptSettings("raw"))
     placed = form.encode_with_offsets(prompts)
     assert [p.tokens for p in placed] == form.encode(prompts)
     assert all(len(p.ends) == len(p.tokens) for p in placed)

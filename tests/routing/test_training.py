@@ -85,8 +85,8 @@ def test_forms_of_prompts_are_learned(tmp_path: Path) -> None:
     labels = [name for name in names for _ in range(60)]
     upper = encode([text.upper() for name in names for text in tiny.prompts_of(name, 40, seed=1)])
     found = []
-    for share in (0.0, 0.7):
-        settings = replace(SETTINGS, epochs=20, batch_size=16, learning_rate=1e-2, forms=share)
+    for forms in (0, 1):
+        settings = replace(SETTINGS, epochs=20, batch_size=16, learning_rate=1e-2, forms=forms)
         router = train_router(texts, labels, encode, 600, settings, dict(CARD), lambda line: None)
         routes = router.route(upper, RoutingPolicy(gate=False, max_adapters=1))
         found.append(sum(r.mixture.adapters == (names[i // 40],) for i, r in enumerate(routes)) / len(upper))

@@ -69,7 +69,14 @@ def table_of(rows: list[int], schema: pa.Schema) -> pa.Table:
             [dict.fromkeys(DEAD.names, "") | {"id": f"r{row}", "row": row} for row in rows], schema=DEAD
         )
     values = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
-    rest = {"adapters": ["a"], "weights": [1.0], "mixture": "a:1.0", "route_score": 0.5, "fallback": False}
+    rest = {
+        "adapters": ["a"],
+        "weights": [1.0],
+        "mixture": "a:1.0",
+        "route_score": 0.5,
+        "fallback": False,
+        "last_assistant": False,
+    }
     return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
 
 

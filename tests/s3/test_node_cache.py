@@ -38,6 +38,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
     shapes = base_shapes(load_skeleton(load_config(str(model))))
     mlp = {name: shape for name, shape in shapes.items() if ".mlp." in name}
     tiny.make_adapter(bank / LARGE, mlp, rank=256, seed=9)
+    weights, head = bank / LARGE / "adapter_model.safetensors", load_file(model / "model.safetensors")["lm_head.weight"]
+    save_file(load_file(weights) | {"base_model.model.lm_head.weight": head}, weights)  # as PEFT may save it
     return tiny_job(folder, model, bank, tiny.make_router(folder / "router", model))
 
 

@@ -41,7 +41,14 @@ def write_rows(url: str, count: int) -> None:
 
 def data_of(rows: list[int]) -> pa.Table:
     values = {"id": "", "output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
-    rest = {"adapters": ["a"], "weights": [1.0], "mixture": "a:1.0", "route_score": 0.5, "fallback": False}
+    rest = {
+        "adapters": ["a"],
+        "weights": [1.0],
+        "mixture": "a:1.0",
+        "route_score": 0.5,
+        "fallback": False,
+        "last_assistant": False,
+    }
     return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
 
 

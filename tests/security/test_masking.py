@@ -56,7 +56,14 @@ def test_errors_of_committing_are_masked() -> None:
     table = with_columns(
         staged_table([Record(0, "a", "asked")], passed),
         ROUTED,
-        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "route_confidence": [0.5], "fallback": [False]},
+        {
+            "tokens": [[1]],
+            "mixture": ["base"],
+            "route_score": [0.5],
+            "route_confidence": [0.5],
+            "fallback": [False],
+            "last_assistant": [False],
+        },
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     done["answer_logprob"] = [-0.5]

@@ -59,6 +59,7 @@ CARDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "labels in lists": lambda card: card.update(labels=[["art"], ["legal"], ["med"]]),
     "a label twice": lambda card: card.update(labels=["art", "art", "med"]),
     "a label more": lambda card: card["labels"].append("more"),
+    "an unknown fallback": lambda card: card.update(fallback="none"),
     "a temperature of 0": lambda card: card.update(temperature=0),
     "a temperature near 0": lambda card: card.update(temperature=1e-310),
     "a temperature as text": lambda card: card.update(temperature="1"),

@@ -8,10 +8,11 @@ from typing import Any
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.cluster.resources import Pools, StageResources
+from pipeline.conversations import PromptSettings
 from pipeline.from_config import job_settings
 from pipeline.settings import JobSettings, ModelRef
 
-MODEL = ModelRef("model", "fp32", "raw", False, "none")
+MODEL = ModelRef("model", "fp32", PromptSettings("raw"), False, "none")
 
 
 def default_job(input_url: str, output_url: str, **changes: Any) -> JobSettings:

@@ -37,7 +37,14 @@ def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> No
     table = with_columns(
         table,
         ROUTED,
-        {"tokens": [[1]], "mixture": ["base"], "route_score": [0.5], "route_confidence": [0.5], "fallback": [False]},
+        {
+            "tokens": [[1]],
+            "mixture": ["base"],
+            "route_score": [0.5],
+            "route_confidence": [0.5],
+            "fallback": [False],
+            "last_assistant": [False],
+        },
     )
     done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
     done["answer_logprob"] = [-0.5]
@@ -83,6 +90,7 @@ def generated(rows: list[int], dead: tuple[int, ...] = ()) -> pa.Table:
         "route_score": 0.5,
         "route_confidence": 0.5,
         "fallback": False,
+        "last_assistant": False,
     }
     done: dict[str, Any] = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
     done["answer_logprob"] = -0.5

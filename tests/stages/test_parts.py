@@ -16,7 +16,7 @@ from pipeline.engine import Sampling
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from pipeline.models import load_tokenizer
-from pipeline.records import DATA, PROVENANCE, Mixture, Prompt, Record
+from pipeline.records import DATA, PROVENANCE, Conversation, Mixture, Prompt, Record
 from pipeline.routing import PartSettings
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
@@ -89,7 +89,9 @@ def test_a_text_is_kept_with_each_question_about_it(settings: JobSettings) -> No
 
 def test_the_last_message_of_a_conversation_is_cut(settings: JobSettings) -> None:
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": numbered("red", "cold")}]
-    [row, other] = routed(settings, [talk, [*talk, {"role": "assistant", "content": "no"}]]).to_pylist()
+    [row, other] = routed(
+        settings, [Conversation(talk), Conversation([*talk, {"role": "assistant", "content": "no"}])]
+    ).to_pylist()
     assert part_texts(settings, row) == [
         f"<|system|>Be brief.\n<|user|>{question(name)}\n<|assistant|>" for name in ("red", "cold")
     ]

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.records import DeadLetter, Prompt, Record
+from pipeline.conversations import PromptSettings
+from pipeline.records import Conversation, DeadLetter, Prompt, Record
 from pipeline.routing import RoutingPolicy
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
@@ -68,7 +69,7 @@ def test_long_prompts_are_cut_where_asked(route_settings: JobSettings, policy: A
 @pytest.mark.parametrize("policy", ["truncate_left", "truncate_right"])
 def test_a_cut_conversation_keeps_its_template(route_settings: JobSettings, policy: Any) -> None:
     settings = replace(route_settings, long_prompts=policy)
-    [row] = route(settings, [{"role": "user", "content": "red1 red2 " * 300}])
+    [row] = route(settings, Conversation([{"role": "user", "content": "red1 red2 " * 300}]))
     text = RouteRecords(settings, tiny.CONTEXT).prompts.tokenizer.decode(row["tokens"])
     assert len(row["tokens"]) == tiny.CONTEXT - 8
     assert text.startswith("<|user|>")
@@ -84,7 +85,7 @@ def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None
 
 def test_messages_go_through_the_chat_template(route_settings: JobSettings) -> None:
     text = "red1 red2 red3"
-    plain, chat = route(route_settings, text, [{"role": "user", "content": text}])
+    plain, chat = route(route_settings, text, Conversation([{"role": "user", "content": text}]))
     assert len(chat["tokens"]) > len(plain["tokens"]) + 10  # "<|user|>", "<|assistant|>"
     assert chat["mixture"] == "red:1.0"
 
@@ -92,11 +93,33 @@ def test_messages_go_through_the_chat_template(route_settings: JobSettings) -> N
 def test_a_conversation_that_the_template_refuses_is_dead_alone(route_settings: JobSettings) -> None:
     stage = RouteRecords(route_settings, tiny.CONTEXT)
     stage.prompts.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    records = [Record(0, "a", "red1"), Record(1, "b", [{"role": "user", "content": "x"}]), Record(2, "c", "cold1")]
+    records = [
+        Record(0, "a", "red1"),
+        Record(1, "b", Conversation([{"role": "user", "content": "x"}])),
+        Record(2, "c", "cold1"),
+    ]
     rows = stage(staged_table(records, pa.schema([]))).to_pylist()
     assert [row["dead"] and row["dead"]["error_type"] for row in rows] == [None, "ChatTemplateError", None]
     assert "roles must alternate" in rows[1]["dead"]["message"]
     assert [rows[0]["mixture"], rows[2]["mixture"]] == ["red:1.0", "cold:1.0"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends", "dead"),
+    [("continue", "<|assistant|>cold1", None), ("drop", "<|assistant|>", None), ("refuse", "", "LastAssistant")],
+)
+def test_conversations_that_end_with_the_assistant_are_counted(
+    route_settings: JobSettings, policy: Any, ends: str, dead: str | None
+) -> None:
+    model = replace(route_settings.model, prompts=PromptSettings(last_assistant=policy))
+    talk = [{"role": "user", "content": "red1 red2"}, {"role": "assistant", "content": "cold1"}]
+    settings = replace(route_settings, model=model)
+    last, other = route(settings, Conversation(talk), Conversation(talk[:1]))
+    assert (last["dead"] and last["dead"]["error_type"], last["last_assistant"]) == (dead, None if dead else True)
+    assert other["last_assistant"] is False
+    if not dead:
+        text = RouteRecords(settings, tiny.CONTEXT).prompts.tokenizer.decode(last["tokens"])
+        assert text == f"<|user|>red1 red2\n{ends}"
 
 
 def test_dead_letters_pass_untouched(route_settings: JobSettings) -> None:

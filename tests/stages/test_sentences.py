@@ -16,7 +16,7 @@ from pipeline.engine.settings import EngineSettings
 from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from pipeline.models import load_tokenizer
-from pipeline.records import DATA, PROVENANCE, Prompt, Record
+from pipeline.records import DATA, PROVENANCE, Conversation, Prompt, Record
 from pipeline.routing import RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
@@ -90,7 +90,7 @@ def test_each_sentence_of_a_prompt_gets_the_adapter_of_its_words(settings: JobSe
 
 
 def test_a_chat_template_goes_with_the_first_and_the_last_sentence(settings: JobSettings) -> None:
-    [row] = routed(settings, [[{"role": "user", "content": two_tasks("red", "cold")}]]).to_pylist()
+    [row] = routed(settings, [Conversation([{"role": "user", "content": two_tasks("red", "cold")}])]).to_pylist()
     texts = [text for text, _ in starts_and_texts(settings, row)]
     assert len(texts) == 2
     assert texts[0].startswith("<|user|>")

@@ -9,6 +9,7 @@ import orjson
 import torch
 
 from pipeline.adapters import AdapterBank
+from pipeline.conversations import PromptSettings
 from pipeline.engine import Engine, Request, Sampling
 from pipeline.engine.backend import EngineContext
 from pipeline.engine.native.backend import NativeBackend
@@ -43,7 +44,7 @@ def start_vllm(
         tokenizer=tokenizer,
         bank=bank or AdapterBank.load(ROOT / "demo" / "bank"),
         sampling=DEFAULTS,
-        encode=PromptFormat(tokenizer, "chat").encode_answer,
+        encode=PromptFormat(tokenizer, PromptSettings("chat")).encode_answer,
         max_adapters=4,
         reroute=None,
         device="cpu",
@@ -74,7 +75,7 @@ class Engines:
         """Records of the demo, with mixtures given out in turn."""
         lines = (ROOT / "demo" / "records.jsonl").read_bytes().splitlines()
         prompts = [orjson.loads(line)["prompt"] for line in lines if len(line) < 1000][:count]
-        tokens = PromptFormat(self.tokenizer, "chat").encode(prompts)
+        tokens = PromptFormat(self.tokenizer, PromptSettings("chat")).encode(prompts)
         own = replace(DEFAULTS, **sampling)
         return [Request(f"r{i}", ids, mixtures[i % len(mixtures)], sampling=own) for i, ids in enumerate(tokens)]
 
@@ -92,7 +93,7 @@ def start(dtype: str, folder: Path) -> Engines:
     tokenizer = load_tokenizer(model)
     vllm = start_vllm(dtype, folder, _fail, bank)
     engine = Engine(load_model(model, dtype), tokenizer, bank, EngineSettings())
-    native = NativeBackend(engine, DEFAULTS, PromptFormat(tokenizer, "chat").encode_answer, None, 600.0)
+    native = NativeBackend(engine, DEFAULTS, PromptFormat(tokenizer, PromptSettings("chat")).encode_answer, None, 600.0)
     return Engines(native, vllm, bank, tokenizer)
 
 

@@ -10,22 +10,38 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.adapters import AdapterBank, BaseShapes, ModuleWeights
 from pipeline.errors import UserError
-from pipeline.models import load_skeleton
+from pipeline.models import StoredWeights, load_skeleton
 
 
 def load_bank(
-    folder: str | Path, only: Iterable[str] | None, config: Any, model: str, trust_remote_code: bool = False
+    folder: str | Path,
+    only: Iterable[str] | None,
+    config: Any,
+    model: str,
+    trust_remote_code: bool = False,
+    values: bool = True,
 ) -> AdapterBank:
-    """Load a bank, or only some of its adapters, and check it against the base model without the model's weights.
+    """Load a bank, or only some of its adapters, and check it against the base model without loading that.
 
-    ``config``: the transformers config of the model. ``model``: its folder or hub id, named in errors. Raises
-    `UserError` for an adapter that does not fit the model.
+    ``config``: the transformers config of the model. ``model``: its folder or hub id. ``values``: the weights of bank
+    and model are here, not their headers alone. Raises `UserError` for an adapter that does not fit the model.
     """
     bank = AdapterBank.load(folder, only)
-    skeleton = load_skeleton(config, trust_remote_code)
-    bank.check_base(base_shapes(skeleton), model.rstrip("/").rsplit("/", 1)[-1])
-    bank.check_values()  # last, because it reads all tensors: their sizes are checked by now
+    check_bank(bank, load_skeleton(config, trust_remote_code), model, values)
     return bank
+
+
+def check_bank(bank: AdapterBank, skeleton: nn.Module, model: str, values: bool = True) -> None:
+    """Check a bank against a base model that is not loaded; `UserError` for the first adapter that does not fit.
+
+    ``skeleton``: of `load_skeleton`. ``model``, ``values``: see `load_bank`.
+    """
+    name = model.rstrip("/").rsplit("/", 1)[-1]
+    bank.check_base(base_shapes(skeleton), name)
+    check_layers(skeleton, bank)
+    stored = StoredWeights(model if values else "", skeleton)
+    bank.check_copies(stored.get, name)
+    bank.check_values()  # last, because it reads all tensors: their sizes are checked by now
 
 
 def base_shapes(model: nn.Module) -> BaseShapes:
@@ -53,22 +69,10 @@ def check_layers(model: nn.Module, bank: AdapterBank) -> None:
 
 def _problem(module: nn.Module, weights: ModuleWeights) -> str | None:
     if isinstance(module, nn.Embedding) != weights.embedding:
-        return f"is a {type(module).__name__}, the adapter was trained for another kind of layer"
+        return f"is a {type(module).__name__}, the adapter was trained for another kind of layer: another base model?"
     if weights.magnitude is not None and plain_weight(module) is None:
         return "is quantised: DoRA needs the norms of unquantised weights (model.quantization=none)"
-    if weights.base:
-        own = {"weight": plain_weight(module), "bias": getattr(module, "bias", None)}
-        if not all(_same(saved, own[part]) for part, saved in weights.base.items()):
-            return "was changed or enlarged in training: only embeddings of the base model itself are computed exactly"
     return None
-
-
-def _same(saved: torch.Tensor, weight: torch.Tensor | None) -> bool:
-    """Return whether a saved copy equals the base model's weight, which may be loaded in another dtype."""
-    if weight is None or saved.shape != weight.shape:
-        return False
-    here = saved.to(weight.device)
-    return torch.equal(here.to(weight.dtype), weight) or torch.equal(here, weight.to(saved.dtype))
 
 
 def plain_weight(module: nn.Module) -> torch.Tensor | None:

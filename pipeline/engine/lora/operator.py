@@ -34,8 +34,10 @@ class FusedLora:
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank, settings: LoraSettings | None = None) -> None:
-        bank.check_base(base_shapes(model), getattr(model.config, "name_or_path", "") or type(model).__name__)
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        bank.check_base(base_shapes(model), name)
         check_layers(model, bank)
+        bank.check_copies(model.state_dict(keep_vars=True).get, name)
         self.bank = bank
         self.settings = settings or LoraSettings()
         device, self._dtype = one_device(model), compute_dtype(model)

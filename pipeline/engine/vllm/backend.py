@@ -24,7 +24,7 @@ from pipeline.models import load_config, load_generation_config, pick_dtype
 from pipeline.records import Mixture
 
 from . import capabilities
-from .check import check_bank, joined_rank, lora_rank
+from .check import check_bank, check_copies, joined_rank, lora_rank
 from .engine import VllmModel, engine_arguments, prepare_environment, start
 from .files import MixtureFile, MixtureFiles
 from .guard import Guard
@@ -36,6 +36,7 @@ from .watch import PassWatch
 def start_vllm(settings: VllmSettings, context: EngineContext) -> Backend:
     """Start vLLM, or the native engine if mixtures of the bank have too high a rank (``settings.over_rank``)."""
     check_bank(settings, context.bank, context.max_adapters)
+    check_copies(context.bank, context.model_path, context.trust_remote_code)
     if lora_rank(joined_rank(context.bank, context.max_adapters)) is None:
         shared = {field.name: getattr(settings, field.name) for field in fields(BackendSettings)}
         return NATIVE.start(EngineSettings(**shared), context)

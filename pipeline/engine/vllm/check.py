@@ -45,8 +45,30 @@ def _problems(module: str, weights: "ModuleWeights") -> Iterator[str]:
         yield f"has a lora_bias at {module}"
     if weights.embedding:
         yield f"changes the embedding {module}"
-    if weights.base or module.rsplit(".", 1)[-1] == "lm_head":
+    if module.rsplit(".", 1)[-1] == "lm_head":
         yield f"changes {module}, the model's head,"
+
+
+def check_copies(bank: "AdapterBank", model: str, trust_remote_code: bool) -> None:
+    """Compare the weights of the base model that adapters carry with the model's files, since vLLM does not show its.
+
+    ``model``: its folder or hub id. Raises `UserError` for one that is another or cannot be compared.
+    """
+    if not any(adapter.copies for adapter in bank.adapters.values()):
+        return
+    from pipeline.models import StoredWeights, load_config, load_skeleton
+
+    stored = StoredWeights(model, load_skeleton(load_config(model, trust_remote_code), trust_remote_code))
+    bank.check_copies(stored.get, model)
+    for name in bank.names:
+        for weight in bank.adapters[name].copies:
+            found = stored.get(weight)
+            if found is None or found.is_meta:
+                raise UserError(
+                    f"bank: adapter {name!r} carries {weight}, and {model} has no file to compare it with, as"
+                    f" engine=vllm needs; give the model's folder as model.path, or use engine=native"
+                    f" ({bank.folder / name})"
+                )
 
 
 def joined_rank(bank: "AdapterBank", max_adapters: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _MAX_MIXTURES = 1_000
 
@@ -16,7 +17,8 @@ class Counts:
     """Counts of committed rows.
 
     ``mixtures``: rows of each of the 1,000 most frequent mixtures, since nearly every record may have one of its own;
-    exact unless a mixture was rare in some part of the rows. ``rare``: rows of all other mixtures.
+    exact unless a mixture was rare in some part of the rows. ``rare``: rows of all other mixtures. ``last_assistant``:
+    answered conversations that end with a turn of the assistant.
     """
 
     data: int = 0
@@ -24,6 +26,7 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     fallback: int = 0
+    last_assistant: int = 0
     mixtures: dict[str, int] = field(default_factory=dict)
     rare: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
@@ -68,6 +71,7 @@ def count_rows(data: pa.Table, dead: pa.Table) -> Counts:
             "prompt_tokens": int(data["prompt_tokens"].to_numpy().sum()),
             "completion_tokens": int(data["completion_tokens"].to_numpy().sum()),
             "fallback": int(data["fallback"].to_numpy().sum()),
+            "last_assistant": pc.sum(data["last_assistant"]).as_py(),
             "mixtures": dict(Counter(data["mixture"].to_pylist())),
             "finish_reasons": dict(Counter(data["finish_reason"].to_pylist())),
         }

@@ -1,31 +1,45 @@
 """Turn the values of a row into a record: its id, its prompt, and the passed-through columns."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.types as kinds
 
+from pipeline.conversations import (
+    Layout,
+    arrange,
+    consumed_columns,
+    hint,
+    json_value,
+    messages_in_text,
+    read_arguments,
+    read_messages,
+    read_tools,
+)
 from pipeline.errors import UserError
-from pipeline.records import DeadLetter, Prompt, Record
+from pipeline.records import Conversation, DeadLetter, Prompt, Record
 from pipeline.storage.store.redact import masked
-from pipeline.storage.types.values import dumps, loads
+from pipeline.storage.types.values import dumps
 
-from .formats import InputRow, Layout
+from .formats import InputRow
 from .limits import MAX_DEPTH, is_deeper
 
+_T = TypeVar("_T")
 _ID_TYPES = (kinds.is_string, kinds.is_integer, kinds.is_decimal)
-_PROMPT_TYPES = (kinds.is_string, kinds.is_nested)  # some layouts hold a list of messages
+_PROMPT_TYPES = (kinds.is_string, kinds.is_nested)  # or a list of messages
 
 
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns that have a meaning; all others are passed through.
 
-    ``sampling`` (settings of the record) and ``choices`` (the texts to choose the answer from) are passed through too,
-    because the answer depends on them. None: there is no such column.
+    ``sampling`` (settings of the record), ``choices`` (the texts to choose the answer from), and the ``tools`` and
+    ``template`` arguments of a conversation are passed through too, because the answer depends on them. None: there is
+    no such column. ``layout``: of the rows, before `arranged` makes them columns.
     """
 
     id: str = "id"
@@ -34,17 +48,39 @@ class Columns:
     sampling: str | None = None
     choices: str | None = None
     layout: Layout = "columns"
+    tools: str | None = "tools"
+    template: str | None = "chat_template_kwargs"
+
+    def arranged(self, row: InputRow) -> InputRow:
+        """A row of the input as columns of a record, whatever its layout; other methods take such rows."""
+        if row.values is None:
+            return row
+        if self.layout == "columns":
+            messages = messages_in_text(row.values.get(self.prompt)) if row.is_text else None
+            return row if messages is None else replace(row, values=row.values | {self.prompt: messages})
+        values, problem = arrange(self.layout, row.values, self.prompt, self.messages)
+        dead = row.dead or (_refused("BadRequest", problem) if problem else None)
+        # A request has other columns than its file.
+        return replace(row, values=values, dead=dead, cells=None if self.layout == "openai_batch" else row.cells)
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
-        return {k: v for k, v in values.items() if k not in (self.id, self.prompt, self.messages)}
+        taken = (self.id, self.prompt, self.messages, *consumed_columns(self.layout))
+        return {k: v for k, v in values.items() if k not in taken}
+
+    def has_prompt(self, row: InputRow) -> bool:
+        """Whether a row has a value that is meant as its prompt, good or bad."""
+        values = row.values or {}
+        has_value = values.get(self.prompt) is not None or values.get(self.messages) is not None
+        return has_value or (row.dead is not None and row.values is not None)  # a request that is no good
 
     def record(self, index: int, row: InputRow) -> Record:
         """The record of a row, with a dead letter if it cannot be answered. ``index``: of the row in its window."""
         if row.values is None:
             return Record(index, content_hash(row.raw), raw=row.raw, dead=row.dead)
         values = row.values
-        prompt, bad_prompt = self._prompt(values)
+        bad_id = self._bad_id(values)
+        prompt, bad_prompt = (None, bad_id) if bad_id else self.read_prompt(values)
         sampling, bad_settings = self._settings(values)
         dead = row.dead or bad_prompt or bad_settings
         raw = row_text(values) if dead else None
@@ -74,27 +110,48 @@ class Columns:
             return None
         return id_text(value)
 
-    def _prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
+    def _bad_id(self, values: dict[str, Any]) -> DeadLetter | None:
         given_id = values.get(self.id)
         if given_id is not None and not _is_id(given_id):
             kind = type(given_id).__name__
-            return None, _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a whole number")
+            return _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a whole number")
+        return None
+
+    def read_prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
+        """The prompt of a row, a text or a conversation, or why it has none."""
         prompt, messages = values.get(self.prompt), values.get(self.messages)
         if prompt is None and messages is None:
-            return None, _refused("MissingPrompt", f"neither {self.prompt!r} nor {self.messages!r} has a value")
-        if prompt is not None:
-            if isinstance(prompt, str) and prompt.strip():
-                return prompt, None
-            problem = "is empty" if isinstance(prompt, str) else f"holds a {type(prompt).__name__}, not text"
-            return None, _refused("BadPrompt", f"column {self.prompt!r} {problem}")
-        if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-            return messages, None
-        return None, _refused("BadMessages", f"column {self.messages!r} is not a list of objects with role and content")
+            message = f"neither {self.prompt!r} nor {self.messages!r} has a value; {hint(list(values), self.layout)}"
+            return None, _refused("MissingPrompt", message)
+        if isinstance(prompt, str) and prompt.strip():
+            return prompt, None
+        has_prompt = prompt is not None and not (isinstance(prompt, str) and messages)
+        name, kind = (self.prompt, "BadPrompt") if has_prompt else (self.messages, "BadMessages")
+        if isinstance(prompt, str) and has_prompt:
+            return None, _refused(kind, f"column {name!r} is empty")
+        if has_prompt and not isinstance(prompt, list):
+            return None, _refused(kind, f"column {name!r} holds a {type(prompt).__name__}, not text or messages")
+        try:
+            return self._conversation(prompt if has_prompt else json_value(messages), name, values), None
+        except ValueError as error:
+            return None, _refused(kind, str(error))
+
+    def _conversation(self, messages: Any, name: str, values: dict[str, Any]) -> Conversation:
+        """The messages of column ``name`` with their arguments of the template; `ValueError` names what is wrong."""
+        tools = json_value(values.get(self.tools)) if self.tools else None
+        arguments = json_value(values.get(self.template)) if self.template else None
+        if is_deeper([messages, tools, arguments], MAX_DEPTH):  # JSON text was not checked with the row
+            raise ValueError(f"column {name!r}: the conversation is nested deeper than {MAX_DEPTH} levels")
+        found = _read(name, read_messages, messages)
+        template = _read(self.template, read_arguments, arguments) if arguments is not None else {}
+        if tools:
+            template["tools"] = _read(self.tools, read_tools, tools)
+        return Conversation(found, template)
 
     def _settings(self, values: dict[str, Any]) -> tuple[dict[str, Any] | None, DeadLetter | None]:
         """The record's own sampling settings; their names and values are checked by the generate stage."""
-        sampling = _parsed(values.get(self.sampling)) if self.sampling else None
-        choices = _parsed(values.get(self.choices)) if self.choices else None
+        sampling = json_value(values.get(self.sampling)) if self.sampling else None
+        choices = json_value(values.get(self.choices)) if self.choices else None
         if is_deeper([sampling, choices], MAX_DEPTH):  # given as JSON text, they were not checked with the row
             return None, _refused("BadSampling", f"the settings are nested deeper than {MAX_DEPTH} levels")
         if sampling is not None and not isinstance(sampling, dict):
@@ -128,18 +185,9 @@ def record_text(record: Record) -> str:
     """The text of a record for its dead letter: the start of an unreadable line, or the record as JSON."""
     if record.raw is not None:
         return record.raw
-    prompt = {"prompt" if isinstance(record.prompt, str) else "messages": record.prompt}
-    return row_text({"id": record.id, **prompt, **record.passed})
-
-
-def _parsed(value: Any) -> Any:
-    """The value; if it is text, as in CSV, the JSON in it. Empty text is None."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return loads(value) if value.strip() else None
-    except ValueError:
-        return value
+    prompt = record.prompt
+    given = prompt.template | {"messages": prompt.messages} if isinstance(prompt, Conversation) else {"prompt": prompt}
+    return row_text({"id": record.id, **given, **record.passed})
 
 
 def _is_id(value: Any) -> bool:
@@ -148,8 +196,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and value.get("content") is not None
+def _read(column: str | None, read: Callable[[Any], _T], value: Any) -> _T:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r}: {error}") from None
 
 
 def _refused(error_type: str, message: str) -> DeadLetter:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 
+from pipeline.conversations import hint
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, user_errors
 
@@ -47,7 +48,10 @@ class PlanPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class InputPlan:
-    """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster."""
+    """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster.
+
+    ``no_prompt``: what to do if no row has a prompt; empty if one has.
+    """
 
     url: str
     files: list[InputFile]
@@ -56,11 +60,17 @@ class InputPlan:
     seek_points: list[PlanPoint]
     passed: pa.Schema
     duplicates: pa.Table = field(repr=False)
+    no_prompt: str = ""
 
     @property
     def windows(self) -> int:
         """The number of windows."""
         return -(-self.rows // self.window_rows)
+
+    def check_prompts(self) -> None:
+        """Raise `UserError` if no row has a prompt."""
+        if self.no_prompt:
+            raise UserError(f"input: no record of {self.url} has a prompt; {self.no_prompt}")
 
     def window_size(self, window: int) -> int:
         """The number of rows of a window."""
@@ -104,7 +114,8 @@ def plan_input(
     if scan.rows == 0:
         raise UserError(f"input: no record in {masked(url)} ({len(files)} file(s))")
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
-    return InputPlan(masked(url), files, scan.rows, window_rows, scan.points, passed, duplicates)
+    no_prompt = hint(passed.names, columns.layout) if scan.has_rows and not scan.has_prompts else ""
+    return InputPlan(masked(url), files, scan.rows, window_rows, scan.points, passed, duplicates, no_prompt)
 
 
 class _Scan:
@@ -113,13 +124,15 @@ class _Scan:
     def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns) -> None:
         self.fs, self.columns = fs, columns
         self.rows = 0
+        self.has_rows = self.has_prompts = False
         self.points: list[PlanPoint] = []
         self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
 
     def add_file(self, path: str, max_rows: int | None) -> None:
         """Read a file, at most ``max_rows`` rows of it; `UserError` if that fails."""
-        file_format = format_of(path, self.columns.layout)
-        file_schema = file_format.schema(self.fs, path)
+        file_format = format_of(path)
+        # A request has other columns than its file.
+        file_schema = None if self.columns.layout == "openai_batch" else file_format.schema(self.fs, path)
         if file_schema is not None:
             self.columns.check_types(file_schema, path)
             passed = [*self.columns.passed(dict.fromkeys(file_schema.names))]
@@ -127,7 +140,8 @@ class _Scan:
         chunk: list[dict[str, Any]] = []
         batch: pa.RecordBatch | None = None
         size, last_offset = 0, -1
-        for file_row, (offset, row) in enumerate(_read(file_format.read(self.fs, path), path, max_rows)):
+        for file_row, (offset, given) in enumerate(_read(file_format.read(self.fs, path), path, max_rows)):
+            row = self.columns.arranged(given)
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
                 # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
                 self.points.append(PlanPoint(path, self.rows, file_row, offset))
@@ -137,6 +151,8 @@ class _Scan:
             if row.cells is not None and row.cells.batch is not batch:
                 batch = row.cells.batch
                 self.schema.add_batch(batch, passed)
+            self.has_rows = self.has_rows or row.values is not None
+            self.has_prompts = self.has_prompts or self.columns.has_prompt(row)
             if row.values is not None and file_schema is None:
                 chunk.append(self.columns.passed(row.values))
                 size += text_size(chunk[-1])

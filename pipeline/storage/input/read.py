@@ -6,12 +6,12 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.records import PASSED, STAGED, DeadLetter, Record, concat_schemas
+from pipeline.records import PASSED, STAGED, Conversation, DeadLetter, Record, concat_schemas
 from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
 from pipeline.storage.types.values import dumps
 
-from .columns import Columns, record_text, row_text
+from .columns import Columns, record_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
 from .plan import Split
@@ -21,8 +21,9 @@ from .schema import record_table
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
     """The records of a split. ``repeated``: see `InputPlan.duplicates_of`."""
     fs, _ = open_url(url)
-    rows = format_of(split.path, columns.layout).read(fs, split.path, split.start)
-    for index, (_, row) in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
+    rows = format_of(split.path).read(fs, split.path, split.start)
+    for index, (_, given) in enumerate(islice(rows, split.skip, split.skip + split.take), start=split.row):
+        row = columns.arranged(given)
         record = columns.record(index, row)
         yield _repeated(record, columns.given_id(row), *repeated[index]) if index in repeated else record
 
@@ -43,7 +44,8 @@ def batch_records(records: Iterator[Record], rows: int) -> Iterator[list[Record]
     size = 0
     for record in records:
         batch.append(record)
-        size += text_size((record.prompt, record.raw))
+        prompt = record.prompt.messages if isinstance(record.prompt, Conversation) else record.prompt
+        size += text_size((prompt, record.raw))
         size += record.cells.size if record.cells else text_size(record.passed)
         if len(batch) == rows or size > MAX_BATCH_CHARS:
             yield batch
@@ -77,11 +79,13 @@ def staged_schema(passed: pa.Schema) -> pa.Schema:
 
 def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
     """Records as one table of `staged_schema`."""
+    conversations = [r.prompt if isinstance(r.prompt, Conversation) else None for r in records]
     columns = [
         [r.row for r in records],
         [r.id for r in records],
         [r.prompt if isinstance(r.prompt, str) else None for r in records],
-        [row_text(r.prompt) if isinstance(r.prompt, list) else None for r in records],
+        [None if c is None else dumps(c.messages) for c in conversations],
+        [None if c is None or not c.template else dumps(c.template) for c in conversations],
         [None if r.sampling is None else dumps(r.sampling) for r in records],
         [r.raw for r in records],
         [None if r.dead is None else vars(r.dead) for r in records],

@@ -25,6 +25,8 @@ _DESCRIPTIONS = {
     "route_score": "in-domain score of the router",
     "route_confidence": "the router's calibrated probability of its first choice",
     "fallback": "the gate rejected the prompt",
+    "last_assistant": "the conversation ends with a turn of the assistant",
+    "messages": "the conversation, as JSON",
     "parts": "the answers to the parts of a prompt that was cut",
     "router_fingerprint": "the router that chose the mixture",
     "bank_fingerprint": "the adapters that made the answer",

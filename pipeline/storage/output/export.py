@@ -6,8 +6,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.dataset
 
+from pipeline.conversations.openai_batch import CHAT, MODEL, URL
 from pipeline.errors import UserError
-from pipeline.storage.input.formats.openai_batch import CHAT, MODEL, URL
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
 from pipeline.storage.types.values import dumps, python_rows, python_values

@@ -14,6 +14,8 @@ from .header_copy import answers_ranges, copy_headers, large_weights
 from .redact import masked, masked_path, user_errors
 from .urls import open_url
 
+_HEADERS = "-headers"  # ends the name of a copy without the values of weights
+
 
 def local_copy(reference: str, cache: Path, key: str, values: bool = True) -> str:
     """The local path of a folder or file given by URL, downloaded first if needed; a local path is returned unchanged.
@@ -38,7 +40,7 @@ def local_copy(reference: str, cache: Path, key: str, values: bool = True) -> st
     with user_errors(f"{key}: cannot copy {masked(reference)}"):
         sizes = {path: int(info["size"]) for path, info in files.items()}
         large = [] if values or list(files) == [root] or target.exists() else large_weights(sizes)
-        headers = target.with_name(f"{target.name}-headers")
+        headers = target.with_name(target.name + _HEADERS)
         if large and (headers.exists() or answers_ranges(fs, large[0])):
             target = headers
         if not target.exists():
@@ -47,6 +49,11 @@ def local_copy(reference: str, cache: Path, key: str, values: bool = True) -> st
                 if not target.exists():
                     _download(fs, root, sizes, large if target == headers else [], target)
     return str(target / _name(root) if list(files) == [root] else target)
+
+
+def has_values(copy: str) -> bool:
+    """Whether a path of `local_copy` holds all values of its weights."""
+    return not copy.endswith(_HEADERS)
 
 
 def _name(path: str) -> str:

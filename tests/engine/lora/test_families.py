@@ -231,7 +231,7 @@ def test_an_embedding_that_was_retrained_is_refused(llama: tuple[Any, Path, Path
     FusedLora(model, AdapterBank.load(bank)).detach()
     FusedLora(load_model(str(folder), "bf16"), AdapterBank.load(bank)).detach()
     model.get_input_embeddings().weight.data[5, 3] += 0.01
-    with pytest.raises(UserError, match=r"'words': model\.embed_tokens was changed or enlarged in training"):
+    with pytest.raises(UserError, match=r"'words' carries model\.embed_tokens\.weight, and training changed it"):
         FusedLora(model, AdapterBank.load(bank))
 
 
@@ -273,5 +273,5 @@ def test_adapters_of_experts_are_refused_by_name(llama: tuple[Any, Path, Path]) 
         FusedLora(model, AdapterBank.load(bank))
     config = json.loads((bank / "moe" / "adapter_config.json").read_text()) | {"target_parameters": ["experts.w1"]}
     (bank / "moe" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"'moe' uses target_parameters"):
+    with pytest.raises(UserError, match=r"'moe': target_parameters="):
         AdapterBank.load(bank)

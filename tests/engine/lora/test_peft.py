@@ -28,7 +28,7 @@ def test_records_get_the_same_text_through_peft_and_through_the_engine() -> None
     tokenizer = load_tokenizer(folder)
     rows = pq.read_table(DEMO / "data" / "suite-test.parquet", filters=[("task", "=", ADAPTER)]).to_pylist()
     texts = [row["prompt"] for row in rows[: examples(50)]]
-    prompts = PromptFormat(tokenizer, config.model.prompt_format).encode(texts)
+    prompts = PromptFormat(tokenizer, config.model.prompts).encode(texts)
     sampling = Sampling(max_new_tokens=5)
     expected = _through_peft(folder, tokenizer, prompts, sampling.max_new_tokens)
     model = load_model(folder, "fp32")

@@ -1,9 +1,11 @@
 """What vLLM cannot do is refused by name, and nothing is loaded for it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from pipeline.adapters import AdapterBank
 from pipeline.engine import registry
@@ -56,6 +58,19 @@ def test_embeddings_and_heads_are_refused(tmp_path: Path) -> None:
     table = make_tensors(shapes={"x": (32, 8)})
     embedding = {place + side: table[tensor_name("x", side)] for side in "AB"}
     assert "changes the embedding model.embed_tokens" in refused(bank_of(tmp_path / "table", embedding))
+
+
+def test_weights_of_the_base_model_are_compared_with_its_files(tmp_path: Path, tiny_model: Path) -> None:
+    own = load_file(tiny_model / "model.safetensors")["model.norm.weight"]
+    place = "base_model.model.model.norm.weight"
+    equal, changed = bank_of(tmp_path / "a", {place: own}), bank_of(tmp_path / "b", {place: own + 1})
+    check.check_copies(equal, str(tiny_model), False)
+    check.check_bank(VllmSettings(), equal, 1)
+    with pytest.raises(UserError, match=r"'legal' carries model\.norm\.weight, and training changed it"):
+        check.check_copies(changed, str(tiny_model), False)
+    shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match=r"has no file to compare it with, as engine=vllm needs"):
+        check.check_copies(equal, str(tmp_path / "model"), False)
 
 
 def test_ranks_that_vllm_does_not_take_are_refused_or_left_to_the_native_engine(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def data_table(rows: list[int], by: str = "") -> pa.Table:
         "completion_tokens": [2 * r for r in rows],
         "mixture": [f"m{r % 3}:1.0" for r in rows],
         "fallback": [r % 5 == 0 for r in rows],
+        "last_assistant": [r % 4 == 0 for r in rows],
     }
     return pa.table([pa.array(values.get(f.name, [None] * len(rows)), f.type) for f in DATA], schema=DATA)
 

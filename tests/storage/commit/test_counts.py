@@ -2,12 +2,13 @@ import json
 from collections import Counter
 from dataclasses import asdict
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.storage.commit import counts as counts_module
-from pipeline.storage.commit.counts import Counts, sum_counts
+from pipeline.storage.commit.counts import Counts, count_rows, sum_counts
 from pipeline.storage.commit.markers import Shard, decode_shard, encode_shard
 from tests.storage.commit.test_markers import shard_of
 
@@ -16,6 +17,13 @@ _PARTS = st.lists(st.lists(st.integers(0, 40), max_size=30), max_size=12)
 
 def of_mixtures(part: list[int]) -> Counts:
     return Counts(data=len(part), mixtures=dict(Counter(f"m{number}" for number in part)))
+
+
+def test_answered_conversations_that_end_with_the_assistant_are_counted() -> None:
+    made = {"prompt_tokens": 1, "completion_tokens": 1, "fallback": False, "mixture": "base", "finish_reason": "stop"}
+    data = pa.Table.from_pylist([made | {"last_assistant": last} for last in (True, False, True)])
+    counts, more = count_rows(data, pa.table({})), count_rows(data.slice(0, 1), pa.table({}))
+    assert (counts.last_assistant, (counts + more).last_assistant) == (2, 3)
 
 
 @given(_PARTS)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Record
+from pipeline.records import Conversation, Record
 from pipeline.storage.input.columns import Columns, content_hash, record_text, row_text
 from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.jsonl import parse_line
@@ -104,7 +104,7 @@ def test_the_message_of_a_dead_letter_names_the_column() -> None:
 
 
 def test_messages_are_a_prompt_and_a_prompt_goes_before_them() -> None:
-    assert record({"id": "a", "messages": MESSAGES}).prompt == MESSAGES
+    assert record({"id": "a", "messages": MESSAGES}).prompt == Conversation(MESSAGES)
     assert record({"id": "a", "messages": MESSAGES, "prompt": "p"}).prompt == "p"
 
 
@@ -135,7 +135,7 @@ def test_values_that_json_does_not_know_become_text() -> None:
 def test_record_text_is_the_line_or_the_values() -> None:
     assert record_text(Record(0, "a", raw="line")) == "line"
     assert orjson.loads(record_text(Record(0, "a", "p", {"x": 1}))) == {"id": "a", "prompt": "p", "x": 1}
-    assert orjson.loads(record_text(Record(0, "a", MESSAGES))) == {"id": "a", "messages": MESSAGES}
+    assert orjson.loads(record_text(Record(0, "a", Conversation(MESSAGES)))) == {"id": "a", "messages": MESSAGES}
 
 
 OWN = {"sampling": "own", "choices": "labels"}

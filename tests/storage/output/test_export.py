@@ -26,6 +26,7 @@ def make_run(url: str, passed: pa.Table) -> None:
     rows = [
         {"id": str(n), "output": "4", "mixture": "base", "finish_reason": "stop", "prompt_tokens": 1}
         | {"completion_tokens": 1, "adapters": [], "weights": [], "fallback": False, "answer_logprob": 0.0}
+        | {"last_assistant": False}
         for n in range(passed.num_rows)
     ]
     schema = concat_schemas(DATA, passed.schema)

@@ -157,7 +157,7 @@ def test_conversations_in_parquet_are_messages(tmp_path: Path) -> None:
     rows = [{"id": "a", "messages": talk}, {"id": "b", "messages": talk[1:]}, {"id": "c", "messages": []}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     a, b, c = records_of(str(tmp_path / "in.parquet"))
-    assert (a.prompt, b.prompt) == (talk, talk[1:])
+    assert (a.prompt.messages, b.prompt.messages) == (talk, talk[1:])
     assert c.dead.error_type == "BadMessages"
 
 

@@ -33,7 +33,14 @@ def start_run(url: str) -> MarkerStore:
 
 def commit(store: MarkerStore, name: str, ids: list[str]) -> None:
     schema = pa.schema([*DATA, *PASSED])
-    made = {"prompt_tokens": 1, "completion_tokens": 1, "mixture": "base", "finish_reason": "stop", "fallback": False}
+    made = {
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "mixture": "base",
+        "finish_reason": "stop",
+        "fallback": False,
+        "last_assistant": False,
+    }
     rows = [{"id": identity, "source": identity, **made} for identity in ids]
     data = pa.Table.from_pylist(rows, schema)
     dead = DEAD.empty_table()

@@ -3,29 +3,27 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 
 from pipeline.records import Cells, DeadLetter
 
-Layout = Literal["columns", "openai_batch"]
-"""The meaning of a row's values: columns of a table, or a request of the OpenAI batch API."""
-
 
 @dataclass(frozen=True)
 class InputRow:
     """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text.
 
-    ``cells``: the same values as Arrow has them, if the format states types. A row that is made of another one keeps
-    them (`dataclasses.replace`).
+    ``is_text``: the format has texts alone, so that a list can only be given as JSON text. ``cells``: the same values
+    as Arrow has them, if the format states types. A row that is made of another one keeps both (`dataclasses.replace`).
     """
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None
     raw: str | None = None
     cells: Cells | None = field(default=None, compare=False)
+    is_text: bool = False
 
 
 LocatedRows = Iterator[tuple[int, InputRow]]
@@ -46,11 +44,10 @@ FILE_START = SeekPoint(0, 0)
 class Format(ABC):
     """A file format. A bad row is yielded with a dead letter; a file that cannot be read at all raises `UserError`.
 
-    ``suffixes``: the ends of the names of its files, in lower case; ``layout``: the ``input.layout`` that it reads.
+    ``suffixes``: the ends of the names of its files, in lower case.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
-    layout: ClassVar[Layout] = "columns"
 
     @abstractmethod
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:

@@ -101,7 +101,7 @@ def _row(header: list[str], fields: list[str]) -> InputRow:
         line.encode()
     except UnicodeEncodeError:
         return unreadable("InvalidUtf8", "the line is not UTF-8", _printable(line))
-    return InputRow(dict(zip(header, fields, strict=True)))
+    return InputRow(dict(zip(header, fields, strict=True)), is_text=True)
 
 
 def _printable(line: str) -> str:

@@ -7,14 +7,13 @@ import orjson
 import pytest
 
 from pipeline.engine import Sampling, override_sampling
-from pipeline.records import Record
+from pipeline.records import Conversation, Record
 from pipeline.storage.input.columns import Columns
-from pipeline.storage.input.formats import InputRow, format_of
-from pipeline.storage.input.formats.openai_batch import as_record
+from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
 from pipeline.storage.output.export import openai_response
-from tests.storage import memory_url, user_error, write_file
+from tests.storage import memory_url, write_file
 
 COLUMNS = Columns("custom_id", sampling="sampling", layout="openai_batch")
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -30,7 +29,7 @@ def request(**body: Any) -> dict[str, Any]:
 
 
 def record(values: dict[str, Any]) -> Record:
-    return COLUMNS.record(0, as_record(InputRow(values)))
+    return COLUMNS.record(0, COLUMNS.arranged(InputRow(values)))
 
 
 def sampling(**body: Any) -> Sampling:
@@ -41,7 +40,7 @@ def sampling(**body: Any) -> Sampling:
 
 def test_a_request_is_a_record() -> None:
     made = record(request(max_tokens=7))
-    assert (made.id, made.prompt, made.dead) == ("request-1", MESSAGES, None)
+    assert (made.id, made.prompt, made.dead) == ("request-1", Conversation(MESSAGES), None)
     assert made.passed == {
         "request_model": "gpt-x",
         "request_url": "/v1/chat/completions",
@@ -77,7 +76,7 @@ def test_response_formats_are_constraints() -> None:
 def test_texts_in_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     made = record(request(messages=[{"role": "user", "content": parts}]))
-    assert made.prompt == [{"role": "user", "content": "ab"}]
+    assert made.prompt == Conversation([{"role": "user", "content": "ab"}])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,6 @@ def test_texts_in_parts_are_joined() -> None:
     [
         (request() | {"url": "/v1/embeddings"}, "BadRequest: url is '/v1/embeddings'; only"),
         (request() | {"body": "text"}, "BadRequest: body is not an object"),
-        (request(stream=True), "BadRequest: stream=true"),
         (request(response_format={"type": "xml"}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema", "json_schema": {}}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema"}), "BadRequest: response_format is none of"),
@@ -100,9 +98,82 @@ def test_a_request_that_cannot_be_answered_keeps_its_id(values: dict[str, Any], 
     assert f"{made.dead.error_type}: {made.dead.message}".startswith(said)
 
 
-def test_what_means_nothing_here_is_told_by_name() -> None:
-    with pytest.raises(ValueError, match="unknown setting 'tools'"):
-        sampling(tools=[{"type": "function"}])
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        *(
+            (CHAT, body)
+            for body in (
+                {"tools": []},
+                {"tools": [], "tool_choice": "none", "parallel_tool_calls": False},
+                {"tools": None, "tool_choice": "auto"},
+                {"functions": [], "function_call": "none"},
+                {"logit_bias": {}},
+                {"stream": False, "stream_options": {"include_usage": True}},
+                {"modalities": ["text"], "audio": None, "prediction": {"type": "content", "content": "x"}},
+                {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "top_p": 1, "temperature": None},
+                {"logprobs": False, "top_logprobs": 0},
+                {"top_logprobs": 0},
+                {"response_format": {"type": "text"}, "verbosity": "medium"},
+                {"store": True, "service_tier": "auto", "metadata": {"k": "v"}, "user": "u", "prompt_cache_key": "z"},
+                {"skip_special_tokens": True, "ignore_eos": False, "add_generation_prompt": True, "priority": 3},
+                {"chat_template_kwargs": {}, "documents": [], "continue_final_message": False},
+            )
+        ),
+        *(
+            (TEXT, body)
+            for body in ({"echo": False, "best_of": 1, "suffix": None}, {"suffix": "", "n": 1, "best_of": 1})
+        ),
+    ],
+)
+def test_parameters_without_effect_are_accepted(url: str, body: dict[str, Any]) -> None:
+    given = {"messages": MESSAGES} if url == CHAT else {"prompt": "hi"}
+    made = record({"custom_id": "a", "url": url, "body": given | body})
+    assert made.dead is None
+    assert made.prompt == (Conversation(MESSAGES) if url == CHAT else "hi")
+    assert override_sampling(Sampling(), made.sampling or {}) == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "said"),
+    [
+        (CHAT, {"tools": [{"type": "function"}]}, "tools: calls are not read from answers; with tool_choice=none"),
+        (CHAT, {"tool_choice": "required"}, 'tool_choice="required" is not supported'),
+        (CHAT, {"logit_bias": {"50256": -100}}, 'logit_bias={"50256":-100} is not supported'),
+        (CHAT, {"stream": True}, "stream=true is not supported"),
+        (CHAT, {"modalities": ["text", "audio"]}, 'modalities=["text","audio"] is not supported'),
+        (CHAT, {"verbosity": "low"}, 'verbosity="low" is not supported'),
+        (CHAT, {"ignore_eos": True}, "ignore_eos=true is not supported"),
+        (CHAT, {"add_generation_prompt": False}, "add_generation_prompt=false is not supported"),
+        (CHAT, {"top_logprobs": 2}, "logprobs is neither true nor false, or top_logprobs is given without it"),
+        (CHAT, {"chat_template_kwargs": [1]}, "chat_template_kwargs is not an object"),
+        (TEXT, {"echo": True}, "echo=true is not supported"),
+        (TEXT, {"best_of": 3}, "best_of=3 is not supported"),
+        (TEXT, {"suffix": "end"}, 'suffix="end" is not supported'),
+        (TEXT, {"prompt": ["a", "b"]}, "prompt: a list that is not one text"),
+    ],
+)
+def test_parameters_with_an_effect_are_refused_by_name(url: str, body: dict[str, Any], said: str) -> None:
+    given = {"messages": MESSAGES} if url == CHAT else {"prompt": "hi"}
+    made = record({"custom_id": "a", "url": url, "body": given | body})
+    assert made.dead is not None
+    assert (made.id, made.dead.error_type, made.dead.message[: len(said)]) == ("a", "BadRequest", said)
+
+
+def test_other_parameters_are_settings_of_the_record() -> None:
+    with pytest.raises(ValueError, match="unknown setting 'web_search_options'"):
+        sampling(web_search_options={})
+    one = record({"custom_id": "a", "url": TEXT, "body": {"prompt": ["hi"], "n": 2, "best_of": 2}})
+    assert (one.prompt, one.sampling) == ("hi", {"n": 2})
+
+
+def test_a_request_may_ask_to_continue_its_last_message() -> None:
+    prefilled = [*MESSAGES, {"role": "assistant", "content": "No"}]
+    made = record(request(messages=prefilled, add_generation_prompt=False, continue_final_message=True))
+    assert made.prompt == Conversation(prefilled, {"continue_final_message": True})
 
 
 def test_files_of_requests_are_planned_and_read() -> None:
@@ -115,8 +186,6 @@ def test_files_of_requests_are_planned_and_read() -> None:
     assert [r.id for r in records[:5]] == [f"r{i}" for i in range(5)]
     assert [r.dead.error_type for r in records if r.dead] == ["InvalidJson", "DuplicateId"]
     assert plan.passed.names == ["request_url", "request_model", "sampling"]
-    with user_error("has none of the suffixes .jsonl, .jsonl.gz", "a.parquet"):
-        format_of("a.parquet", "openai_batch")
 
 
 def test_an_answer_has_the_form_of_the_api() -> None:

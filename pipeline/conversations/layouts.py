@@ -1,0 +1,41 @@
+"""What a row of the input looks like, and how it becomes the columns of a record, in any file format."""
+
+from typing import Any, Literal
+
+from . import alpaca, openai_batch, sharegpt
+
+Layout = Literal["columns", "openai_batch", "sharegpt", "alpaca"]
+"""Columns of a table; a request of the OpenAI batch API; turns of ShareGPT; an instruction and its input, of Alpaca."""
+
+_SIGNS: dict[str, Layout] = {
+    "conversations": "sharegpt",
+    "conversation": "sharegpt",
+    "instruction": "alpaca",
+    "custom_id": "openai_batch",
+}
+
+
+def arrange(layout: Layout, values: dict[str, Any], prompt: str, messages: str) -> tuple[dict[str, Any], str]:
+    """Turn the values of a row into columns of a record, with the prompt in the column ``prompt`` or ``messages``.
+
+    Returns them, and why the row cannot be used, else empty.
+    """
+    if layout == "openai_batch":
+        return openai_batch.arrange(values)
+    if layout == "sharegpt":
+        return sharegpt.arrange(values, messages)
+    return alpaca.arrange(values, prompt) if layout == "alpaca" else (values, "")
+
+
+def consumed_columns(layout: Layout) -> tuple[str, ...]:
+    """Return the columns that become a part of the prompt, besides those that the config names."""
+    return {"sharegpt": sharegpt.CONSUMED, "alpaca": alpaca.CONSUMED}.get(layout, ())
+
+
+def hint(columns: list[str], layout: Layout) -> str:
+    """Say how rows with such columns may be read, which have no prompt if they are read as ``layout``."""
+    for column in columns:
+        if _SIGNS.get(column, layout) != layout:
+            return f"it has {column!r}: set input={_SIGNS[column]}"
+    shown = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
+    return f"it has {shown or 'none'}: set input.prompt_column or input.messages_column"

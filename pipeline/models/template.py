@@ -1,0 +1,199 @@
+"""Render conversations with a model's chat template, or say which message and which key it does not take."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from pipeline.conversations import PromptSettings
+from pipeline.errors import UserError, one_line
+from pipeline.records import Conversation, Message
+
+from .message_forms import as_parts, forms, with_names
+
+_MARK = "\u241e"
+# Arguments that say something to the model: a template that does not know them would leave it out without a word.
+_MUST_BE_KNOWN = ("tools", "documents", "reasoning_effort")
+_MAX_BLAMED = 64  # messages from the end that may be the one that a template refuses
+
+
+class PromptError(UserError):
+    """Why a conversation has no prompt, in one line; ``error_type``: of its dead letter."""
+
+    def __init__(self, message: str, error_type: str = "ChatTemplateError") -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer. Raises `PromptError` for what it cannot render, or would leave out."""
+
+    def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        self._written_roles = {"user", "assistant"}
+
+    def arguments(self, conversation: Conversation) -> dict[str, Any]:
+        """Return the template's arguments: the record's own, and those of the config."""
+        given = self._settings.chat_template_kwargs | conversation.template
+        if not given:
+            return given
+        reserved = self._reserved & given.keys()
+        if reserved:
+            raise PromptError(f"chat_template_kwargs: {min(reserved)!r} is not an argument of the chat template")
+        return given
+
+    def render(self, conversation: Conversation) -> str:
+        """Return the text of a conversation, up to where the model goes on.
+
+        That is after the header of a new turn, or within the last one, by `PromptSettings.last_assistant`.
+        """
+        arguments = self.arguments(conversation)
+        continues = arguments.pop("continue_final_message", False)
+        messages, is_continued = conversation.messages, False
+        if continues or conversation.ends_with_assistant:
+            messages, is_continued = self._last_turn(conversation, continues)
+        for name in _MUST_BE_KNOWN if arguments else ():
+            if arguments.get(name) and not re.search(rf"\b{name}\b", self._source(arguments)):
+                raise PromptError(f"{name}: the chat template does not write it")
+        text = self._first_valid(messages, arguments, is_continued)
+        for index, message in enumerate(messages):
+            if message["role"] not in self._written_roles and message.get("content"):
+                self._check_role(index, messages, arguments, is_continued, text)
+        return text
+
+    def frame(self, conversation: Conversation) -> tuple[str, str]:
+        """Return what the template writes before and after one user message, with a conversation's arguments."""
+        arguments = self.arguments(conversation)
+        arguments.pop("continue_final_message", None)
+        head, _, tail = self._render([{"role": "user", "content": _MARK}], arguments, False).partition(_MARK)
+        return head, tail
+
+    def _last_turn(self, conversation: Conversation, continues: bool) -> tuple[list[Message], bool]:
+        """Return the messages to render of a conversation that ends with the assistant; whether it is continued."""
+        messages, last = list(conversation.messages), len(conversation.messages) - 1
+        if not conversation.ends_with_assistant:
+            raise PromptError(f"message {last}, key 'role': continue_final_message needs a turn of the assistant")
+        policy = "continue" if continues else self._settings.last_assistant
+        if policy == "refuse":
+            raise PromptError(
+                f"message {last}: a turn of the assistant is last (model.last_assistant)", "LastAssistant"
+            )
+        if policy == "drop":
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
+            if not messages:
+                raise PromptError("there are only turns of the assistant (model.last_assistant=drop)", "LastAssistant")
+            return messages, False
+        if "tool_calls" in messages[-1] or "content" not in messages[-1]:
+            key = "tool_calls" if "tool_calls" in messages[-1] else "content"
+            message = (
+                f"message {last}, key {key!r}: only text can be continued; model.last_assistant=drop leaves it out"
+            )
+            raise PromptError(message, "LastAssistant")
+        return messages, True
+
+    def _first_valid(self, messages: list[Message], arguments: dict[str, Any], is_continued: bool) -> str:
+        """Render the messages in the first form that the template takes."""
+        problem = ""
+        for form in forms(messages):
+            try:
+                text = self._render(form, arguments, is_continued)
+            except Exception as error:  # templates raise errors of many types
+                problem = problem or self._blamed(form, arguments, is_continued, error)
+                continue
+            if form is messages:  # as nearly all are
+                return text
+            unwritten = self._unwritten_call(form, text, arguments, is_continued)
+            if not unwritten:
+                return text
+            problem = problem or unwritten
+        raise PromptError(problem)
+
+    def _unwritten_call(
+        self, messages: Sequence[Message], text: str, arguments: dict[str, Any], is_continued: bool
+    ) -> str:
+        """Return which call is not in a rendered text, or only in Python's notation; empty if all are there."""
+        marked = [with_names(message, f"{_MARK}{index}.", _MARK) for index, message in enumerate(messages)]
+        try:
+            written = self._render(marked, arguments, is_continued)
+        except Exception:  # it looks at the names, so it reads the calls
+            return ""
+        for index, message in enumerate(messages):
+            for number, call in enumerate(message.get("tool_calls", ())):
+                values = call.get("function", call).get("arguments")
+                is_python = isinstance(values, dict) and values and str(values) in text
+                if f"{_MARK}{index}.{number}{_MARK}" not in written or is_python:
+                    return f"message {index}, key 'tool_calls[{number}]': the chat template does not write it"
+        return ""
+
+    def _check_role(
+        self, index: int, messages: list[Message], arguments: dict[str, Any], is_continued: bool, text: str
+    ) -> None:
+        """Raise `PromptError` if the template leaves out messages of a role, by the first one that has it."""
+        message = messages[index]
+        changed = [*messages[:index], message | {"content": message["content"] + _MARK}, *messages[index + 1 :]]
+        if self._first_valid(changed, arguments, is_continued) == text:
+            raise PromptError(f"message {index}, key 'role': the chat template leaves out {message['role']!r}")
+        self._written_roles.add(message["role"])
+
+    def _blamed(
+        self, messages: Sequence[Message], arguments: dict[str, Any], is_continued: bool, error: Exception
+    ) -> str:
+        """Return which part of a conversation the template refuses: what it takes the rest without."""
+        said = one_line(error) or type(error).__name__
+
+        def fails(some: Sequence[Message], **changes: Any) -> bool:
+            try:
+                self._render(some, arguments | changes, is_continued and len(some) == len(messages))
+            except Exception:
+                return True
+            return False
+
+        if arguments.get("tools") and not fails(messages, tools=None):
+            return f"tools: {said}"
+        end = len(messages)
+        while end > max(1, len(messages) - _MAX_BLAMED) and fails(messages[: end - 1]):
+            end -= 1
+        before, message = messages[: end - 1], messages[end - 1]
+        for key in message:
+            without = {name: value for name, value in message.items() if name != key}
+            if key != "role" and not fails([*before, {"content": "text"} | without]):
+                return f"message {end - 1}, key {key!r}: {said}"
+        if "content" not in message and not fails([*before, message | {"content": "text"}]):
+            return f"message {end - 1}, key 'content': {said}"
+        return f"message {end - 1}, key 'role': {said}"
+
+    def _render(self, messages: Sequence[Message], arguments: dict[str, Any], is_continued: bool) -> str:
+        if self._takes_parts:
+            messages = [as_parts(message) for message in messages]
+        return self._apply(messages, arguments, is_continued)
+
+    def _apply(self, messages: Sequence[Message], arguments: dict[str, Any], is_continued: bool = False) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not is_continued,
+            continue_final_message=is_continued,
+            **arguments,
+        )
+        return text
+
+    def _source(self, arguments: dict[str, Any]) -> str:
+        source: str = self._tokenizer.get_chat_template(None, arguments.get("tools"))
+        return source
+
+    @cached_property
+    def _reserved(self) -> set[str]:
+        """Arguments of transformers that are none of the template: a record must not replace the template itself."""
+        names = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
+        return names - {"tools", "documents", "continue_final_message", "kwargs"} | {"messages"}
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template, as those of some multimodal models, writes lists of parts and no text."""
+        text = {"role": "user", "content": _MARK}
+        try:
+            return _MARK not in self._apply([text], {}) and _MARK in self._apply([as_parts(text)], {})
+        except Exception:
+            return False
