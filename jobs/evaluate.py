@@ -99,8 +99,8 @@ def main(**values: Any) -> int:
     loraloom evaluate --suite NAME [--task TASK ...] [--limit N] [group=option ...] [key=value ...]
     loraloom evaluate --suite NAME --leave-one-out [--examples URL] [--task TASK ...] [--limit N] [...]
 
-    The right answers of a run are in a column that it passed through, or by id in the table --reference (Parquet,
-    JSONL or CSV). --against shows a second run over the same records beside it.
+    The right answers of a run are in a column that it passed through, or by id in the table --reference (a file of any
+    input format). --against shows a second run over the same records beside it.
 
     A suite is answered in this process, in every way of pipeline.evaluation.configurations, or with --leave-one-out of
     pipeline.evaluation.leave_one_out. An interrupted command continues where it stopped. --output gets results.json,

@@ -52,11 +52,12 @@ def main(run: str, rows: int, to: str, source: str | None, seed: int | None) -> 
 def _with_prompts(rows: list[dict[str, Any]], source: str | None) -> list[dict[str, Any]]:
     """Add the prompts of a table by id; the order of the columns stays that of a review."""
     from pipeline.evaluation.review import COLUMNS
+    from pipeline.storage.input.columns import id_text
     from pipeline.storage.input.labelled import read_table
 
     if source:
         names = ["prompt", "messages"]
-        found = {str(row["id"]): row for row in read_table(source, ["id"], names)}
+        found = {id_text(row["id"]): row for row in read_table(source, ["id"], names)}
         rows = [row | {name: found.get(row["id"], {}).get(name) for name in names} for row in rows]
     return [{name: row[name] for name in COLUMNS if name in row} for row in rows]
 

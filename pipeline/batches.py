@@ -19,6 +19,7 @@ from .stages.generate import GenerateRecords
 from .stages.output_schema import output_names
 from .stages.route import RouteRecords
 from .storage.input.formats import InputRow
+from .storage.input.formats.typed import plain_schema, rows_of
 from .storage.input.read import staged_table
 from .storage.input.schema import SchemaFinder, passed_table
 
@@ -88,9 +89,9 @@ class Route:
             is_whole = pc.and_(is_whole, routed["prompt_parts"].is_null())
         return [index for index, whole in enumerate(is_whole.to_pylist()) if whole]
 
-    def _routed(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    def _routed(self, rows: Sequence[InputRow]) -> pa.Table:
         columns = self.settings.columns
-        arranged = [columns.arranged(InputRow(dict(values))) for values in rows]
+        arranged = map(columns.arranged, rows)
         records: list[Record] = [columns.record(index, row) for index, row in enumerate(arranged)]
         return self._route(staged_table(records, pa.schema([])))
 
@@ -142,10 +143,12 @@ def as_table(batch: Batch) -> pa.Table:
     return passed_table(list(batch), found.schema())
 
 
-def _rows(batch: Batch, table: pa.Table) -> Sequence[Mapping[str, Any]]:
+def _rows(batch: Batch, table: pa.Table) -> Sequence[InputRow]:
     """Return the rows of a batch: a list's own, since a table gives nested values other forms."""
-    rows: Sequence[Mapping[str, Any]] = batch if isinstance(batch, list) else table.to_pylist()
-    return rows
+    if isinstance(batch, list):
+        return [InputRow(dict(values)) for values in batch]
+    schema = plain_schema(table.schema, "the batch")
+    return [row for part in table.to_batches() for row in rows_of(part, schema)]
 
 
 def _without_numpy(values: Any) -> Any:

@@ -89,11 +89,20 @@ class DeadLetter:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """The values of a row as Arrow has them: a row of a batch, which other rows share; ``size``: its bytes, about."""
+
+    batch: pa.RecordBatch
+    index: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Record:
     """One input record. ``row`` is its index in its window, and with it its identity within the run.
 
-    ``passed``: values of the passed-through columns; ``raw``: the text of a record that has a dead letter;
-    ``sampling``: the record's own settings by name, not checked yet.
+    ``passed``: values of the passed-through columns, and ``cells`` the exact ones if the input states types; ``raw``:
+    the text of a record that has a dead letter; ``sampling``: the record's own settings by name, not checked yet.
     """
 
     row: int
@@ -103,6 +112,7 @@ class Record:
     raw: str | None = None
     dead: DeadLetter | None = None
     sampling: dict[str, Any] | None = None
+    cells: Cells | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

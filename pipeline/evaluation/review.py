@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.records import Mixture
 from pipeline.storage import read_run
+from pipeline.storage.types.values import python_rows
 
 COLUMNS = (
     *("id", "task", "prompt", "messages", "tools", "chat_template_kwargs", "output", "answer", "certainty"),
@@ -55,7 +56,7 @@ def choose_rows(url: str, count: int, seed: int | None = None) -> Review:
         return Review([], 0, 0)
     chosen = _first_of_each(pa.concat_tables(kept), quotas(sizes, count))
     chosen = chosen.sort_by([("order", "ascending"), ("id", "ascending")])
-    return Review([_row(row) for row in chosen.to_pylist()], sizes.total(), len(sizes))
+    return Review([_row(row) for row in python_rows(chosen)], sizes.total(), len(sizes))
 
 
 def certainty(table: pa.Table) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import read_run
+from pipeline.storage.input.columns import id_text
 from pipeline.storage.input.labelled import read_table
 from pipeline.storage.store.redact import masked
+from pipeline.storage.types.values import python_rows
 
 from .metrics import Prediction
 from .suite import Question
@@ -50,10 +52,10 @@ GroupAccuracies = dict[str, GroupAccuracy]
 def read_reference(url: str, answer: str) -> Reference:
     """Read the table of right answers; raise `UserError` for a missing column or a repeated id."""
     rows = read_table(url, ["id", answer])
-    repeated = [name for name, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
+    repeated = [name for name, count in Counter(id_text(row["id"]) for row in rows).items() if count > 1]
     if repeated:
         raise UserError(f"evaluate: {masked(url)} gives {len(repeated)} id(s) more than once, {repeated[0]!r} first")
-    return Reference(url, {str(row["id"]): row for row in rows})
+    return Reference(url, {id_text(row["id"]): row for row in rows})
 
 
 def read_predictions(url: str, answer: str, by: str, reference: Reference | None) -> RunPredictions:
@@ -70,7 +72,7 @@ def read_predictions(url: str, answer: str, by: str, reference: Reference | None
             " (--answer, or --reference for a table of answers)"
         )
     used = ["id", "output", "mixture", "finish_reason", *{answer, by, "kind", "choices"}.intersection(columns)]
-    rows = dataset.to_table(columns=used).to_pylist()
+    rows = python_rows(dataset.to_table(columns=used))
     known = [(row, row if reference is None else row | dict(reference.rows.get(row["id"], {}))) for row in rows]
     if reference is not None:
         known = [pair for pair in known if pair[0]["id"] in reference.rows]

@@ -1,4 +1,4 @@
-"""Questions with known answers: the demo's suites, or any Parquet, JSONL or CSV file with their columns."""
+"""Questions with known answers: the demo's suites, or any file of an input format with their columns."""
 
 import hashlib
 from collections import defaultdict

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.records import DATA, DEAD, PASSED, PROMPT, PROVENANCE, DeadLetter, Mixture, Record, concat_schemas
 from pipeline.storage.input.columns import record_text
+from pipeline.storage.types.values import python_rows
 
 from .tables import prompts_of
 
@@ -25,7 +26,7 @@ class OutputSchema:
         self.names = output_names(passed, {*DATA.names, *PROVENANCE.names, *made.names})
         renamed = pa.schema([f.with_name(self.names[f.name]) for f in passed])
         self.data = concat_schemas(DATA, made, renamed, PROVENANCE)
-        self._keep_prompt, self._router, self._bank = keep_prompt, router, bank
+        self._passed, self._keep_prompt, self._router, self._bank = passed, keep_prompt, router, bank
 
     def data_table(self, generated: pa.Table) -> pa.Table:
         """Return answered rows of a generated table with the columns of a data file."""
@@ -47,8 +48,9 @@ class OutputSchema:
 
     def dead_table(self, generated: pa.Table, first_row: int) -> pa.Table:
         """Return dead rows of a generated table as dead letters; ``first_row`` as in `dead_letters`."""
-        passed = generated.select([PASSED + name for name in self.names]).rename_columns(list(self.names))
-        values = [{k: v for k, v in row.items() if v is not None} for row in passed.to_pylist()]
+        arrays = [generated[PASSED + name] for name in self.names]
+        passed = pa.Table.from_arrays(arrays, schema=self._passed)
+        values = [{k: v for k, v in row.items() if v is not None} for row in python_rows(passed)]
         records = (
             Record(row, record_id, prompt, passed_values, raw, DeadLetter(**dead))
             for row, record_id, raw, dead, prompt, passed_values in zip(

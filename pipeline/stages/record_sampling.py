@@ -2,9 +2,8 @@
 
 from functools import lru_cache
 
-import orjson
-
 from pipeline.engine import Sampling, override_sampling
+from pipeline.storage.types.values import loads
 
 _CACHED_SETTINGS = 4096  # parsed settings; most records share theirs with many others
 _MAX_CACHED_LENGTH = 4096  # characters: long schemas or choices of single records must not fill the memory
@@ -24,4 +23,4 @@ class RecordSampling:
         return self._parsed(text) if len(text) <= _MAX_CACHED_LENGTH else self._parse(text)
 
     def _parse(self, text: str) -> Sampling:
-        return override_sampling(self._base, orjson.loads(text))
+        return override_sampling(self._base, loads(text))

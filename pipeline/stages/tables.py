@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
 from pipeline.records import DEAD_LETTER, Conversation, DeadLetter, Prompt
+from pipeline.storage.types.values import loads
 
 
 def with_columns(table: pa.Table, schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:
@@ -34,4 +34,4 @@ def prompt_of(prompt: str | None, messages: str | None, template: str | None) ->
     """Return the prompt that the columns of a staged row hold; empty text if it has none."""
     if messages is None:
         return prompt or ""
-    return Conversation(orjson.loads(messages), {} if template is None else orjson.loads(template))
+    return Conversation(loads(messages), {} if template is None else loads(template))

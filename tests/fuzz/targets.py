@@ -26,15 +26,18 @@ from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import HeldOut, MlpRouter
 from pipeline.routing.network import RouterNetwork, RouterShape
 from pipeline.stages.record_sampling import RecordSampling
-from pipeline.storage.input.columns import Columns, ordered_text, record_text
+from pipeline.storage.input.columns import Columns, record_text
 from pipeline.storage.input.formats import InputRow
 from pipeline.storage.input.formats.csv import Csv
 from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.input.schema import SchemaFinder
+from pipeline.storage.types.values import dumps
 from tests.adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
+from tests.fuzz.values import check_columns, check_passed, check_values, read_ipc, read_parquet
 from tests.storage import compressed
+from tests.storage.types.samples import SAMPLES
 
 COLUMNS = Columns(sampling="sampling", choices="choices")
 ROWS: list[dict[str, Any]] = [
@@ -92,8 +95,9 @@ def targets(folder: Path) -> list[Target]:
         Target("csv", 30, csv, _reader("csv")),
         Target("jsonl.gz", 10, [gzip.compress(content, mtime=0) for content in jsonl], _reader("jsonl.gz")),
         Target("json.zst", 10, [compressed(content, ".zst") for content in jsonl], _reader("json.zst")),
-        Target("parquet", 40, _parquet_files(), _reader("parquet")),
-        Target("arrow", 40, _arrow_files(), _reader("arrow")),
+        Target("parquet", 40, _parquet_files(), _reader("parquet", read_parquet)),
+        Target("arrow", 20, _arrow_files(pa.ipc.new_stream), _reader("arrow", read_ipc)),
+        Target("feather", 20, _arrow_files(pa.ipc.new_file), _reader("feather", read_ipc)),
         Target("adapter_config.json", 150, bank.configs, bank.read_config),
         Target("adapter_model.safetensors", 80, bank.weights, bank.read_weights),
         Target("router.json", 20, router.cards, router.read_card),
@@ -103,7 +107,12 @@ def targets(folder: Path) -> list[Target]:
 
 def _read_lines(content: bytes) -> None:
     """Lines to records to tables, without files."""
-    _to_table([parse_line(line) for line in content.split(b"\n")])
+    lines = content.split(b"\n")
+    rows = [parse_line(line) for line in lines]
+    for line, row in zip(lines, rows, strict=True):
+        if row.values is not None:  # Python's own parser has whole numbers of any size
+            check_values([row.values], [json.loads(line.decode("utf-8-sig"))])
+    _to_table(rows)
 
 
 def _request(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _read_requests(content: bytes) -> None:
         _check(record)
         if record.dead is None and record.sampling is not None:
             with suppress(ValueError):
-                sampling(ordered_text(record.sampling))
+                sampling(dumps(record.sampling))
     assert sum(table.num_rows for table in staged_tables(iter(records), pa.schema([]), 4)) == len(rows)
 
 
@@ -140,17 +149,21 @@ def _to_table(rows: list[InputRow]) -> None:
         _check(record)
     finder = SchemaFinder()
     finder.add([record.passed for record in records])
-    assert staged_table(records, finder.schema()).num_rows == len(rows)
+    check_passed(staged_table(records, finder.schema()), [record.passed for record in records])
 
 
-def _reader(suffix: str) -> Callable[[bytes], None]:
-    """Plans a file in memory, then reads its records as the stages do."""
+def _reader(suffix: str, read: Callable[[bytes], pa.Table | None] | None = None) -> Callable[[bytes], None]:
+    """Plans a file in memory, then reads its records as the stages do.
+
+    ``read``: of Arrow alone, for columns that must come out the same.
+    """
     memory = fsspec.filesystem("memory")
 
     def run(content: bytes) -> None:
         memory.pipe_file(f"/fuzz/input.{suffix}", content)
         url = f"memory://fuzz/input.{suffix}"
         plan = plan_input(url, 8, Columns())
+        columns = None if read is None else read(content)
         found = 0
         for window in range(plan.windows):
             repeated = plan.duplicates_of(window)
@@ -158,6 +171,8 @@ def _reader(suffix: str) -> Callable[[bytes], None]:
                 records = list(read_split(url, split, Columns(), repeated))
                 table = staged_table(records, plan.passed)
                 assert table.num_rows == split.take
+                if columns is not None:
+                    check_columns(table, columns.slice(window * 8 + split.row, split.take))
                 found += len(records)
                 for record in records:
                     _check(record)
@@ -177,29 +192,35 @@ def _check(record: Record) -> None:
     record_text(record).encode()
 
 
-_TABLES: list[list[dict[str, Any]]] = [
-    [{"id": f"r{n}", "prompt": f"text {n % 3}", "n": n, "x": n / 2, "tags": ["a"] * n} for n in range(6)],
-    [{"id": n, "messages": [{"role": "user", "content": "hi"}]} for n in range(4)],
-]
+def _tables(*unknown: str) -> list[pa.Table]:
+    """Small tables, some of them with a few columns of each type but the ``unknown`` ones of a format."""
+    tables = [
+        pa.table({"id": [f"r{n}" for n in range(6)], "prompt": ["a", "b"] * 3, "tags": [["a"] * n for n in range(6)]}),
+        pa.table({"id": [*range(4)], "messages": [[{"role": "user", "content": "hi"}]] * 4}),
+    ]
+    samples = [(name, sample.source) for name, sample in SAMPLES.items() if name not in unknown]
+    for start in range(0, len(samples), 6):
+        part = {"prompt": pa.array(["p", "q"])} | {name: source[:2] for name, source in samples[start : start + 6]}
+        tables.append(pa.table(part))
+    return tables
 
 
 def _parquet_files() -> list[bytes]:
     options: list[dict[str, Any]] = [{}, {"compression": "zstd"}, {"use_dictionary": False, "compression": "none"}]
     files = []
-    for rows in _TABLES:
+    for table in _tables("run_end_encoded"):
         for option in options:
             buffer = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=3, **option)
+            pq.write_table(table, buffer, row_group_size=3, **option)
             files.append(buffer.getvalue())
     return files
 
 
-def _arrow_files() -> list[bytes]:
+def _arrow_files(new: Callable[..., Any]) -> list[bytes]:
     files = []
-    for rows in _TABLES:
-        table = pa.Table.from_pylist(rows)
-        with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
-            stream.write_table(table, max_chunksize=3)
+    for table in _tables():
+        with new(buffer := io.BytesIO(), table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
         files.append(buffer.getvalue())
     return files
 

@@ -97,6 +97,6 @@ def test_csv_values_are_read_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('id,answer,n\n007,NA,1\n1e3,"",2\n')
     assert read_table(str(path), ["id", "answer"]) == [
-        {"id": "007", "answer": "NA", "n": 1},
-        {"id": "1e3", "answer": None, "n": 2},
+        {"id": "007", "answer": "NA", "n": "1"},
+        {"id": "1e3", "answer": None, "n": "2"},
     ]

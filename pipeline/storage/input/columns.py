@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeVar
 
-import orjson
+import pyarrow as pa
+import pyarrow.types as kinds
 
 from pipeline.conversations import (
     Layout,
@@ -18,12 +20,17 @@ from pipeline.conversations import (
     read_messages,
     read_tools,
 )
+from pipeline.errors import UserError
 from pipeline.records import Conversation, DeadLetter, Prompt, Record
+from pipeline.storage.store.redact import masked
+from pipeline.storage.types.values import dumps
 
 from .formats import InputRow
 from .limits import MAX_DEPTH, is_deeper
 
 _T = TypeVar("_T")
+_ID_TYPES = (kinds.is_string, kinds.is_integer, kinds.is_decimal)
+_PROMPT_TYPES = (kinds.is_string, kinds.is_nested)  # or a list of messages
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,9 @@ class Columns:
             messages = messages_in_text(row.values.get(self.prompt)) if row.is_text else None
             return row if messages is None else replace(row, values=row.values | {self.prompt: messages})
         values, problem = arrange(self.layout, row.values, self.prompt, self.messages)
-        return InputRow(values, row.dead or (_refused("BadRequest", problem) if problem else None))
+        dead = row.dead or (_refused("BadRequest", problem) if problem else None)
+        # A request has other columns than its file.
+        return replace(row, values=values, dead=dead, cells=None if self.layout == "openai_batch" else row.cells)
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
@@ -75,7 +84,19 @@ class Columns:
         sampling, bad_settings = self._settings(values)
         dead = row.dead or bad_prompt or bad_settings
         raw = row_text(values) if dead else None
-        return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling)
+        return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling, row.cells)
+
+    def check_types(self, schema: pa.Schema, path: str) -> None:
+        """Raise `UserError` for a file that states a type which no id, or no prompt, can have."""
+        advice = "convert it, or name another column with input."
+        problems = {
+            self.prompt: (_PROMPT_TYPES, f"a prompt is text; {advice}prompt_column"),
+            self.id: (_ID_TYPES, f"an id is text, a whole number or a UUID; {advice}id_column"),
+        }
+        for name, (fits, expected) in problems.items():
+            kind = schema.field(name).type if name in schema.names else pa.null()
+            if not kinds.is_null(kind) and not any(fit(kind) for fit in fits):
+                raise UserError(f"input: {masked(path)}: the column {name!r} is of the type {kind}; {expected}")
 
     def identity(self, row: InputRow) -> str:
         """The id as the input gives it, or a hash of the whole row if it gives none."""
@@ -85,15 +106,15 @@ class Columns:
     def given_id(self, row: InputRow) -> str | None:
         """The id as the input gives it, integers as text; None if there is none."""
         value = (row.values or {}).get(self.id)
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        if not _is_id(value) or value == "":
             return None
-        return str(value)
+        return id_text(value)
 
     def _bad_id(self, values: dict[str, Any]) -> DeadLetter | None:
         given_id = values.get(self.id)
-        if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
+        if given_id is not None and not _is_id(given_id):
             kind = type(given_id).__name__
-            return _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a number")
+            return _refused("BadId", f"column {self.id!r} holds a {kind}, not text or a whole number")
         return None
 
     def read_prompt(self, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
@@ -145,19 +166,19 @@ class Columns:
         return {**(sampling or {}), "choices": choices}, None
 
 
+def id_text(value: Any) -> str:
+    """The text of an id: of a whole decimal without its fraction."""
+    return str(int(value) if isinstance(value, Decimal) and _is_id(value) else value)
+
+
 def content_hash(values: Any) -> str:
     """Hex digest (128 bits) of a row's content; the order of its columns does not matter."""
     return hashlib.blake2b(row_text(values).encode(), digest_size=16).hexdigest()
 
 
 def row_text(values: Any) -> str:
-    """A row as canonical JSON; values that JSON does not have (dates, bytes, decimals) become text."""
-    return orjson.dumps(values, default=_as_text, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS).decode()
-
-
-def ordered_text(values: Any) -> str:
-    """Values as JSON, in the given order: that of a JSON schema is the order of the answer's properties."""
-    return orjson.dumps(values, default=_as_text, option=orjson.OPT_NON_STR_KEYS).decode()
+    """A row as canonical JSON, the same for each order of its columns; see `types.values.dumps`."""
+    return dumps(values, sort_keys=True)
 
 
 def record_text(record: Record) -> str:
@@ -169,8 +190,10 @@ def record_text(record: Record) -> str:
     return row_text({"id": record.id, **given, **record.passed})
 
 
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+def _is_id(value: Any) -> bool:
+    if isinstance(value, Decimal):
+        return value == value.to_integral_value()
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _read(column: str | None, read: Callable[[Any], _T], value: Any) -> _T:

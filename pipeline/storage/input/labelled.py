@@ -1,38 +1,14 @@
 """Read a small labelled table (training data, references) from a URL."""
 
 from collections.abc import Sequence
-from typing import IO, Any
-
-import fsspec
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, user_errors
+from pipeline.storage.store.urls import open_url
 
 from .columns import Columns
-from .files import name_without_query
-from .formats import InputRow
-
-
-def _read_csv(file: IO[bytes], columns: Sequence[str]) -> pa.Table:
-    """Read CSV whose values may hold line breaks; ``columns`` are texts as written, and only an empty one is null."""
-    return pyarrow.csv.read_csv(
-        file,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
-        ),
-    )
-
-
-_READERS: dict[str, Any] = {
-    ".parquet": lambda file, columns: pyarrow.parquet.read_table(file),
-    ".jsonl": lambda file, columns: pyarrow.json.read_json(file),
-    ".csv": _read_csv,
-}
+from .formats import InputRow, format_of
 
 
 def read_examples(url: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -41,28 +17,34 @@ def read_examples(url: str, columns: list[str]) -> list[dict[str, Any]]:
     ``columns``: others that the table must have.
     """
     rows = read_table(url, columns, ["prompt", "messages"])
-    is_text, columns_of = name_without_query(url).endswith(".csv"), Columns()
+    is_text, columns_of = _is_text(url), Columns()
     arranged = (columns_of.arranged(InputRow(row, is_text=is_text)).values or {} for row in rows)
     return [row | {"prompt": columns_of.read_prompt(values)[0]} for row, values in zip(rows, arranged, strict=True)]
 
 
 def read_table(url: str, columns: list[str], one_of: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of one Parquet, JSONL or CSV file, with all columns.
+    """The rows of one file of any input format, with all columns.
 
-    In CSV, ``columns`` and ``one_of`` are texts exactly as written. `UserError` if one of ``columns`` is missing, or
-    each of ``one_of``.
+    In CSV, all columns are texts exactly as written, and an empty one is None. `UserError` if one of ``columns`` is
+    missing, or each of ``one_of``.
     """
     shown = masked(url)
-    suffix = next((s for s in _READERS if name_without_query(url).endswith(s)), None)
-    if suffix is None:
-        raise UserError(f"data: {shown} has none of the suffixes {', '.join(_READERS)}")
-    with user_errors(f"data: cannot read {shown}", (OSError, ValueError)), fsspec.open(url, "rb") as f:
-        table = _READERS[suffix](f, [*columns, *one_of])
-    missing = [c for c in columns if c not in table.column_names]
-    if one_of and not set(one_of) & set(table.column_names):
+    with user_errors(f"data: cannot read {shown}"):
+        fs, path = open_url(url)
+        found = [row for _, row in format_of(path).read(fs, path)]
+    dead = next(((number, row.dead) for number, row in enumerate(found) if row.dead is not None), None)
+    if dead is not None:
+        raise UserError(f"data: cannot read {shown}: row {dead[0]}: {dead[1].message}")
+    is_text = _is_text(path)
+    rows = [{k: None if is_text and v == "" else v for k, v in (row.values or {}).items()} for row in found]
+    names = dict.fromkeys(name for row in rows for name in row)
+    missing = [c for c in columns if c not in names]
+    if one_of and not set(one_of) & names.keys():
         missing.append(" or ".join(one_of))
     if missing:
-        found = ", ".join(table.column_names)
-        raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {found}")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+        raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _is_text(path: str) -> bool:
+    return ".csv" in format_of(path).suffixes

@@ -188,9 +188,11 @@ class _Scan:
         with _reading(path):  # a request has other columns than its file
             file_schema = None if self.columns.layout == "openai_batch" else file_format.schema(self.fs, path)
         if file_schema is not None:
-            passed = self.columns.passed(dict.fromkeys(file_schema.names))
-            self.schema.add_schema(pa.schema([f for f in file_schema if f.name in passed]))
+            self.columns.check_types(file_schema, path)
+            passed = [*self.columns.passed(dict.fromkeys(file_schema.names))]
+            self.schema.add_schema(pa.schema([file_schema.field(name) for name in passed]))
         chunk: list[dict[str, Any]] = []
+        batch: pa.RecordBatch | None = None
         size, last_offset = 0, -1
         for file_row, (offset, row) in enumerate(islice(self._rows(path, file_format), max_rows)):
             if file_row == 0 and row.values is not None and file_schema and self.columns.layout == "columns":
@@ -203,6 +205,9 @@ class _Scan:
             self.rows += 1
             if row.values is None:
                 continue
+            if row.cells is not None and row.cells.batch is not batch:
+                batch = row.cells.batch
+                self.schema.add_batch(batch, passed)
             self.has_rows = True
             self.has_prompts = self.has_prompts or self.columns.has_prompt(row)
             if not row.values.keys() <= self.names.keys():

@@ -9,13 +9,14 @@ import pyarrow as pa
 from pipeline.records import PASSED, STAGED, Conversation, DeadLetter, Record, concat_schemas
 from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
+from pipeline.storage.types.values import dumps
 
-from .columns import Columns, ordered_text, record_text
+from .columns import Columns, record_text
 from .formats import format_of
 from .limits import MAX_BATCH_CHARS, text_size
 from .partitions import arranged
 from .plan import Split
-from .schema import passed_table
+from .schema import record_table
 
 
 def read_split(url: str, split: Split, columns: Columns, repeated: dict[int, tuple[int, int]]) -> Iterator[Record]:
@@ -44,7 +45,8 @@ def batch_records(records: Iterator[Record], rows: int) -> Iterator[list[Record]
     for record in records:
         batch.append(record)
         prompt = record.prompt.messages if isinstance(record.prompt, Conversation) else record.prompt
-        size += text_size((prompt, record.raw, record.passed))
+        size += text_size((prompt, record.raw))
+        size += record.cells.size if record.cells else text_size(record.passed)
         if len(batch) == rows or size > MAX_BATCH_CHARS:
             yield batch
             batch, size = [], 0
@@ -82,12 +84,12 @@ def staged_table(records: list[Record], passed: pa.Schema) -> pa.Table:
         [r.row for r in records],
         [r.id for r in records],
         [r.prompt if isinstance(r.prompt, str) else None for r in records],
-        [None if c is None else ordered_text(c.messages) for c in conversations],
-        [None if c is None or not c.template else ordered_text(c.template) for c in conversations],
-        [None if r.sampling is None else ordered_text(r.sampling) for r in records],
+        [None if c is None else dumps(c.messages) for c in conversations],
+        [None if c is None or not c.template else dumps(c.template) for c in conversations],
+        [None if r.sampling is None else dumps(r.sampling) for r in records],
         [r.raw for r in records],
         [None if r.dead is None else vars(r.dead) for r in records],
     ]
     arrays = [pa.array(values, f.type) for values, f in zip(columns, STAGED, strict=True)]
-    extra = passed_table([r.passed for r in records], passed)
+    extra = record_table(records, passed)
     return pa.Table.from_arrays(arrays + extra.columns, schema=staged_schema(passed))

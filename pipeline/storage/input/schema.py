@@ -1,32 +1,38 @@
-"""Infer the types of passed-through columns over the whole input, so that every output file has the same schema."""
+"""Find the types of passed-through columns over the whole input, so that every output file has the same schema."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.records import Record
+from pipeline.storage.types.common import ColumnType, has_wide, inferred
+from pipeline.storage.types.plain import named
+from pipeline.storage.types.values import dumps, is_json_text, json_field
 
-from .columns import row_text
 from .limits import MAX_COLUMNS
-
-_JSON = {b"loraloom": b"json"}
-_MAX_FIELDS = 1000  # of an object that is stored as a struct
 
 
 class SchemaFinder:
-    """Infers one type for each passed-through column from chunks of rows.
-
-    Integers widen to floating point. A column whose values have no common type, or nested values that Parquet cannot
-    hold, is stored as JSON text, marked in the field's metadata.
-    """
+    """Finds one type for each passed-through column, from chunks of rows or from files that state types."""
 
     def __init__(self) -> None:
-        self._types: dict[str, pa.DataType | None] = {}  # None: JSON
+        self._types: dict[str, ColumnType] = defaultdict(ColumnType)
 
     def add_schema(self, schema: pa.Schema) -> None:
-        """Add the column types of a file that states them."""
+        """Add the plain column types of a file that states them."""
         for field in schema:
-            self._merge(field.name, field.type)
+            self._merge(field.name, ColumnType(None if is_json_text(field) else field.type))
+
+    def add_batch(self, batch: pa.RecordBatch, names: Sequence[str]) -> None:
+        """Add what the values of plain columns say beyond their types."""
+        for name in names:
+            kind = self._types[name]
+            if kind.kind is not None and not kind.has_wide and has_wide(batch[name]):
+                self._merge(name, ColumnType(has_wide=True))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Add the passed-through values of a chunk of rows."""
@@ -37,97 +43,54 @@ class SchemaFinder:
                 " put values whose keys differ from record to record into one column"
             )
         for name in names:
-            if self._types.get(name, pa.null()) is not None:
-                self._merge(name, _type_of([row.get(name) for row in rows]))
+            if self._types[name].kind is not None:
+                self._merge(name, inferred([row.get(name) for row in rows]))
 
     def schema(self) -> pa.Schema:
-        """The inferred schema, with columns in the order in which they first appeared."""
-        return pa.schema([_field(name, kind) for name, kind in self._types.items()])
+        """The schema found, with columns in the order in which they first appeared."""
+        stored = {name: kind.stored for name, kind in self._types.items()}
+        return pa.schema([json_field(n) if kind is None else pa.field(n, kind) for n, kind in stored.items()])
 
-    def _merge(self, name: str, kind: pa.DataType | None) -> None:
-        known = self._types.get(name, pa.null())
-        self._types[name] = None if known is None or kind is None else _unified(known, kind)
+    def _merge(self, name: str, kind: ColumnType) -> None:
+        self._types[name] = self._types[name].merged(kind)
 
 
-def passed_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """The passed-through values of rows as a table of ``schema``."""
-    arrays = []
-    for field in schema:
-        values = [row.get(field.name) for row in rows]
-        if field.metadata and _JSON.items() <= field.metadata.items():
-            values = [None if v is None else row_text(v) for v in values]
-        try:
-            arrays.append(pa.array(values, field.type))
-        except (pa.ArrowException, OverflowError):
-            arrays.append(pa.array([_widened(v, field.type) for v in values], field.type))
+def record_table(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
+    """The passed-through values of records as a table of ``schema``; an error names the column."""
+    parts = [
+        _record_part(list(part), schema)
+        for _, part in groupby(records, key=lambda record: record.cells and id(record.cells.batch))
+    ]
+    return pa.concat_tables([*parts, schema.empty_table()]).combine_chunks()
+
+
+def _record_part(records: list[Record], schema: pa.Schema) -> pa.Table:
+    """A part of the records, whose cells are of one batch."""
+    cells = [record.cells for record in records if record.cells is not None]
+    if not cells:
+        return passed_table([record.passed for record in records], schema)
+    indices = [cell.index for cell in cells]
+    first, batch = indices[0], cells[0].batch
+    is_range = indices == list(range(first, first + len(indices)))
+    batch = batch.slice(first, len(indices)) if is_range else batch.take(pa.array(indices))
+    arrays = [
+        _array([record.passed.get(field.name) for record in records], field)
+        if is_json_text(field) or field.name not in batch.schema.names
+        else named(field.name, batch[field.name], field.type)
+        for field in schema
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _widened(value: Any, kind: pa.DataType) -> Any:
-    """The value with integers as floats where ``kind`` has floats: Arrow does not convert integers beyond 2**53."""
-    if pa.types.is_floating(kind) and isinstance(value, int):
-        return float(value)
-    if pa.types.is_struct(kind) and isinstance(value, dict):
-        return {f.name: _widened(value.get(f.name), f.type) for f in kind}
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and isinstance(value, list):
-        return [_widened(v, kind.value_type) for v in value]
-    return value
+def passed_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Values as Python has them as a table of ``schema``; an error names the column."""
+    return pa.Table.from_arrays([_array([row.get(f.name) for row in rows], f) for f in schema], schema=schema)
 
 
-def _field(name: str, kind: pa.DataType | None) -> pa.Field:
-    if kind is None:
-        return pa.field(name, pa.string(), metadata=_JSON)
-    return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
-
-
-def _type_of(values: list[Any]) -> pa.DataType | None:
-    if _has_map(values):
-        return None
+def _array(values: list[Any], field: pa.Field) -> pa.Array:
+    if is_json_text(field):
+        return pa.array([None if value is None else dumps(value) for value in values], field.type)
     try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, OverflowError):
-        return None
-    return None if _is_unfit(kind) else kind
-
-
-def _unified(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    try:
-        merged = pa.unify_schemas([pa.schema([("c", a)]), pa.schema([("c", b)])], promote_options="permissive")
-    except pa.ArrowException:
-        return None
-    kind = merged.field("c").type
-    if _is_unfit(kind) or not (_holds(kind, a) and _holds(kind, b)):
-        return None
-    if pa.types.is_floating(kind) and pa.types.is_integer(a) != pa.types.is_integer(b):
-        return pa.float64()
-    return kind
-
-
-def _holds(kind: pa.DataType, part: pa.DataType) -> bool:
-    """Whether a type unified by Arrow holds ``part``: signed integers may be too narrow, floats hold no decimals."""
-    if pa.types.is_struct(part):
-        return all(_holds(kind.field(f.name).type, f.type) for f in part)
-    if pa.types.is_list(part) or pa.types.is_large_list(part):
-        return _holds(kind.value_type, part.value_type)
-    if pa.types.is_unsigned_integer(part) and pa.types.is_signed_integer(kind):
-        return bool(kind.bit_width > part.bit_width)
-    return not (pa.types.is_decimal(part) and pa.types.is_floating(kind))
-
-
-def _has_map(values: list[Any]) -> bool:
-    """Whether objects in one position have more keys together than a struct may have fields."""
-    objects = [v for v in values if isinstance(v, dict)]
-    keys = {key for o in objects for key in o}
-    if len(keys) > _MAX_FIELDS or any(_has_map([o[key] for o in objects if key in o]) for key in keys):
-        return True
-    lists = [v for v in values if isinstance(v, list)]
-    return bool(lists) and _has_map([v for inner in lists for v in inner])
-
-
-def _is_unfit(kind: pa.DataType) -> bool:
-    """Whether a type is stored as JSON: Parquet has no structs without fields, and a map's keys have no limit."""
-    if pa.types.is_struct(kind):
-        return not 0 < kind.num_fields <= _MAX_FIELDS or any(_is_unfit(f.type) for f in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_unfit(kind.value_type)
-    return False
+        return pa.array(values, field.type)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"column {field.name!r}: {error}") from None

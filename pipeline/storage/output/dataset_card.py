@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.storage.commit.counts import most_frequent
+from pipeline.storage.types.values import is_json_text
 
 from .run import CARD, RunFolder, read_run
 
@@ -54,7 +55,7 @@ def card(run: dict[str, Any], schema: pa.Schema) -> str:
         "",
         "| column | type | |",
         "| --- | --- | --- |",
-        *(f"| {_cell(f.name)} | {_cell(str(f.type))} | {_DESCRIPTIONS.get(f.name, '')} |" for f in schema),
+        *(f"| {_cell(f.name)} | {_cell(_type_name(f))} | {_DESCRIPTIONS.get(f.name, '')} |" for f in schema),
         "",
         "| mixture | records |",
         "| --- | --- |",
@@ -78,6 +79,10 @@ def _front_matter(counts: dict[str, Any]) -> list[str]:
         if counts[folder]
     ]
     return ["---", "tags: [synthetic, loraloom]", f"size_categories: [{size}]", "configs:", *configs, "---"]
+
+
+def _type_name(field: pa.Field) -> str:
+    return "JSON text" if is_json_text(field) else str(field.type)
 
 
 def _cell(text: str) -> str:

@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import orjson
 import pyarrow as pa
 import pyarrow.dataset
 
 from pipeline.conversations.openai_batch import CHAT, MODEL, URL
 from pipeline.errors import UserError
-from pipeline.storage.input.columns import row_text
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
+from pipeline.storage.types.values import dumps, python_rows, python_values
 
 from .run import read_dead, read_run, run_values
 
@@ -45,7 +44,7 @@ def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partit
     values: set[Any] = set()
     for batch in dataset.to_batches(columns=[column], batch_size=2**16):
         try:
-            values.update(batch[0].to_pylist())
+            values.update(python_values(batch[0]))
         except TypeError:
             raise UserError(f"export: the column {column!r} holds lists or objects; give another column") from None
         if len(values) > _MAX_PARTITIONS:
@@ -60,9 +59,9 @@ def export_lines(url: str, to: str, kind: Kind, replace: bool = False) -> int:
     """
     rows = _rows(read_run(url))
     if kind == "jsonl":
-        return _write(to, map(row_text, rows), replace)
+        return _write(to, map(dumps, rows), replace)
     model = (run_values(url) or {}).get("config", {}).get("model", {}).get("path", "")
-    return _write(to, (orjson.dumps(openai_response(row, model)).decode() for row in rows), replace)
+    return _write(to, (dumps(openai_response(row, model)) for row in rows), replace)
 
 
 def export_errors(url: str, to: str, replace: bool = False) -> int:
@@ -72,7 +71,7 @@ def export_errors(url: str, to: str, replace: bool = False) -> int:
 
 def _rows(dataset: pa.dataset.Dataset) -> Iterator[dict[str, Any]]:
     for batch in dataset.to_batches(batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1):
-        yield from batch.to_pylist()
+        yield from python_rows(batch)
 
 
 def _write(to: str, lines: Iterable[str], replace: bool) -> int:
@@ -127,4 +126,4 @@ def _token(token: dict[str, Any]) -> dict[str, Any]:
 
 def _error_line(row: dict[str, Any]) -> str:
     error = {"code": row["error_type"], "message": row["message"]}
-    return orjson.dumps({"id": f"batch-{row['id']}", "custom_id": row["id"], "response": None, "error": error}).decode()
+    return dumps({"id": f"batch-{row['id']}", "custom_id": row["id"], "response": None, "error": error})

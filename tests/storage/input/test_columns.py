@@ -38,7 +38,7 @@ def test_an_id_of_text_is_kept_as_it_is() -> None:
     assert record({"id": " 007 ", "prompt": "p"}) == Record(7, " 007 ", "p")
 
 
-@pytest.mark.parametrize("number", [0, -3, 2**63])
+@pytest.mark.parametrize("number", [0, -3, 2**63, 10**30])
 def test_a_whole_number_is_an_id(number: int) -> None:
     assert record({"id": number, "prompt": "p"}).id == str(number)
 
@@ -63,13 +63,18 @@ def test_the_content_hash_differs_for_different_rows(a: dict[str, Any], b: dict[
     assert (content_hash(a) == content_hash(b)) == (row_text(a) == row_text(b))
 
 
-@pytest.mark.parametrize("value", [1.5, True, ["a"], {"a": 1}])
+@pytest.mark.parametrize(("number", "text"), [("0", "0"), ("12.00", "12"), ("1E+3", "1000"), ("9" * 38, "9" * 38)])
+def test_a_whole_decimal_is_an_id(number: str, text: str) -> None:
+    assert record({"id": Decimal(number), "prompt": "p"}).id == text
+
+
+@pytest.mark.parametrize("value", [1.5, True, ["a"], {"a": 1}, Decimal("1.5")])
 def test_an_id_of_another_type_is_a_dead_letter_with_the_whole_row(value: object) -> None:
     values = {"id": value, "prompt": "p", "extra": 1}
     assert error(values)[0] == "BadId"
     made = record(values)
     assert made.id == content_hash(values)
-    assert orjson.loads(made.raw or "") == values
+    assert made.raw == row_text(values)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +128,8 @@ def test_a_line_that_could_not_be_parsed_keeps_its_dead_letter() -> None:
 
 
 def test_values_that_json_does_not_know_become_text() -> None:
-    values = {"d": datetime.date(2024, 2, 29), "b": b"a\xff", "n": Decimal("1.50"), "t": datetime.timedelta(1)}
-    assert orjson.loads(row_text(values)) == {"d": "2024-02-29", "b": "a\\xff", "n": "1.50", "t": "1 day, 0:00:00"}
+    values = {"d": datetime.date(2024, 2, 29), "b": b"a\xff", "n": Decimal("1.50")}
+    assert orjson.loads(row_text(values)) == {"d": "2024-02-29", "b": "Yf8=", "n": "1.50"}
 
 
 def test_record_text_is_the_line_or_the_values() -> None:

@@ -1,11 +1,13 @@
-"""Arrow IPC streams, as Hugging Face `datasets` saves them (`save_to_disk`). Reading can start at any record batch.
+"""Arrow IPC: streams, as Hugging Face `datasets` saves them (`save_to_disk`), and files, as Feather and Polars do.
 
-A few kilobytes of a compressed batch may unpack to gigabytes, so its size is read from its message first. The message
-is a FlatBuffer (`Message.fbs` of the Arrow format): a table starts with the distance back to its vtable, which holds
-the offsets of its fields. A compressed buffer starts with its unpacked size in bytes, or -1 if it is not compressed.
+A file is a stream between a mark and a footer. Reading can start at any record batch. A few kilobytes of a compressed
+batch may unpack to gigabytes, so its size is read from its message first. The message is a FlatBuffer (`Message.fbs` of
+the Arrow format): a table starts with the distance back to its vtable, which holds the offsets of its fields. A
+compressed buffer starts with its unpacked size in bytes, or -1 if it is not compressed.
 """
 
 import struct
+from collections.abc import Iterator
 
 import fsspec
 import pyarrow as pa
@@ -14,57 +16,94 @@ from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, user_errors
 
 from .base import FILE_START, Format, LocatedRows, SeekPoint
-from .parquet import check_schema, rows_of
+from .typed import plain_schema, rows_of
 
-_CONTINUATION = 0xFFFFFFFF
-_HEADER, _BUFFERS, _COMPRESSION = 2, 2, 3  # fields of Message and of RecordBatch
+_CONTINUATION, _FILE_MARK = 0xFFFFFFFF, b"ARROW1\0\0"
+_HEADER, _BUFFERS, _COMPRESSION, _DATA = 2, 2, 3, 1  # fields of Message, RecordBatch (two) and DictionaryBatch
 _MAX_BATCH_BYTES = 2**30  # of a record batch: `datasets` writes thousands of rows in one, which may hold images
+_READ_ERRORS = (OSError, ValueError, MemoryError, struct.error, pa.ArrowException)
 
 
 class Arrow(Format):
-    """The streaming format of Arrow IPC; an offset is the byte position of a record batch."""
+    """The streaming and the file format of Arrow IPC; an offset is the byte position of a record batch."""
 
-    suffixes = (".arrow",)
+    suffixes = (".arrow", ".feather")
 
     def read(self, fs: fsspec.AbstractFileSystem, path: str, start: SeekPoint = FILE_START) -> LocatedRows:
         """Yield the rows from ``start`` on."""
         with fs.open(path, "rb") as opened:
             f = pa.PythonFile(opened, mode="r")
-            schema, first = _schema(f, path)
-            offset = start.offset or first
-            f.seek(offset)
-            while (message := _message(f, path)) is not None:
-                if message.type != "record batch":
-                    raise UserError(f"input: {masked(path)} holds a {message.type}; write it as Parquet")
-                with user_errors(f"input: cannot read {masked(path)}", (struct.error, ValueError)):
-                    size = _unpacked_size(message)
-                if size > _MAX_BATCH_BYTES:
-                    raise UserError(f"input: {masked(path)} has a record batch of {size} bytes; write smaller ones")
-                batch = pa.ipc.read_record_batch(message, schema)
-                batch.validate(full=True)
+            head, schema = _head(f, path)
+            plain = plain_schema(schema, path)
+            for offset, batch in _batches(f, path, head, schema, start.offset):
                 for index in range(0, batch.num_rows, 256):
-                    for row in rows_of(batch.slice(index, 256)):
+                    for row in rows_of(batch.slice(index, 256), plain):
                         yield offset, row
-                offset = f.tell()
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """The schema of the stream."""
+        """The schema of the file, with plain types."""
         with fs.open(path, "rb") as opened:
-            schema, _ = _schema(pa.PythonFile(opened, mode="r"), path)
-        return schema.remove_metadata()
+            _, schema = _head(pa.PythonFile(opened, mode="r"), path)
+            return plain_schema(schema, path)
 
 
-def _schema(f: pa.NativeFile, path: str) -> tuple[pa.Schema, int]:
+def _head(f: pa.NativeFile, path: str) -> tuple[pa.Message, pa.Schema]:
+    """The first message, and the schema in it."""
+    problem = f"input: cannot read {masked(path)} as an Arrow stream or file"
+    f.seek(len(_FILE_MARK) if f.read(len(_FILE_MARK)) == _FILE_MARK else 0)
     message = _message(f, path)
-    problem = f"input: cannot read {masked(path)} as an Arrow stream (datasets.save_to_disk)"
     if message is None or message.type != "schema":
         raise UserError(f"{problem}: it does not start with a schema")
-    with user_errors(problem, (ValueError, OSError, pa.ArrowException)):
-        schema = pa.ipc.read_schema(message)
-        check_schema(schema, path)
-    if any(pa.types.is_dictionary(kind) for kind in schema.types):
-        raise UserError(f"input: {masked(path)} has dictionary-encoded columns; write it as Parquet")
-    return schema, f.tell()
+    with user_errors(problem, _READ_ERRORS):
+        return message, pa.ipc.read_schema(message)
+
+
+def _batches(
+    f: pa.NativeFile, path: str, head: pa.Message, schema: pa.Schema, start: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The record batches from the position ``start`` on, each with its own. ``f``: at its first batch.
+
+    What a batch needs of a dictionary is in messages before it, which are read from the beginning.
+    """
+    dictionaries: list[pa.Message] = []
+    dictionary_bytes = 0
+    if not any(map(_has_dictionary, schema.types)):
+        f.seek(start or f.tell())
+    while True:
+        offset = f.tell()
+        message = _message(f, path)
+        if message is None:
+            return
+        with user_errors(f"input: cannot read {masked(path)}", _READ_ERRORS):
+            size = _unpacked_size(message)
+            if size + dictionary_bytes > _MAX_BATCH_BYTES:
+                raise UserError(f"input: {masked(path)} has a record batch of {size} bytes; write smaller ones")
+            if message.type == "dictionary":
+                dictionaries.append(message)
+                dictionary_bytes += size
+            elif message.type != "record batch":
+                raise UserError(f"input: {masked(path)} holds a {message.type}; write it as Parquet")
+            elif offset >= start:
+                batch = _batch(message, schema, head, dictionaries)
+                batch.validate(full=True)
+                yield offset, batch
+
+
+def _batch(message: pa.Message, schema: pa.Schema, head: pa.Message, dictionaries: list[pa.Message]) -> pa.RecordBatch:
+    if not dictionaries:
+        return pa.ipc.read_record_batch(message, schema)
+    sink = pa.BufferOutputStream()
+    for part in (head, *dictionaries, message):
+        part.serialize_to(sink)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_dictionary(kind.storage_type)
+    if pa.types.is_run_end_encoded(kind):
+        return _has_dictionary(kind.value_type)
+    return pa.types.is_dictionary(kind) or any(_has_dictionary(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _message(f: pa.NativeFile, path: str) -> pa.Message | None:
@@ -75,22 +114,24 @@ def _message(f: pa.NativeFile, path: str) -> pa.Message | None:
         return None
     mark, size = struct.unpack("<II", head)
     if mark != _CONTINUATION:
-        raise UserError(f"input: {masked(path)} is not an Arrow stream, which datasets.save_to_disk writes")
+        raise UserError(f"input: {masked(path)} is neither an Arrow stream (datasets.save_to_disk) nor an Arrow file")
     if size == 0:
         return None
     if size > _MAX_BATCH_BYTES:
         raise UserError(f"input: {masked(path)} has a message of {size} bytes; write it again")
     f.seek(start)
-    with user_errors(f"input: cannot read {masked(path)}", (OSError, ValueError, MemoryError, pa.ArrowException)):
+    with user_errors(f"input: cannot read {masked(path)}", _READ_ERRORS):
         return pa.ipc.read_message(f)
 
 
 def _unpacked_size(message: pa.Message) -> int:
-    """Bytes of a record batch in memory; raises `struct.error` or `ValueError` if its message is damaged."""
+    """Bytes of a batch in memory; raises `struct.error` or `ValueError` if its message is damaged."""
     if message.body is None:
         return 0
     content, body = memoryview(message.metadata), memoryview(message.body)
     batch = _table(content, _field(content, _table(content, 0), _HEADER))
+    if message.type == "dictionary":
+        batch = _table(content, _field(content, batch, _DATA))
     if not _field(content, batch, _COMPRESSION):
         return body.nbytes
     buffers = _field(content, batch, _BUFFERS)

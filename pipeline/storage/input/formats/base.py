@@ -2,25 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 
-from pipeline.records import DeadLetter
+from pipeline.records import Cells, DeadLetter
 
 
 @dataclass(frozen=True)
 class InputRow:
     """One row: its values, a dead letter if they cannot be used, and the start of an unreadable row's text.
 
-    ``is_text``: the format has texts alone, so that a list can only be given as JSON text.
+    ``is_text``: the format has texts alone, so that a list can only be given as JSON text. ``cells``: the same values
+    as Arrow has them, if the format states types. A row that is made of another one keeps both (`dataclasses.replace`).
     """
 
     values: dict[str, Any] | None
     dead: DeadLetter | None = None
     raw: str | None = None
+    cells: Cells | None = field(default=None, compare=False)
     is_text: bool = False
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-import orjson
 
 from pipeline.storage.input.compression import open_text, split_name
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper
+from pipeline.storage.types.values import loads
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
@@ -35,8 +35,8 @@ def parse_line(line: bytes) -> InputRow:
     except UnicodeDecodeError as error:
         return unreadable("InvalidUtf8", f"byte {error.start} of the line is not UTF-8", line)
     try:
-        values = orjson.loads(text.removeprefix("\ufeff"))
-    except orjson.JSONDecodeError as error:
+        values = loads(text.removeprefix("\ufeff"))
+    except ValueError as error:
         return unreadable("InvalidJson", str(error), text)
     if not isinstance(values, dict):
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)

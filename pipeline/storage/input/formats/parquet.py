@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, text_size
-from pipeline.storage.store.redact import masked, masked_error, user_errors
+from pipeline.storage.store.redact import masked, user_errors
 
-from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint
+from .typed import plain_schema, rows_of
 
 _MAX_BATCH_ROWS = 256
 _MAX_BATCH_BYTES = 256 * 2**20  # of a batch in which each row has the longest value of the largest dictionary
@@ -24,7 +24,6 @@ _PLAUSIBLE_ROWS, _MAX_ROWS_PER_BYTE = 10**7, 10
 _DICTIONARY_PAGE = 2
 _PAGE_HEADER_BYTES = 16  # enough for a page's kind and size
 _READ_ERRORS = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
-_TOO_LONG = unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "")
 
 
 class Parquet(Format):
@@ -36,20 +35,19 @@ class Parquet(Format):
         """Yield the rows from ``start`` on."""
         with fs.open(path, "rb") as f:
             parquet = _open(f, path)
+            schema = _schema(parquet, path)
             if start == FILE_START:
-                _schema(parquet, path)
                 size, rows = fs.size(path), parquet.metadata.num_rows
                 if rows > max(_PLAUSIBLE_ROWS, _MAX_ROWS_PER_BYTE * (size or 0)):
                     raise UserError(f"input: {masked(path)} has {size} bytes but claims {rows} rows; write it again")
             for group in range(start.offset, parquet.metadata.num_row_groups):
-                for row in _group_rows(parquet, group, f, path):
+                for row in _group_rows(parquet, group, f, path, schema):
                     yield group, row
 
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
-        """The schema of the file, with dictionaries as plain values."""
+        """The schema of the file, with plain types."""
         with fs.open(path, "rb") as f:
-            schema = _schema(_open(f, path), path)
-        return pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
+            return _schema(_open(f, path), path)
 
 
 def _open(f: object, path: str) -> pq.ParquetFile:
@@ -59,50 +57,15 @@ def _open(f: object, path: str) -> pq.ParquetFile:
 
 def _schema(parquet: pq.ParquetFile, path: str) -> pa.Schema:
     with user_errors(f"input: cannot read {masked(path)} as Parquet", _READ_ERRORS):
-        schema = parquet.schema_arrow
-        check_schema(schema, path)
-    return schema
+        return plain_schema(parquet.schema_arrow, path)
 
 
-def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str) -> Iterator[InputRow]:
+def _group_rows(parquet: pq.ParquetFile, group: int, f: Any, path: str, schema: pa.Schema) -> Iterator[InputRow]:
     # Arrow checks the columns' metadata when it reads a batch; reading damaged metadata first would crash the process.
     next(parquet.iter_batches(1, row_groups=[group]), None)
     rows = _batch_rows(parquet.metadata.row_group(group), f, masked(path))
     for batch in parquet.iter_batches(rows, row_groups=[group]):
-        yield from rows_of(batch)
-
-
-def rows_of(batch: pa.RecordBatch) -> list[InputRow]:
-    """The rows of a batch. A row with values that Python cannot hold, or that is too long, is unreadable."""
-    try:
-        # The bytes of a batch do not limit those of a row: many rows may share one value of a dictionary.
-        return [_TOO_LONG if text_size(row) > MAX_LINE else InputRow(row) for row in batch.to_pylist()]
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
-        if batch.num_rows == 1:
-            return [unreadable("InvalidValue", masked_error(error), "")]
-    return [row for index in range(batch.num_rows) for row in rows_of(batch.slice(index, 1))]
-
-
-def check_schema(schema: pa.Schema, path: str) -> None:
-    """Raise `UserError` for too many columns, types that are too deep, and names that repeat or are not UTF-8."""
-    if len(schema.names) > MAX_COLUMNS or len(set(schema.names)) < len(schema.names):
-        raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
-    if any(_is_too_deep(kind, MAX_DEPTH) for kind in schema.types):
-        raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
-    # Arrow checks the names in a nested type only when it makes values of the type.
-    with user_errors(f"input: {masked(path)} has a field whose name is not UTF-8", (UnicodeDecodeError,)):
-        for field in schema:
-            _nested_names(field.type)
-
-
-def _is_too_deep(kind: pa.DataType, levels: int) -> bool:
-    inner = [kind.field(i).type for i in range(kind.num_fields)]
-    return bool(inner) and (levels == 0 or any(_is_too_deep(part, levels - 1) for part in inner))
-
-
-def _nested_names(kind: pa.DataType) -> list[str]:
-    fields = [kind.field(i) for i in range(kind.num_fields)]
-    return [name for field in fields for name in (field.name, *_nested_names(field.type))]
+        yield from rows_of(batch, schema)
 
 
 def _batch_rows(group: pq.RowGroupMetaData, f: Any, path: str) -> int:
