@@ -68,7 +68,8 @@ def test_large_files_can_be_entered_in_the_middle(suffix: str) -> None:
 
 
 def test_a_file_of_an_unknown_kind_is_named() -> None:
-    with user_error("/x/notes.txt", ".parquet, .arrow, .feather, .jsonl, .ndjson, .json, .csv", ".gz, .bz2, .xz, .zst, .lz4"):
+    formats, compressions = ".parquet, .arrow, .feather, .jsonl, .ndjson, .json, .csv", ".gz, .bz2, .xz, .zst, .lz4"
+    with user_error("/x/notes.txt", formats, compressions):
         format_of("/x/notes.txt")
     with user_error("a.parquet.gz"):
         format_of("a.parquet.gz")
