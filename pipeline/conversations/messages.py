@@ -6,8 +6,7 @@ give the same prompt. Parts of text are joined. `ValueError` names the message b
 
 from typing import Any
 
-import orjson
-
+from pipeline.exact_json import loads
 from pipeline.records import Message
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # types in the APIs for chat and for responses
@@ -50,8 +49,8 @@ def json_value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value) if value.strip() else None
-    except orjson.JSONDecodeError:
+        return loads(value) if value.strip() else None
+    except ValueError:
         return value
 
 

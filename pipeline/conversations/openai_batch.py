@@ -10,7 +10,7 @@ passed through.
 
 from typing import Any
 
-import orjson
+from pipeline.exact_json import dumps
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ID, MODEL, URL, SAMPLING = "custom_id", "request_model", "request_url", "sampling"
@@ -109,7 +109,7 @@ def _without_neutral(body: dict[str, Any]) -> dict[str, Any]:
         body = body | {"best_of": 1}
     for key in _NEUTRAL.keys() & body.keys():
         if body[key] not in _NEUTRAL[key]:
-            value = orjson.dumps(body[key], default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            value = dumps(body[key])
             raise ValueError(f"{key}={value if len(value) <= 60 else value[:57] + '...'} is not supported")
     return {key: value for key, value in body.items() if key not in _NO_EFFECT and key not in _NEUTRAL}
 
@@ -143,4 +143,4 @@ def _constraint(response_format: Any) -> dict[str, Any]:
 
 def _dumped(value: Any) -> str | None:
     """Return a value as JSON, and None for one that says nothing."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode() if value else None
+    return dumps(value) if value else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import orjson
+from pipeline.exact_json import loads
 
 from .messages import json_value
 
@@ -49,8 +49,8 @@ def _message(turn: Any, index: int) -> Any:
 
 def _calls(text: Any, index: int) -> list[dict[str, Any]]:
     try:
-        found = orjson.loads(text)
-    except (orjson.JSONDecodeError, TypeError):
+        found = loads(text)
+    except (ValueError, TypeError):
         raise ValueError(f"turn {index}, key 'value': not the JSON of a function call") from None
     calls = found if isinstance(found, list) else [found]
     return [{"type": "function", "function": call} for call in calls]

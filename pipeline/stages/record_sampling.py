@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from pipeline.engine import Sampling, override_sampling
-from pipeline.storage.types.values import loads
+from pipeline.exact_json import loads
 
 _CACHED_SETTINGS = 4096  # parsed settings; most records share theirs with many others
 _MAX_CACHED_LENGTH = 4096  # characters: long schemas or choices of single records must not fill the memory

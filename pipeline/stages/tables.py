@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.exact_json import loads
 from pipeline.records import DEAD_LETTER, Conversation, DeadLetter, Prompt
-from pipeline.storage.types.values import loads
 
 
 def with_columns(table: pa.Table, schema: pa.Schema, columns: Mapping[str, list[Any]]) -> pa.Table:

@@ -29,6 +29,10 @@ def user(content: Any) -> dict[str, Any]:
             {"role": "assistant", "tool_calls": '[{"function": {"name": "f", "arguments": {"a": 1, "b": null}}}]'},
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
         ),
+        (
+            {"role": "assistant", "tool_calls": f'[{{"name": "f", "arguments": {{"a": {2**70}}}}}]'},
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 2**70}}]},
+        ),
         ({"role": "assistant", "reasoning_content": "why"}, {"role": "assistant", "reasoning_content": "why"}),
     ],
 )

@@ -143,6 +143,7 @@ def test_parameters_without_effect_are_accepted(url: str, body: dict[str, Any]) 
         (CHAT, {"tools": [{"type": "function"}]}, "tools: calls are not read from answers; with tool_choice=none"),
         (CHAT, {"tool_choice": "required"}, 'tool_choice="required" is not supported'),
         (CHAT, {"logit_bias": {"50256": -100}}, 'logit_bias={"50256":-100} is not supported'),
+        (CHAT, {"verbosity": 2**70}, "verbosity=1180591620717411303424 is not supported"),
         (CHAT, {"stream": True}, "stream=true is not supported"),
         (CHAT, {"modalities": ["text", "audio"]}, 'modalities=["text","audio"] is not supported'),
         (CHAT, {"verbosity": "low"}, 'verbosity="low" is not supported'),

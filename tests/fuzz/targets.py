@@ -19,6 +19,7 @@ from safetensors.torch import save
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Sampling
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps
 from pipeline.records import Record
 from pipeline.routing import RoutingPolicy
 from pipeline.routing.centroids import CentroidHead
@@ -33,7 +34,6 @@ from pipeline.storage.input.formats.jsonl import parse_line
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.input.schema import SchemaFinder
-from pipeline.storage.types.values import dumps
 from tests.adapters.make import PLAIN, SHAPES, V, make_adapter, make_tensors
 from tests.fuzz.values import check_columns, check_passed, check_values, read_ipc, read_parquet
 from tests.storage import compressed

@@ -21,9 +21,9 @@ from pipeline.conversations import (
     read_tools,
 )
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps
 from pipeline.records import Conversation, DeadLetter, Prompt, Record
 from pipeline.storage.store.redact import masked
-from pipeline.storage.types.values import dumps
 
 from .formats import InputRow
 from .limits import MAX_DEPTH, is_deeper
@@ -177,7 +177,7 @@ def content_hash(values: Any) -> str:
 
 
 def row_text(values: Any) -> str:
-    """A row as canonical JSON, the same for each order of its columns; see `types.values.dumps`."""
+    """A row as canonical JSON, the same for each order of its columns; see `exact_json.dumps`."""
     return dumps(values, sort_keys=True)
 
 

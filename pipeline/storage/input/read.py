@@ -6,10 +6,10 @@ from itertools import islice
 
 import pyarrow as pa
 
+from pipeline.exact_json import dumps
 from pipeline.records import PASSED, STAGED, Conversation, DeadLetter, Record, concat_schemas
 from pipeline.storage.store.redact import masked_error
 from pipeline.storage.store.urls import open_url
-from pipeline.storage.types.values import dumps
 
 from .columns import Columns, record_text
 from .formats import format_of

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps
 from pipeline.records import Record
 from pipeline.storage.types.common import ColumnType, has_wide, inferred
 from pipeline.storage.types.plain import named
-from pipeline.storage.types.values import dumps, is_json_text, json_field
+from pipeline.storage.types.values import is_json_text, json_field
 
 from .limits import MAX_COLUMNS
 

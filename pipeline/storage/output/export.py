@@ -8,9 +8,10 @@ import pyarrow.dataset
 
 from pipeline.conversations.openai_batch import CHAT, MODEL, URL
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps
 from pipeline.storage.store.redact import masked
 from pipeline.storage.store.urls import open_url
-from pipeline.storage.types.values import dumps, python_rows, python_values
+from pipeline.storage.types.values import python_rows, python_values
 
 from .run import read_dead, read_run, run_values
 

@@ -11,7 +11,7 @@ A value is stored exactly, or refused by name; it never silently becomes another
 4. A column without such a type is JSON text, which holds every JSON value as it was: whole numbers of any size, and
    objects with keys of their own. Its field is marked (`values.is_json_text`), so that readers give the values again.
 5. Where a value of the output has to be JSON (JSON text, exported lines, dead letters, hashes of records), it is
-   written by one rule (`values.dumps`).
+   written by one rule (`exact_json.dumps`).
 
 The table is in docs/output.md; `tests/storage/types/test_table.py` walks through it.
 """

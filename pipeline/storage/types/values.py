@@ -1,24 +1,23 @@
-"""Values: from Arrow to Python, from JSON, and to JSON, each exactly.
+"""Values: from Arrow to Python, and columns of JSON text, each exactly.
 
 Where Python or JSON cannot hold a value, it is text: dates and times as ISO 8601 (with a zone, in UTC: `Z`), durations
-as in `PT1.5S`, decimals with all their digits, bytes as base64, and floating point that is no number as `NaN`,
-`Infinity` or `-Infinity`. A map with distinct keys of text is an object, any other a list of [key, value].
+as in `PT1.5S`, and floating point that is no number as `NaN`, `Infinity` or `-Infinity`. A map with distinct keys of
+text is an object, any other a list of [key, value].
 """
 
-import base64
 import json
 import math
 from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
+from pipeline.exact_json import loads
+
 _JSON = {b"loraloom": b"json"}
-_HUGE = 2.0**63
 _FAR = "<value out of range: "  # how Arrow shows a date beyond the year 32767
 _PER_SECOND = {"s": 0, "ms": 3, "us": 6, "ns": 9}  # digits
 
@@ -31,49 +30,6 @@ def json_field(name: str) -> pa.Field:
 def is_json_text(field: pa.Field) -> bool:
     """Whether a column holds JSON text, which readers give as the values in it."""
     return bool(field.type == pa.string() and field.metadata and _JSON.items() <= field.metadata.items())
-
-
-def loads(text: str) -> Any:
-    """The value of JSON text, with whole numbers of any size; raises `ValueError`.
-
-    orjson rounds whole numbers beyond 64 bits to doubles, so text with such a double is parsed again.
-    """
-    value = orjson.loads(text)
-    try:
-        return json.loads(text) if _has_huge_double(value) else value
-    except RecursionError:
-        raise ValueError("the values are nested too deeply") from None
-
-
-def _has_huge_double(value: Any) -> bool:
-    kind = type(value)
-    if kind is float:
-        return not -_HUGE < value < _HUGE
-    if kind is dict:
-        return any(map(_has_huge_double, value.values()))
-    return kind is list and any(map(_has_huge_double, value))
-
-
-def dumps(value: Any, sort_keys: bool = False) -> str:
-    """The JSON text of a value, by the rules above."""
-    option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if sort_keys else 0)
-    try:
-        return orjson.dumps(value, default=_as_text, option=option).decode()
-    except TypeError:  # a whole number beyond 64 bits
-        return orjson.dumps(_written(value), default=_as_text, option=option).decode()
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _written(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_written(inner) for inner in value]
-    is_wide = isinstance(value, int) and not -(2**63) <= value < 2**64
-    return orjson.Fragment(json.dumps(value)) if is_wide else value
-
-
-def _as_text(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:

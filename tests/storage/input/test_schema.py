@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.exact_json import loads
 from pipeline.storage.input.schema import SchemaFinder, passed_table
-from pipeline.storage.types.values import loads
 from tests.storage.types.samples import same
 
 Rows = list[dict[str, Any]]

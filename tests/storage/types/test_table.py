@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps, loads
 from pipeline.records import Record
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import InputPlan, plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
-from pipeline.storage.types.values import dumps, is_json_text, loads, python_rows
+from pipeline.storage.types.values import is_json_text, python_rows
 from tests.storage import memory_url, write_file
 
 from .samples import REFUSED, SAMPLES, in_list, in_map, in_struct

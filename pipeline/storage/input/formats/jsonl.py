@@ -5,9 +5,9 @@ from typing import Any
 
 import fsspec
 
+from pipeline.exact_json import loads
 from pipeline.storage.input.compression import open_text, split_name
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper
-from pipeline.storage.types.values import loads
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
