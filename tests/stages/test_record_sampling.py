@@ -61,7 +61,7 @@ def test_a_prompt_has_the_room_that_its_own_settings_leave(job_settings: JobSett
     assert len(whole) > 100
     assert rows[1]["tokens"] == whole[-56:]
     assert rows[2]["tokens"] == whole[-(tiny.CONTEXT - len(label)) :]
-    assert [error_type(row) for row in rows] == [None, None, None, "PromptTooLong", "PromptTooLong"]
+    assert [error_type(row) for row in rows] == [None, None, None, "BadSampling", "BadSampling"]
 
 
 def test_bad_settings_are_dead_letters_of_their_record(job_settings: JobSettings) -> None:
