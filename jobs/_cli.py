@@ -18,16 +18,7 @@ OK, INCOMPLETE, USER_ERROR, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 RESUME = "committed records are kept; run the same command again (without --new-run) to finish"
 
 
-def _check_words(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if "/" in key or not (equals or word.startswith("~")):
-            problem = f"{word!r} is not KEY=VALUE; give one input, and a glob in quotes: --input 'FOLDER/*.jsonl'"
-            raise click.UsageError(problem, context)
-    return words
-
-
-config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=_check_words)
+config_words = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 task_option = click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this task; may be repeated.")
 
 
@@ -45,6 +36,11 @@ class Job(click.Command):
             value = ctx.params.get(str(option.name))
             if isinstance(value, str) and value.startswith("--"):
                 raise click.BadOptionUsage(option.opts[0], f"Option {option.opts[0]!r} requires an argument.", ctx)
+        for word in ctx.params.get("overrides", ()):
+            key, equals, _ = word.partition("=")
+            if "/" in key or not (equals or word.startswith("~")):
+                problem = f"{word!r} is not KEY=VALUE; give one input, and a glob in quotes: --input 'FOLDER/*.jsonl'"
+                raise click.UsageError(problem, ctx)
         return rest
 
 

@@ -44,14 +44,14 @@ def main(
     same submission id: while it runs it is followed, not submitted again; after it has ended it is submitted again,
     and finishes what is missing. The exit code is that of the command. Ctrl-C asks whether to stop the job as well.
     """
-    _check_paths(words, bool(working_dir))
-    command = _on_cluster(words)
-    for what, shown in (("a word of the command", command), ("--working-dir", [working_dir or ""])):
+    for what, shown in (("a word of the command", words), ("--working-dir", (working_dir or "",))):
         if any(masked_word(word) != word for word in shown):
             raise UserError(
                 f"submit: {what} holds a user, a password, the query of an address or a secret of this environment:"
                 " Ray shows it to all who see the cluster; give credentials with --env"
             )
+    _check_paths(words, bool(working_dir))
+    command = _on_cluster(words)
     name = submission_id(command)  # all errors of the command come before anything is asked of the cluster
     client = open_launcher(address)
     if status:

@@ -61,6 +61,7 @@ class AssignsMixtures:
             "route_score": [1.0] * len(rows),
             "route_confidence": [1.0] * len(rows),
             "fallback": [False] * len(rows),
+            "last_assistant": [False] * len(rows),
         }
         return with_columns(table, ROUTED, columns)
 

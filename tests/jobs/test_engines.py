@@ -1,5 +1,6 @@
 """From the config of each engine to the settings of the stages."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_what_a_new_engine_cannot_do_is_refused(
 
 @pytest.mark.long
 def test_a_new_engine_checks_its_config_its_gpus_and_its_bank(
-    echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_router: Path
+    echo: dict[str, Any], tmp_path: Path, tiny_model: Path, tiny_bank: Path, tiny_router: Path
 ) -> None:
     with pytest.raises(UserError, match=r"config: engine\.times: Input should be greater than 0"):
         echo_config(echo, "engine.times=0")
@@ -198,6 +199,7 @@ def test_a_new_engine_checks_its_config_its_gpus_and_its_bank(
         echo_config(echo, "engine.time=1")
     with pytest.raises(UserError, match=r"gpus=2\.0: echoes need no GPU"):
         pools_of(echo_config(echo, "cluster.stages.generate.gpus=2"))
+    shutil.copytree(tiny_bank, tmp_path / "bank")
     tiny.make_adapter(tmp_path / "bank" / "silent", {"model.layers.0.mlp.up_proj": (48, 64)}, 4, 0)
     settings = tiny_job(tmp_path, tiny_model, tmp_path / "bank", tiny_router, engine=EchoSettings())
     with pytest.raises(UserError, match="adapter 'silent' cannot be echoed"):
