@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,7 @@ def main() -> None:
         del loaded
         for _ in range(args.repeats):
             ours.append(_timed(lambda: _load_bank(bank, model)))
-            fresh = load_model(folder, "bf16")
-            peft.append(_timed(lambda fresh=fresh: _load_peft(fresh, bank, names[: args.peft])))
+            peft.append(_timed(partial(_load_peft, load_model(folder, "bf16"), bank, names[: args.peft])))
     figures = {
         "config": vars(args),
         "bank_files_bytes": files,

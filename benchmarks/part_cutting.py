@@ -12,6 +12,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ _UNMARKED = ("blank lines", "lines", "paragraph")  # layouts whose questions hav
 def _cost(rows: list[Row], cutter: PartCutter, form: PromptFormat, repeats: int) -> dict[str, dict[str, float]]:
     """Processor time per prompt on one core: of cutting, and of what routing by record does."""
     prompts = [row["prompt"] for row in rows[: 2 * ROWS]]
-    work = {
+    work: dict[str, Callable[[], object]] = {
         "cut": lambda: [cutter.cut(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)],
         "tokenise and route whole": lambda: cutter.router.route(form.encode(prompts), POLICY),
     }

@@ -12,7 +12,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.network import flatten_prompts
 from pipeline.routing.router import tokenizer_fingerprint
-from pipeline.routing.training import RouterSettings, train_router
+from pipeline.routing.training import Encode, RouterSettings, train_router
 
 DATA = Path("demo/data")
 UNSEEN = 6
@@ -40,7 +40,6 @@ SHOTS = (8, 16, 32, 64)  # examples of a task from which centroids are made
 CARD = {"tokenizer_fingerprint": "", "prompt_format": "chat"}
 Prompts = list[list[int]]
 Texts = dict[str, list[str]]  # by task
-Encode = Callable[[Sequence[str]], Prompts]
 Maker = Callable[[Texts, int], MlpRouter]  # prompts and a seed -> a router for their tasks
 
 

@@ -45,7 +45,8 @@ def model_steps(model: Any, requests: Workload, adapter_names: Sequence[str] = (
     @torch.inference_mode()
     def run(ids: torch.Tensor) -> torch.Tensor:
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **options).logits
-        return logits[:, -1].float().argmax(1, keepdim=True)
+        likeliest: torch.Tensor = logits[:, -1].float().argmax(1, keepdim=True)
+        return likeliest
 
     ids = [run(torch.tensor([list(request.tokens) for request in requests.requests], device=model.device))]
 

@@ -104,6 +104,7 @@ def with_ray(bench: Bench) -> dict[str, Any]:
     reference = VllmModel(
         model.path, pick_dtype(model.dtype, bench.args.device), False, context_length(load_config(model.path))
     )
+    assert isinstance(settings.engine, VllmSettings)
     rank = lora_rank(joined_rank(bank, 1)) or 0
     arguments = engine_arguments(reference, settings.engine, bench.args.device, rank, bank.modules)
     del arguments["model"], arguments["disable_log_stats"]

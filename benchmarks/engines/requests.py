@@ -27,7 +27,7 @@ def requests(config: GenerateConfig, count: int, new_tokens: int) -> list[Reques
         by_task.setdefault(row["task"], []).append(row["prompt"])
     prompts = [prompt for rank in zip_longest(*by_task.values()) for prompt in rank if prompt is not None][:count]
     settings = cache_for_engine(job_settings(config, "", ""))
-    context, _ = check_models(settings)
+    context = check_models(settings).context
     records = [Record(row, str(row), prompt) for row, prompt in enumerate(prompts)]
     routed = RouteRecords(settings, context)(staged_table(records, pa.schema([])))
     sampling = Sampling(max_new_tokens=new_tokens, min_new_tokens=new_tokens)

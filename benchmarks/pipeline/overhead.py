@@ -105,7 +105,7 @@ def by_engine(
     start = time.perf_counter()
     plan = plan_input(settings.input, settings.window_records, settings.columns)
     records = [r for s in plan.splits(0) for r in read_split(settings.input, s, settings.columns, {})]
-    context, _ = check_models(settings)
+    context = check_models(settings).context
     routed = order(RouteRecords(settings, context)(staged_table(records, plan.passed)), settings)
     threads = size_pools(pools_of(config), config.cluster.autoscaling).threads
     actor = GenerateRecords(settings, "cpu", threads)

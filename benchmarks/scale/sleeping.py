@@ -27,9 +27,11 @@ class Latency:
         decode = json.loads((_RESULTS / "engine-decode.json").read_text())["figures"]
         cases = {bank: decode[f"rows={_ROWS} bank={bank} mixed=2"] for bank in (26, 100)}
         # Only ratios are comparable: they come from one turn, while the machine's speed changes between two cases.
-        base = cases[26]["base"]["step_ms"]["median"] / 1000
-        self.pure = base * cases[26]["merged"]["step_over_base"]["median"]
-        self.mixed = {bank: base * figures["fused"]["step_over_base"]["median"] for bank, figures in cases.items()}
+        base: float = cases[26]["base"]["step_ms"]["median"] / 1000
+        self.pure: float = base * cases[26]["merged"]["step_over_base"]["median"]
+        self.mixed: dict[int, float] = {
+            bank: base * figures["fused"]["step_over_base"]["median"] for bank, figures in cases.items()
+        }
         loads = json.loads((_RESULTS / "bank-load.json").read_text())
         self.load = float(loads["bank_seconds_per_adapter_median"])
 
@@ -55,7 +57,7 @@ class AssignsMixtures:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the columns of `records.ROUTED`."""
         rows = table["row"].to_pylist()
-        columns = {
+        columns: dict[str, list[Any]] = {
             "tokens": [[row % 600] for row in rows],
             "mixture": [self._mixture(row).key for row in rows],
             "route_score": [1.0] * len(rows),

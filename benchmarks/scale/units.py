@@ -53,7 +53,7 @@ def of_records() -> dict[str, Any]:
     config = load_settings("generate", [], GenerateConfig)
     settings = job_settings(config, "demo/records.jsonl", "unused")
     plan = plan_input(settings.input, settings.window_records, Columns())
-    context, _ = check_models(settings)
+    context = check_models(settings).context
     route = RouteRecords(settings, context)
     [split] = plan.splits(0)
     start = time.perf_counter()
