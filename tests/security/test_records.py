@@ -146,7 +146,7 @@ def test_an_open_quote_does_not_swallow_the_file_in_silence() -> None:
     assert "up to line 5" in (found[1].dead.message if found[1].dead else "")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_open_quote_in_a_long_file_takes_no_more_than_a_record_may_have() -> None:
     line = b"2," + b"x" * 1000 + b"\n"
     found = records_of(b'id,prompt\n1,"open\n' + line * (MAX_LINE // 1000 + 100), ".csv")
@@ -182,7 +182,7 @@ def parquet_of(table: pa.Table, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_parquet_value_that_stands_for_gigabytes_is_held_a_few_at_a_time() -> None:
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 150, pa.int32()), ["x" * (MAX_LINE + 1)])  # 2.5 GB as text
     table = pa.table({"id": [str(n) for n in range(150)], "prompt": long})
