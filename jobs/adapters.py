@@ -8,7 +8,7 @@ import click
 from jobs._cli import OK, Job, run_job
 from pipeline.adapters import Adapter, AdapterBank, adapter_names, is_adapter_name, weight_files
 from pipeline.engine import check_bank
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.models import load_config, load_skeleton, resolve_model
 from pipeline.models.resolve import cache_dir
 from pipeline.storage.store.local_copy import has_values, local_copy
@@ -55,7 +55,7 @@ def main(bank: str, model: str | None) -> int:
 
 def _notes(adapter: Adapter) -> list[str]:
     copies = sorted(adapter.copies)
-    named = ", ".join(copies[:3]) + (" ..." if copies[3:] else "")
+    named = first_names(copies)
     what = f"bank: adapter {adapter.name!r} carries {named}, which must equal the base model's: give --model to compare"
     return [what] if copies else []
 

@@ -25,6 +25,7 @@ from pipeline.settings import JobSettings
 from pipeline.stages.part_requests import part_tokens
 from pipeline.stages.route import Encoded, RouteRecords
 from pipeline.stages.tables import prompt_of
+from pipeline.storage.input.files import Listing
 from pipeline.storage.input.plan import check_input, plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
 from pipeline.storage.store.objects import put
@@ -57,19 +58,21 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
     if prompts and (options.input or options.output or options.limit or options.date):
         raise UserError("command: --prompt goes without --input, --output, --date and --limit")
     settings = read_settings(options, with_files=not prompts)
+    listing = None
     if not prompts:
         _check_output(settings.output)
-        check_input(settings.input, settings.columns, open_url(settings.output)[1])
+        # Routes of an earlier command are no input.
+        listing = check_input(settings.input, settings.columns, open_url(settings.output)[1])
     checked = check_models(settings)
     if checked.unnamed:
         print(unnamed_line(checked.unnamed))
     settings = settings.with_routing(checked.routing)
     route = RouteRecords(settings, checked.context)
-    if prompts:
+    if listing is None:
         records = [Record(index, f"prompt {index + 1}", text) for index, text in enumerate(prompts)]
         _print_explanations(route, route(staged_table(records, pa.schema([]))), len(records))
     else:
-        _route_all(route, settings, explained)
+        _route_all(route, settings, explained, listing)
     return OK
 
 
@@ -91,7 +94,7 @@ def _check_output(url: str) -> None:
                     raise ValueError("it was not written by loraloom route")
 
 
-def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> None:
+def _route_all(route: RouteRecords, settings: JobSettings, explained: int, listing: Listing) -> None:
     fs, root = open_url(settings.output)
     schema = concat_schemas(ROUTES, SENTENCE_MIXTURES if settings.sentences else TOP_CLASSES)
     schema = concat_schemas(schema, PROMPT_PARTS if settings.parts else pa.schema([])).with_metadata(_MARK)
@@ -99,7 +102,7 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> No
     refused: Counter[str] = Counter()
     buffer, left, last_assistant = io.BytesIO(), explained, 0
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        for table in map(route, _records(settings, root)):
+        for table in map(route, _records(settings, listing)):
             alive = table.filter(table["dead"].is_null())
             mixtures.update(alive["mixture"].to_pylist())
             last_assistant += sum(alive["last_assistant"].to_pylist())
@@ -113,9 +116,9 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int) -> No
     print(f"output     {masked(settings.output)}/{_ROUTES}")
 
 
-def _records(settings: JobSettings, output: str) -> Iterator[pa.Table]:
-    """Read the input. Files in the path ``output`` are left out: routes of an earlier command are no input."""
-    plan = plan_input(settings.input, settings.window_records, settings.columns, output, settings.limit)
+def _records(settings: JobSettings, listing: Listing) -> Iterator[pa.Table]:
+    """Read the input, whose files are those of the ``listing``."""
+    plan = plan_input(settings.input, settings.window_records, settings.columns, limit=settings.limit, listing=listing)
     if plan.skipped_files:
         print(plan.skipped_files)
     plan.check_prompts()

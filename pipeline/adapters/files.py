@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError, first_names, one_line
 from pipeline.untrusted import printable_name, read_json, short_repr
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -93,7 +93,7 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(printable_name, names[:3])) + (" ..." if len(names) > 3 else "")
+    return first_names([*map(printable_name, names)])
 
 
 class MappedFile:

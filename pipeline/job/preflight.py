@@ -10,7 +10,7 @@ from pipeline.cluster.node_cache import cache_for_checks
 from pipeline.engine import load_bank, sampling_problem
 from pipeline.engine.registry import Feature, capabilities_of, check_features, check_installed, spec_of
 from pipeline.engine.sampling.constraints import Constraints
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.heap import limit_arenas, trim_heap
 from pipeline.models import (
     PromptFormat,
@@ -28,7 +28,7 @@ from pipeline.stages.output_schema import OutputSchema
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.commit.markers import MAX_WINDOWS
 from pipeline.storage.commit.orphans import foreign_files
-from pipeline.storage.input.files import InputFile, list_input
+from pipeline.storage.input.files import Listing, list_input
 from pipeline.storage.input.plan import InputPlan, check_input, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, artifacts, run_values
 from pipeline.storage.store.local_copy import has_values
@@ -69,11 +69,11 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     start = time.monotonic()
     limit_arenas()
     _check_shared(settings)
-    files = check_input(settings.input, settings.columns, folder.root).files
+    listing = check_input(settings.input, settings.columns, folder.root)
     checked = check_models(settings)
     settings, fingerprints = settings.with_routing(checked.routing), checked.fingerprints
-    guard = make_guard(settings, fingerprints, files)
-    plan = _plan(settings, folder, files, _continues_run(settings, folder, guard, new_run))
+    guard = make_guard(settings, fingerprints, listing.files)
+    plan = _plan(settings, folder, listing, _continues_run(settings, folder, guard, new_run))
     _check_writable(settings.output, folder)
     schema = _output_schema(settings, plan, fingerprints)
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
@@ -118,10 +118,12 @@ def _check_artifacts(settings: JobSettings, folder: RunFolder, earlier: dict[str
         )
 
 
-def _plan(settings: JobSettings, folder: RunFolder, files: list[InputFile], continues: bool) -> InputPlan:
+def _plan(settings: JobSettings, folder: RunFolder, listing: Listing, continues: bool) -> InputPlan:
     """Load the plan of the run that the job continues, or plan the input."""
-    plan = folder.load_plan(files) if continues else None
-    plan = plan or plan_input(settings.input, settings.window_records, settings.columns, folder.root, settings.limit)
+    plan = folder.load_plan(listing.files) if continues else None
+    if plan is None:
+        columns, limit = settings.columns, settings.limit
+        plan = plan_input(settings.input, settings.window_records, columns, folder.root, limit, listing)
     if plan.windows > MAX_WINDOWS:
         raise UserError(
             f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
@@ -145,7 +147,7 @@ def input_problem(settings: JobSettings, plan: InputPlan) -> str:
     changed = [masked_path(file.path) for file in plan.files if file not in known]
     if not changed:
         return ""
-    return f"input: changed or removed while it was read: {', '.join(changed[:3])}{' ...' if changed[3:] else ''}"
+    return f"input: changed or removed while it was read: {first_names(changed)}"
 
 
 def _check_writable(output: str, folder: RunFolder) -> None:

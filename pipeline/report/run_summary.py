@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.records import Mixture
 from pipeline.storage.output.run import RUN, run_values
 from pipeline.storage.store.redact import masked
@@ -106,8 +106,7 @@ class RunSummary:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (" ..." if names[3:] else "")
-    return f"{len(names)} ({shown})" if names else "none"
+    return f"{len(names)} ({first_names(names)})" if names else "none"
 
 
 def flatten_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.records import Mixture
 from pipeline.untrusted import printable_name
 
@@ -126,7 +126,7 @@ class Router(ABC):
 
 def unnamed_line(adapters: Sequence[str]) -> str:
     """Return the line that names the adapters that no class of a router names (`Router.unnamed`)."""
-    shown = ", ".join(map(printable_name, adapters[:10])) + (" ..." if len(adapters) > 10 else "")
+    shown = first_names([*map(printable_name, adapters)], 10)
     return (
         f"{len(adapters)} adapter(s) of the bank are in no class of the router, so no record gets them: {shown}"
         " (loraloom add-adapter)"

@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.conversations import hint
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.storage.store.redact import masked, user_errors
 
 from .columns import Columns
@@ -85,10 +85,8 @@ class InputPlan:
     @property
     def skipped_files(self) -> str:
         """A sentence that names files that are no data; empty if there are none."""
-        more = " ..." if len(self.skipped) > 3 else ""
-        return f"left out, as their names are not those of data: {', '.join(self.skipped[:3])}{more}" * bool(
-            self.skipped
-        )
+        names = first_names(self.skipped)
+        return f"left out, as their names are not those of data: {names}" if names else ""
 
     @property
     def windows(self) -> int:
@@ -141,13 +139,18 @@ def check_input(url: str, columns: Columns, output: str | None = None) -> Listin
 
 
 def plan_input(
-    url: str, window_rows: int, columns: Columns, output: str | None = None, limit: int | None = None
+    url: str,
+    window_rows: int,
+    columns: Columns,
+    output: str | None = None,
+    limit: int | None = None,
+    listing: Listing | None = None,
 ) -> InputPlan:
     """Read the whole input once. ``output``: see `list_input`; ``limit``: read only this many rows.
 
-    Raises `UserError` if the input has no record or a file cannot be read.
+    ``listing``: of the input, if it is known. Raises `UserError` if the input has no record or a file cannot be read.
     """
-    fs, files, skipped = list_input(url, output)
+    fs, files, skipped = listing or list_input(url, output)
     scan = _Scan(fs, columns, [file.path for file in files])
     for file in files:
         if limit is None or scan.rows < limit:
