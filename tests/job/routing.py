@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -20,6 +19,7 @@ from pipeline.settings import JobSettings
 from pipeline.stages.tables import with_columns
 from pipeline.telemetry.incidents import Incidents
 from tests.job import ANSWER
+from tests.rows import ROUTE
 from tests.stages import tiny_job
 
 CPUS, ENGINE_START, SHARD_ROWS, BLOCK_ROWS = 6, 8.0, 512, 2048
@@ -34,14 +34,7 @@ class Routes:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         time.sleep(self.seconds)
-        made: dict[str, Any] = {
-            "tokens": [1],
-            "mixture": "red:1.0",
-            "route_score": 1.0,
-            "route_confidence": 1.0,
-            "fallback": False,
-            "last_assistant": False,
-        }
+        made = ROUTE | {"mixture": "red:1.0", "route_score": 1.0, "route_confidence": 1.0}
         return with_columns(table, ROUTED, {name: [value] * table.num_rows for name, value in made.items()})
 
 

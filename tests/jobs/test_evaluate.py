@@ -21,6 +21,7 @@ from pipeline.storage.commit.markers import Shard
 from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.output.run import RunFolder, encode_schema
 from tests import tiny
+from tests.rows import DATA_ROW
 
 FILES = {"results.json", "metrics.parquet", "records.parquet", "tables.md"}
 SHARED = {"base", "oracle", "routed p=0.6", "routed p=0.6 + gate", "routed p=0.9", "top-1", "equal"}
@@ -276,15 +277,7 @@ def make_run(url: Path, outputs: dict[str, str], **passed: list[str]) -> str:
     schema = pa.schema([*DATA, *((name, pa.string()) for name in passed)])
     schemas = {"data": encode_schema(schema), "dead": encode_schema(DEAD)}
     RunFolder(str(url)).write_json("run.json", {"schemas": schemas, "counts": {"data": len(outputs)}})
-    made = {
-        "prompt_tokens": 1,
-        "completion_tokens": 1,
-        "mixture": "base",
-        "finish_reason": "stop",
-        "fallback": False,
-        "last_assistant": False,
-    }
-    rows = [{"id": identity, "output": text, **made} for identity, text in outputs.items()]
+    rows = [{"id": identity, "output": text, **DATA_ROW} for identity, text in outputs.items()]
     for name, values in passed.items():
         rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]
     data, dead = pa.Table.from_pylist(rows, schema), DEAD.empty_table()

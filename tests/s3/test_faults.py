@@ -25,6 +25,7 @@ from pipeline.storage.commit.markers import Shard, shard_prefix
 from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.store.objects import MAX_ATTEMPTS, create, list_names, put, read, remove
 from tests import tiny
+from tests.rows import data_of
 from tests.s3.proxy import Faults, Proxy
 from tests.s3.weed import BUCKET, Weed, environment
 
@@ -68,16 +69,7 @@ def table_of(rows: list[int], schema: pa.Schema) -> pa.Table:
         return pa.Table.from_pylist(
             [dict.fromkeys(DEAD.names, "") | {"id": f"r{row}", "row": row} for row in rows], schema=DEAD
         )
-    values = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
-    rest = {
-        "adapters": ["a"],
-        "weights": [1.0],
-        "mixture": "a:1.0",
-        "route_score": 0.5,
-        "fallback": False,
-        "last_assistant": False,
-    }
-    return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
+    return data_of(rows)
 
 
 def commit(store: MarkerStore, window: int, attempt: str, task: int, rows: list[int]) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from jobs import generate
 from pipeline.errors import UserError
-from pipeline.records import DATA
 from pipeline.storage import read_run
 from pipeline.storage.commit.counts import count_rows
 from pipeline.storage.commit.marker_store import MarkerStore
@@ -23,6 +22,7 @@ from pipeline.storage.input.files import list_input
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
 from pipeline.storage.store.objects import create, list_names, put, read
+from tests.rows import data_of
 
 pytestmark = pytest.mark.s3
 
@@ -37,19 +37,6 @@ def folder(s3: str, request: pytest.FixtureRequest) -> str:
 def write_rows(url: str, count: int) -> None:
     fs, path = fsspec.url_to_fs(url)
     put(fs, path, b"".join(json.dumps({"id": f"r{i}", "prompt": f"p{i}"}).encode() + b"\n" for i in range(count)))
-
-
-def data_of(rows: list[int]) -> pa.Table:
-    values = {"id": "", "output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
-    rest = {
-        "adapters": ["a"],
-        "weights": [1.0],
-        "mixture": "a:1.0",
-        "route_score": 0.5,
-        "fallback": False,
-        "last_assistant": False,
-    }
-    return pa.Table.from_pylist([values | rest | {"id": f"r{row}"} for row in rows], schema=DATA)
 
 
 def test_every_record_is_read_from_a_folder_or_glob_on_s3(folder: str) -> None:

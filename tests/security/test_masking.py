@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.records import COMPLETED, ROUTED, Record
+from pipeline.records import Record
 from pipeline.stages.commit import CommitShards
 from pipeline.stages.output_schema import OutputSchema
 from pipeline.stages.read import SplitReader, split_tables
-from pipeline.stages.tables import with_columns
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import staged_table
 from pipeline.telemetry.incidents import Incidents
+from tests.rows import answered
 from tests.storage import memory_url, write_file
 
 SAID = "403, url='https://h/x?sig=SECRET'"
@@ -53,21 +53,7 @@ def test_errors_of_reading_are_masked() -> None:
 
 def test_errors_of_committing_are_masked() -> None:
     passed = pa.schema([])
-    table = with_columns(
-        staged_table([Record(0, "a", "asked")], passed),
-        ROUTED,
-        {
-            "tokens": [[1]],
-            "mixture": ["base"],
-            "route_score": [0.5],
-            "route_confidence": [0.5],
-            "fallback": [False],
-            "last_assistant": [False],
-        },
-    )
-    done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
-    done["answer_logprob"] = [-0.5]
-    table = with_columns(table, COMPLETED, done)
+    table = answered(staged_table([Record(0, "a", "asked")], passed))
     table = table.append_column("window", pa.array([0], pa.int32()))
     commit = CommitShards(MarkerStore(memory_url()), OutputSchema(passed, False, "r", "b"), 10, "a", Incidents())
     with failing("pipe_file", PermissionError):  # the store refuses for good, which the driver tells

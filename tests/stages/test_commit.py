@@ -1,7 +1,6 @@
 """The commit stage: its row for the driver, names of the output's columns, and what its tasks load."""
 
 import errno
-from typing import Any
 from unittest import mock
 
 import orjson
@@ -9,14 +8,15 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.records import COMPLETED, DATA, PROVENANCE, ROUTED, DeadLetter, Record
+from pipeline.records import DATA, PROVENANCE, DeadLetter, Record
 from pipeline.stages.commit import COMMITTED, CommitShards
 from pipeline.stages.output_schema import OutputSchema, dead_letters
-from pipeline.stages.tables import with_columns, with_dead_letters
+from pipeline.stages.tables import with_dead_letters
 from pipeline.storage.commit.counts import Counts
 from pipeline.storage.commit.marker_store import MarkerStore
 from pipeline.storage.input.read import staged_table
 from pipeline.telemetry.incidents import Incidents
+from tests.rows import answered
 from tests.storage import memory_url
 from tests.storage.commit.committing import visible
 from tests.telemetry import local_incidents
@@ -33,22 +33,7 @@ def test_passed_through_columns_keep_their_names_and_order() -> None:
 
 def test_a_passed_through_prompt_column_is_not_overwritten_by_the_prompt() -> None:
     passed = pa.schema([("prompt", pa.string())])
-    table = staged_table([Record(0, "a", "asked", {"prompt": "passed"})], passed)
-    table = with_columns(
-        table,
-        ROUTED,
-        {
-            "tokens": [[1]],
-            "mixture": ["base"],
-            "route_score": [0.5],
-            "route_confidence": [0.5],
-            "fallback": [False],
-            "last_assistant": [False],
-        },
-    )
-    done = {"output": ["o"], "finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1]}
-    done["answer_logprob"] = [-0.5]
-    table = with_columns(table, COMPLETED, done)
+    table = answered(staged_table([Record(0, "a", "asked", {"prompt": "passed"})], passed))
     assert OutputSchema(passed, False, "r", "b").data_table(table)["prompt"].to_pylist() == ["passed"]
     both = OutputSchema(passed, True, "r", "b").data_table(table)
     assert (both["prompt"].to_pylist(), both["input_prompt"].to_pylist()) == (["asked"], ["passed"])
@@ -84,19 +69,7 @@ def generated(rows: list[int], dead: tuple[int, ...] = ()) -> pa.Table:
     """What the generate stage makes of rows of a window; some are dead."""
     letter = DeadLetter("route", "PromptTooLong", "300 tokens")
     records = [Record(row, str(row), "asked", dead=letter if row in dead else None) for row in rows]
-    routed: dict[str, Any] = {
-        "tokens": [1],
-        "mixture": "a:1.0",
-        "route_score": 0.5,
-        "route_confidence": 0.5,
-        "fallback": False,
-        "last_assistant": False,
-    }
-    done: dict[str, Any] = {"output": "o", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 2}
-    done["answer_logprob"] = -0.5
-    table = staged_table(records, pa.schema([]))
-    for schema, values in ((ROUTED, routed), (COMPLETED, done)):
-        table = with_columns(table, schema, {name: [value] * len(rows) for name, value in values.items()})
+    table = answered(staged_table(records, pa.schema([])), mixture="a:1.0", completion_tokens=2)
     return table.append_column("window", pa.array([WINDOW] * len(rows), pa.int32()))
 
 

@@ -14,6 +14,7 @@ from pipeline.storage.commit.window import commit_shard, finish_window
 from pipeline.storage.input.columns import Columns
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.output.run import RunFolder, encode_schema
+from tests.rows import DATA_ROW
 from tests.storage import memory_url, user_error, write_file
 
 PASSED = pa.schema([("source", pa.string())])
@@ -33,15 +34,7 @@ def start_run(url: str) -> MarkerStore:
 
 def commit(store: MarkerStore, name: str, ids: list[str]) -> None:
     schema = pa.schema([*DATA, *PASSED])
-    made = {
-        "prompt_tokens": 1,
-        "completion_tokens": 1,
-        "mixture": "base",
-        "finish_reason": "stop",
-        "fallback": False,
-        "last_assistant": False,
-    }
-    rows = [{"id": identity, "source": identity, **made} for identity in ids]
+    rows = [{"id": identity, "source": identity, **DATA_ROW} for identity in ids]
     data = pa.Table.from_pylist(rows, schema)
     dead = DEAD.empty_table()
     commit_shard(
