@@ -191,7 +191,7 @@ COMPLETED = pa.schema(
         ("answer_logprob", pa.float32()),
     ]
 )
-# Added by the generate stage if the settings, or those of some records, may request them; null for other records.
+# The generate stage adds these if the config, or settings of a record, may request them; null where none does.
 _TOP = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
 LOGPROBS = pa.list_(pa.struct([*_TOP, ("top_logprobs", pa.list_(pa.struct(_TOP)))]))
 _OUTPUT = [("output", pa.string()), ("finish_reason", pa.string()), ("completion_tokens", pa.int32())]

@@ -1,4 +1,4 @@
-"""What a row of the input looks like, and how it becomes the columns of a record, in any file format."""
+"""Arrange the rows of an input as the columns of records, by the layout of the rows; any file format may have it."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""How prompts and conversations become the text that a model reads."""
+"""Settings of how prompts and conversations become text for a model."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

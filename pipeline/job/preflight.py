@@ -158,7 +158,7 @@ def _check_writable(output: str, folder: RunFolder) -> None:
 
 
 class ModelChecks(NamedTuple):
-    """What is known of model, bank and router once they fit each other.
+    """The result of checking that model, bank and router fit each other.
 
     ``context``: of the model, in tokens. ``fingerprints``: of model, bank, router and tokenizer. ``unnamed``: adapters
     that no class of the router names. ``routing``: the job's, with the fallback of the router if it has no other.

@@ -34,7 +34,7 @@ class ChatTemplate:
         self._written_roles = {"user", "assistant"}
 
     def arguments(self, conversation: Conversation) -> dict[str, Any]:
-        """Return the template's arguments: the record's own, and those of the config."""
+        """Return the arguments of the template: those of the config, or the record's own in their place."""
         given = self._settings.chat_template_kwargs | conversation.template
         if not given:
             return given
@@ -191,7 +191,7 @@ class ChatTemplate:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether the template, as those of some multimodal models, writes lists of parts and no text."""
+        """Whether the template writes content only if it is a list of parts, as some multimodal models want it."""
         text = {"role": "user", "content": _MARK}
         try:
             return _MARK not in self._apply([text], {}) and _MARK in self._apply([as_parts(text)], {})
