@@ -24,6 +24,10 @@ from tests.storage.commit.stepping import Actor, Interleaving, waiting
 ROWS = 8
 
 
+class LeaseLostError(Exception):
+    """The driver of a discarded run finds that another one has taken the output over."""
+
+
 class Interleaved(Interleaving):
     """Several drivers believe that the window is theirs; some, and some tasks, are of a run that was discarded.
 
@@ -68,7 +72,8 @@ class Interleaved(Interleaving):
         }
 
         def work() -> None:
-            with suppress(FileNotFoundError):  # what another driver finished and swept may vanish under its eyes
+            # What another driver finished and swept may vanish under its eyes.
+            with suppress(FileNotFoundError, LeaseLostError):
                 kinds[what]()
 
         self.actors.append(Actor(work))
@@ -103,10 +108,15 @@ class Interleaved(Interleaving):
         sweep_finished_windows(store)
 
     def _end(self, store: MarkerStore) -> None:
-        """The end of the job, once all windows are finished."""
+        """The end of the job, once all windows are finished; a discarded run finds that it has lost its lease."""
+
+        def check_lease() -> None:
+            if store is self.discarded:
+                raise LeaseLostError
+
         if WINDOW in store.finished_markers():
             self._sweep(store)
-            remove_orphans(store)
+            remove_orphans(store, check_lease)
 
     def _read(self, store: MarkerStore) -> None:
         """List the files, then read them one by one, each after any time."""
