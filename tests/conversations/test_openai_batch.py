@@ -87,7 +87,10 @@ def test_texts_in_parts_are_joined() -> None:
         (request(response_format={"type": "xml"}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema", "json_schema": {}}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema"}), "BadRequest: response_format is none of"),
-        (request(messages=None), "MissingPrompt: neither"),
+        (
+            request(messages=None),
+            "MissingPrompt: neither 'prompt' nor 'messages' has a value; a chat request needs body.",
+        ),
         (request(messages="hi"), "BadMessages: "),
     ],
 )
