@@ -67,13 +67,6 @@ class ChatTemplate:
                     raise PromptError(f"message {index}, key {keys[0]!r}: the chat template does not write it")
         return text
 
-    def frame(self, conversation: Conversation) -> tuple[str, str]:
-        """Return what the template writes before and after one user message, with a conversation's arguments."""
-        arguments = self.arguments(conversation)
-        arguments.pop("continue_final_message", None)
-        head, _, tail = self._render([{"role": "user", "content": _MARK}], arguments, False).partition(_MARK)
-        return head, tail
-
     def _last_turn(self, conversation: Conversation, continues: bool) -> tuple[list[Message], bool]:
         """Return the messages to render of a conversation that ends with the assistant; whether it is continued."""
         messages, last = list(conversation.messages), len(conversation.messages) - 1
