@@ -219,3 +219,11 @@ def test_an_answer_has_the_form_of_the_api() -> None:
     text = openai_response(row | {"request_url": "/v1/completions", "outputs": several}, "base")["response"]["body"]
     choices = [(c["index"], c["text"], c["finish_reason"]) for c in text["choices"]]
     assert choices == [(0, "a", "length"), (1, "b", "stop")]
+    two = [token | {"top_logprobs": [token]}, token | {"token": "x", "top_logprobs": None}]
+    text = openai_response(row | {"request_url": "/v1/completions", "logprobs": two}, "base")["response"]["body"]
+    assert text["choices"][0]["logprobs"] == {
+        "tokens": ["é", "x"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"é": -0.5}, {}],
+        "text_offset": [0, 1],
+    }
