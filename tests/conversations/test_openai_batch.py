@@ -98,6 +98,8 @@ def test_a_request_that_cannot_be_answered_keeps_its_id(values: dict[str, Any], 
     made = record(values)
     assert made.dead is not None
     assert made.id == "request-1"
+    if made.dead.error_type == "BadRequest":
+        assert made.raw == json.dumps(values, sort_keys=True, separators=(",", ":"))
     assert f"{made.dead.error_type}: {made.dead.message}".startswith(said)
 
 

@@ -69,8 +69,11 @@ class Columns:
         given = without_nulls(row.values) if row.cells and self.layout == "openai_batch" else row.values
         values, problem = arrange(self.layout, given, self.prompt, self.messages)
         dead = row.dead or (_refused("BadRequest", problem) if problem else None)
+        raw = row_text(row.values) if problem else row.raw  # what was arranged may lack the part that is wrong
         # A request has other columns than its file.
-        return replace(row, values=values, dead=dead, cells=None if self.layout == "openai_batch" else row.cells)
+        return replace(
+            row, values=values, dead=dead, raw=raw, cells=None if self.layout == "openai_batch" else row.cells
+        )
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
@@ -97,7 +100,7 @@ class Columns:
         prompt, bad_prompt = (None, bad_id) if bad_id else self.read_prompt(values)
         sampling, bad_settings = self._settings(values, has_all_keys=row.cells is not None)
         dead = row.dead or bad_prompt or bad_settings
-        raw = row_text(values) if dead else None
+        raw = (row.raw or row_text(values)) if dead else None
         return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling, row.cells)
 
     def check_types(self, schema: pa.Schema, path: str) -> None:
@@ -213,7 +216,7 @@ def record_text(record: Record) -> str:
     if record.raw is not None:
         return record.raw
     prompt = record.prompt
-    given = prompt.template | {"messages": prompt.messages} if isinstance(prompt, Conversation) else {"prompt": prompt}
+    given = {"messages": prompt.messages} if isinstance(prompt, Conversation) else {"prompt": prompt}
     return row_text({"id": record.id, **given, **record.passed})
 
 
