@@ -16,16 +16,19 @@ _NAMES = {True: "true", False: "false", None: "null"}
 def as_meant(word: str) -> str:
     """Rewrite a word so that Hydra takes it; `UserError` with how to write it if its meaning is unclear.
 
-    A JSON list is read as JSON; in lists of texts, numbers are taken as they are written. A value that Hydra cannot
-    read is a text.
+    A JSON list or object is read as JSON; in lists of texts, numbers are taken as they are written. A value that Hydra
+    cannot read is a text.
     """
     key, equals, value = word.partition("=")
     if not equals:
         return word
-    is_list = value.startswith("[") and value.endswith("]")
-    values = _json_list(value, of_texts=key in _TEXT_LISTS) if is_list else None
+    values = _json_object(value)
     if values is not None:
-        return f"{key}=[{','.join(map(_quoted, values))}]"
+        return f"{key}={_quoted(values)}"
+    is_list = value.startswith("[") and value.endswith("]")
+    parts = _json_list(value, of_texts=key in _TEXT_LISTS) if is_list else None
+    if parts is not None:
+        return f"{key}={_quoted(parts)}"
     if "\\" in value and (is_list or key in _TEXT_LISTS):
         raise UserError(f"config: {key}: write a text with a backslash as JSON, in single quotes: '{key}=[\"\\n\"]'")
     if _is_readable(word) or value.startswith(("'", '"', "{")):
@@ -49,8 +52,27 @@ def _json_list(value: str, of_texts: bool) -> list[Any] | None:
     return [_NAMES[v] if of_texts and not isinstance(v, str) else v for v in values]
 
 
+def _json_object(value: str) -> dict[str, Any] | None:
+    """A JSON object whose keys Hydra's grammar has; None for all other texts."""
+    try:
+        found = json.loads(value) if value.startswith("{") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and _has_plain_keys(found) else None
+
+
+def _has_plain_keys(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(re.fullmatch(r"[A-Za-z_]\w*", key) and _has_plain_keys(inner) for key, inner in value.items())
+    return not isinstance(value, list) or all(map(_has_plain_keys, value))
+
+
 def _quoted(value: Any) -> str:
-    """A scalar in Hydra's grammar."""
+    """A value of JSON in Hydra's grammar."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {_quoted(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)
     # Before a quote, and at the end, backslashes escape; elsewhere they stand for themselves.

@@ -40,6 +40,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
             columns.layout,
             columns.tools_column,
             columns.template_column,
+            is_chat=model.prompts.prompt_format == "chat",
         ),
         long_prompts=columns.long_prompts,
         keep_prompt=config.output.keep_prompt,

@@ -114,6 +114,10 @@ MEANT: dict[str, tuple[str, Any]] = {
     ),
     "generation.stop=END": ("generation.stop", ("END",)),
     "generation.stop=</s>": ("generation.stop", ("</s>",)),
+    'model.chat_template_kwargs={"thinking": false, "today": "26 Jul, \\"24\\"", "n": [1, {"a": null}]}': (
+        "model.chat_template_kwargs",
+        {"thinking": False, "today": '26 Jul, "24"', "n": [1, {"a": None}]},
+    ),
     "generation.stop=[</s>, ###]": ("generation.stop", ("</s>", "###")),
     "generation.choices=[1,2,3]": ("generation.choices", ("1", "2", "3")),
     "generation.choices=[1.0,1e3,true,null]": ("generation.choices", ("1.0", "1e3", "true", "null")),

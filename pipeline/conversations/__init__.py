@@ -5,8 +5,9 @@
 
 from .last_text import last_text, with_last_text
 from .layouts import Layout, arrange, consumed_columns, hint
-from .messages import json_value, messages_in_text, read_arguments, read_messages, read_tools
+from .messages import json_value, messages_in_text, read_arguments, read_messages, read_tools, without_nulls
 from .settings import LastAssistant, PromptMode, PromptSettings, SpecialTokens
+from .sharegpt import are_turns
 
 __all__ = [
     "LastAssistant",
@@ -14,6 +15,7 @@ __all__ = [
     "PromptMode",
     "PromptSettings",
     "SpecialTokens",
+    "are_turns",
     "arrange",
     "consumed_columns",
     "hint",
@@ -24,4 +26,5 @@ __all__ = [
     "read_messages",
     "read_tools",
     "with_last_text",
+    "without_nulls",
 ]

@@ -32,10 +32,18 @@ def consumed_columns(layout: Layout) -> tuple[str, ...]:
     return {"sharegpt": sharegpt.CONSUMED, "alpaca": alpaca.CONSUMED}.get(layout, ())
 
 
-def hint(columns: list[str], layout: Layout) -> str:
-    """Say how rows with such columns may be read, which have no prompt if they are read as ``layout``."""
+def hint(columns: list[str], layout: Layout, turns: str | None = None) -> str:
+    """Say how rows with such columns may be read, which have no prompt if they are read as ``layout``.
+
+    ``turns``: the column of messages, if it holds turns of ShareGPT.
+    """
+    if layout == "openai_batch":
+        return "a chat request needs body.messages, and one of completions body.prompt"
+    if turns is not None:
+        return f"{turns!r} has turns with 'from': set input=sharegpt input.messages_column={turns}"
     for column in columns:
         if _SIGNS.get(column, layout) != layout:
-            return f"it has {column!r}: set input={_SIGNS[column]}"
+            named = f" input.messages_column={column}" if column == "conversation" else ""
+            return f"it has {column!r}: set input={_SIGNS[column]}{named}"
     shown = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
     return f"it has {shown or 'none'}: set input.prompt_column or input.messages_column"

@@ -4,12 +4,14 @@ Keys without a value are left out at every depth, so that JSON and Parquet, whos
 give the same prompt. Parts of text are joined. `ValueError` names the message by its index from 0, and the key.
 """
 
+import re
 from typing import Any
 
 from pipeline.exact_json import loads
 from pipeline.records import Message
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # types in the APIs for chat and for responses
+_PRINTED = re.compile(r"\s*\[\{'(role|content)': ['\"]")
 # A message with one of these needs no content.
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -17,14 +19,16 @@ _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reas
 def read_messages(value: Any) -> list[Message]:
     """Return the messages of a conversation, each with a role and, unless it is a tool call, a text as content."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{_kind(value)}, not a list of messages" if value != [] else "the list of messages is empty")
+        of_text = ", nor the JSON of one" if isinstance(value, str) else ""
+        problem = "the list of messages is empty" if value == [] else f"{_kind(value)}, not a list of messages{of_text}"
+        raise ValueError(problem)
     return [_message(message, f"message {index}") for index, message in enumerate(value)]
 
 
 def read_tools(value: Any) -> list[dict[str, Any]]:
     """Return the tools that a conversation may use, as JSON schemas."""
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise ValueError(f"{_kind(value)}, not a list of objects that describe tools")
+        raise ValueError(f"{_kind(value)}, not a list of objects that describe tools (or set input.tools_column=null)")
     tools: list[dict[str, Any]] = without_nulls(value)
     return tools
 
@@ -55,7 +59,12 @@ def json_value(value: Any) -> Any:
 
 
 def messages_in_text(value: Any) -> list[Any] | None:
-    """Return the messages if a text is the JSON of some; None for all other values."""
+    """Return the messages if a text is the JSON of some; None for all other values.
+
+    Raises `ValueError` for messages as Python or NumPy print them, which pandas writes into CSV.
+    """
+    if isinstance(value, str) and _PRINTED.match(value):
+        raise ValueError("messages as Python prints them; write them as JSON (json.dumps)")
     found = json_value(value) if isinstance(value, str) and value.lstrip().startswith("[") else None
     if not isinstance(found, list) or not found:
         return None

@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline.exact_json import dumps
 
+from .messages import json_value
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ID, MODEL, URL, SAMPLING = "custom_id", "request_model", "request_url", "sampling"
 TOOLS, TEMPLATE = "tools", "chat_template_kwargs"
@@ -55,7 +57,7 @@ def arrange(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
     Returns the values of the row, and why they cannot be used, else empty.
     """
-    body, url = values.get("body"), values.get("url")
+    body, url = json_value(values.get("body")), values.get("url")
     known = {ID: values.get(ID), URL: url if isinstance(url, str) else None}
     if url not in (CHAT, TEXT):
         return known, f"url is {str(url)[:100]!r}; only {CHAT} and {TEXT} are answered"

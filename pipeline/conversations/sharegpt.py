@@ -28,9 +28,19 @@ def arrange(values: dict[str, Any], messages_column: str) -> tuple[dict[str, Any
         messages = [_message(turn, index) for index, turn in enumerate(turns)]
     except ValueError as error:
         return others, f"column {messages_column!r}: {error}"
-    if values.get("system"):
-        messages.insert(0, {"role": "system", "content": values["system"]})
+    system = {"role": "system", "content": values.get("system")}
+    if system["content"] and messages[:1] != [system]:
+        if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system":
+            return others, f"column 'system' and turn 0 of {messages_column!r} give different system texts"
+        messages.insert(0, system)
     return others | {messages_column: messages}, ""
+
+
+def are_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, and not of messages."""
+    found = json_value(value)
+    first = found[0] if isinstance(found, list) and found else None
+    return isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
 
 
 def _message(turn: Any, index: int) -> Any:

@@ -18,7 +18,8 @@ def make_guard(settings: JobSettings, fingerprints: dict[str, str], files: Seque
     granularity = {"granularity": "sentence" if settings.sentences else "parts" if settings.parts else "record"}
     return {
         "fingerprints": {k: fingerprints[k] for k in ("model", "bank", "router")},
-        "columns": asdict(settings.columns),
+        # `is_chat` is prompt_format, which is below.
+        "columns": {name: value for name, value in asdict(settings.columns).items() if name != "is_chat"},
         "long_prompts": settings.long_prompts,
         "output.keep_prompt": settings.keep_prompt,
         "generation": orjson.loads(orjson.dumps(asdict(settings.sampling))),

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, TypeVar
-
-import orjson
 
 from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
+from pipeline.exact_json import dumps
 from pipeline.records import Conversation, Prompt
 
 from .control_tokens import ControlTokens
@@ -16,6 +16,8 @@ from .message_forms import with_objects
 from .template import ChatTemplate, PromptError
 
 _T = TypeVar("_T")
+_MARK = "\u241e"
+_SYSTEM = ("system", "developer")
 
 _Kind = Literal["raw", "templated", "aliased"]
 _KINDS: tuple[_Kind, ...] = ("raw", "templated", "aliased")
@@ -51,7 +53,7 @@ class PromptFormat:
     def __init__(self, tokenizer: Any, settings: PromptSettings | None = None) -> None:
         self.tokenizer = tokenizer
         self.settings = settings or PromptSettings()
-        self._frames: dict[bytes, tuple[list[int], list[int]]] = {}
+        self._frames: dict[str, tuple[list[int], list[int]]] = {}
         self._template = ChatTemplate(tokenizer, self.settings)
         if self.settings.prompt_format == "chat" and not tokenizer.chat_template:
             raise UserError(
@@ -75,21 +77,31 @@ class PromptFormat:
         return self.tokenise_with_offsets([self._as_data(text) for text in texts])
 
     def template_tokens(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """Return the token ids that the template puts before and after one user message; none for raw prompts.
+        """Return the token ids before and after a user message, with the messages of the system at the start.
 
+        They are the template's; there are none for raw prompts, and for conversations that the template does not take.
         A prompt that is cut must keep them: without its end the model would continue the user's text.
         """
         conversation = self._conversation(prompt)
         if conversation is None:
             return [], []
-        key = orjson.dumps(conversation.template)
+        system = list(takewhile(lambda message: message["role"] in _SYSTEM, conversation.messages))
+        template = {name: value for name, value in conversation.template.items() if name != "continue_final_message"}
+        key = dumps([system, template])
         if key not in self._frames:
-            head, tail = (Rendered(text, text, "templated") for text in self._template.frame(conversation))
-            before, after = self._tokenise([head, tail], "templated")
             if len(self._frames) > 1000:  # records may all have arguments of their own
                 self._frames.clear()
-            self._frames[key] = before, after
+            self._frames[key] = self._frame(Conversation([*system, {"role": "user", "content": _MARK}], template))
         return self._frames[key]
+
+    def _frame(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        try:
+            text, tokenised, kind = self.render(conversation)
+        except PromptError:
+            return [], []
+        parts = zip(text.rpartition(_MARK)[::2], tokenised.rpartition(_MARK)[::2], strict=True)
+        before, after = self.tokenise([Rendered(*part, kind) for part in parts])
+        return before, after
 
     def encode_answer(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each answer with the end-of-sequence token, as adapters are trained."""

@@ -15,6 +15,8 @@ from .message_forms import as_parts, forms, with_names
 _MARK = "\u241e"
 # Arguments that say something to the model: a template that does not know them would leave it out without a word.
 _MUST_BE_KNOWN = ("tools", "documents", "reasoning_effort")
+# What a message without a content says; templates that write content may leave it out.
+_INSTEAD_OF_CONTENT = ("reasoning_content", "reasoning", "thinking", "refusal")
 _MAX_BLAMED = 64  # messages from the end that may be the one that a template refuses
 
 
@@ -60,14 +62,10 @@ class ChatTemplate:
         for index, message in enumerate(messages):
             if message["role"] not in self._written_roles and message.get("content"):
                 self._check_role(index, messages, arguments, is_continued, text)
+            for keys in _only_in(message):
+                if all(self._is_left_out(index, key, messages, arguments, is_continued, text) for key in keys):
+                    raise PromptError(f"message {index}, key {keys[0]!r}: the chat template does not write it")
         return text
-
-    def frame(self, conversation: Conversation) -> tuple[str, str]:
-        """Return what the template writes before and after one user message, with a conversation's arguments."""
-        arguments = self.arguments(conversation)
-        arguments.pop("continue_final_message", None)
-        head, _, tail = self._render([{"role": "user", "content": _MARK}], arguments, False).partition(_MARK)
-        return head, tail
 
     def _last_turn(self, conversation: Conversation, continues: bool) -> tuple[list[Message], bool]:
         """Return the messages to render of a conversation that ends with the assistant; whether it is continued."""
@@ -85,17 +83,20 @@ class ChatTemplate:
             if not messages:
                 raise PromptError("there are only turns of the assistant (model.last_assistant=drop)", "LastAssistant")
             return messages, False
-        if "tool_calls" in messages[-1] or "content" not in messages[-1]:
-            key = "tool_calls" if "tool_calls" in messages[-1] else "content"
-            message = (
-                f"message {last}, key {key!r}: only text can be continued; model.last_assistant=drop leaves it out"
-            )
-            raise PromptError(message, "LastAssistant")
+        while len(messages) > 1 and _is_to_be_filled(messages[-1]):
+            messages.pop()  # transformers would cut the end of its header
+        if messages[-1]["role"] != "assistant":
+            return messages, False
+        key = next((key for key in ("tool_calls", "function_call") if key in messages[-1]), "content")
+        if key != "content" or key not in messages[-1] or _is_to_be_filled(messages[-1]):
+            where = f"message {len(messages) - 1}, key {key!r}"
+            advice = "only text can be continued; model.last_assistant=drop leaves it out"
+            raise PromptError(f"{where}: {advice}", "LastAssistant")
         return messages, True
 
     def _first_valid(self, messages: list[Message], arguments: dict[str, Any], is_continued: bool) -> str:
         """Render the messages in the first form that the template takes."""
-        problem = ""
+        problem = unwritten = ""
         for form in forms(messages):
             try:
                 text = self._render(form, arguments, is_continued)
@@ -104,11 +105,11 @@ class ChatTemplate:
                 continue
             if form is messages:  # as nearly all are
                 return text
-            unwritten = self._unwritten_call(form, text, arguments, is_continued)
-            if not unwritten:
+            left_out = self._unwritten_call(form, text, arguments, is_continued)
+            if not left_out:
                 return text
-            problem = problem or unwritten
-        raise PromptError(problem)
+            unwritten = unwritten or left_out  # says more than what another form lacks
+        raise PromptError(unwritten or problem)
 
     def _unwritten_call(
         self, messages: Sequence[Message], text: str, arguments: dict[str, Any], is_continued: bool
@@ -131,11 +132,22 @@ class ChatTemplate:
         self, index: int, messages: list[Message], arguments: dict[str, Any], is_continued: bool, text: str
     ) -> None:
         """Raise `PromptError` if the template leaves out messages of a role, by the first one that has it."""
+        role = messages[index]["role"]
+        if self._is_left_out(index, "content", messages, arguments, is_continued, text):
+            raise PromptError(f"message {index}, key 'role': the chat template leaves out {role!r}")
+        self._written_roles.add(role)
+
+    def _is_left_out(
+        self, index: int, key: str, messages: list[Message], arguments: dict[str, Any], is_continued: bool, text: str
+    ) -> bool:
+        """Whether a conversation has the same text with another value of a key."""
         message = messages[index]
-        changed = [*messages[:index], message | {"content": message["content"] + _MARK}, *messages[index + 1 :]]
-        if self._first_valid(changed, arguments, is_continued) == text:
-            raise PromptError(f"message {index}, key 'role': the chat template leaves out {message['role']!r}")
-        self._written_roles.add(message["role"])
+        value = message[key] + _MARK if isinstance(message[key], str) else _MARK
+        changed = [*messages[:index], message | {key: value}, *messages[index + 1 :]]
+        try:
+            return self._first_valid(changed, arguments, is_continued) == text
+        except PromptError:  # so it reads the value
+            return False
 
     def _blamed(
         self, messages: Sequence[Message], arguments: dict[str, Any], is_continued: bool, error: Exception
@@ -197,3 +209,17 @@ class ChatTemplate:
             return _MARK not in self._apply([text], {}) and _MARK in self._apply([as_parts(text)], {})
         except Exception:
             return False
+
+
+def _is_to_be_filled(message: Message) -> bool:
+    """Whether a message is a turn of the assistant without a word."""
+    is_empty = message["role"] == "assistant" and not message.get("content", _MARK).strip()
+    return is_empty and not any(message.get(key) for key in ("tool_calls", "function_call", *_INSTEAD_OF_CONTENT))
+
+
+def _only_in(message: Message) -> list[list[str]]:
+    """Return which keys hold what a message says besides its content; of each list, one must be written."""
+    calls = [["function_call"]] if "function_call" in message else []
+    is_empty = not message.get("content", "").strip() and "tool_calls" not in message
+    words = [key for key in _INSTEAD_OF_CONTENT if message.get(key)] if is_empty else []
+    return [*calls, words] if words else calls

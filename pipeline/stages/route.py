@@ -182,7 +182,9 @@ class RouteRecords:
         ids, sentences = encoded.tokens, encoded.sentences
         head, tail = self.prompts.template_tokens(prompt)
         shortest = self.settings.sentences.min_sentence_tokens if self.settings.sentences else 0
-        policy = self.settings.long_prompts if limit > len(head) + len(tail) else "dead_letter"
+        is_without_frame = isinstance(prompt, Conversation) and not (head or tail)
+        can_cut = limit > len(head) + len(tail) and not is_without_frame
+        policy = self.settings.long_prompts if can_cut else "dead_letter"
         if policy == "truncate_left":
             left = cut_left(sentences, len(ids) - limit, len(head), shortest)
             return Encoded(head + ids[len(head) - limit :], left)

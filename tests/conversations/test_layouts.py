@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def prompt(rows: list[dict[str, Any]], suffix: str, columns: Columns) -> Prompt:
         ({"id": "a", "dialog": TALK}, Columns(messages="dialog")),
         ({"id": "a", "conversations": TURNS, "system": "Be brief."}, SHAREGPT),
         ({"id": "a", "conversations": TALK}, SHAREGPT),
+        ({"conversations": [{"from": "system", "value": "Be brief."}, *TURNS], "system": "Be brief."}, SHAREGPT),
         ({"instruction": "Name a", "input": "colour.", "output": "red"}, ALPACA),
         ({"instruction": "Name a colour.", "input": "", "output": "red"}, ALPACA),
         ({"instruction": "Name a colour.", "system": "Be brief.", "history": [["Hi", "Hello"]], "input": None}, ALPACA),
@@ -129,8 +131,25 @@ def test_a_text_is_a_text_where_a_list_could_be_given() -> None:
     assert prompt([{"id": "a", "prompt": json.dumps(TALK)}], "jsonl", PLAIN) == json.dumps(TALK)
 
 
-def test_requests_of_the_batch_api_have_it_too() -> None:
-    assert prompt([REQUEST], "jsonl", OPENAI) == Conversation(TALK)
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_requests_of_the_batch_api_have_it_too(suffix: str) -> None:
+    assert prompt([REQUEST], suffix, OPENAI) == Conversation(TALK)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_keys_that_parquet_adds_ask_for_nothing(suffix: str) -> None:
+    """In a schema `const: null` would allow null alone, and in a body `logit_bias: {"5": null}` would be refused."""
+    schemas = [{"properties": {"a": {"const": "x"}}}, {"properties": {"a": {"type": "string"}, "b": {}}}]
+    schemas[1]["properties"]["b"] = {"minimum": 1}
+    forms = [{"type": "json_schema", "json_schema": {"schema": schema}} for schema in schemas]
+    bodies = [BODY | {"response_format": forms[0], "logit_bias": {"5": 1}}, BODY | {"response_format": forms[1]}]
+    requests = [REQUEST | {"custom_id": str(number), "body": body} for number, body in enumerate(bodies)]
+    requests.append(REQUEST | {"custom_id": "2", "body": BODY | {"logit_bias": {}}})
+    records = read(requests, suffix, OPENAI)
+    assert [r.sampling for r in records[1:]] == [{"max_tokens": 3, "json_schema": schemas[1]}, {"max_tokens": 3}]
+    rows = [{"prompt": "x", "own": {"json_schema": schema}} for schema in schemas]
+    found = read(rows, suffix, Columns(sampling="own"))
+    assert [r.sampling for r in found] == [{"json_schema": schema} for schema in schemas]
 
 
 def test_keys_that_parquet_adds_change_no_prompt(tiny_model: Path) -> None:
@@ -171,6 +190,26 @@ def test_arguments_of_the_template_come_with_the_record() -> None:
     assert prompt([rows[0] | {"messages": TALK}], "jsonl", Columns(tools=None, template=None)) == Conversation(TALK)
 
 
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_text_that_goes_through_the_template_has_its_arguments(suffix: str) -> None:
+    """As a conversation of one message has them: in Alpaca a row with `system` is one, and a row without is a text."""
+    rows = [{"instruction": "x", "tools": [{"name": "f"}], "chat_template_kwargs": {"enable_thinking": False}}]
+    arguments = {"enable_thinking": False, "tools": [{"name": "f"}]}
+    message = {"role": "user", "content": "x"}
+    chat = replace(ALPACA, is_chat=True)
+    assert prompt(rows, suffix, chat) == Conversation([message], arguments)
+    assert prompt([rows[0] | {"tools": [], "chat_template_kwargs": None}], suffix, chat) == "x"
+    assert prompt(rows, suffix, ALPACA) == "x"
+
+
+@pytest.mark.parametrize("suffix", ["csv"])
+@pytest.mark.parametrize("text", ["[{'role': 'user', 'content': 'x'}]", "[{'content': \"x's\", 'role': 'user'}\n {}]"])
+def test_messages_as_pandas_writes_them_are_refused(text: str, suffix: str) -> None:
+    dead = read([{"prompt": text}, {"prompt": "[{'key': 'x'}]"}], suffix, PLAIN)[0].dead
+    assert dead is not None
+    assert dead.message == "column 'prompt': messages as Python prints them; write them as JSON (json.dumps)"
+
+
 @pytest.mark.parametrize(
     ("row", "columns", "error_type", "said"),
     [
@@ -181,6 +220,24 @@ def test_arguments_of_the_template_come_with_the_record() -> None:
         ({"messages": [USER], "chat_template_kwargs": [1]}, PLAIN, "BadMessages", "column 'chat_template_kwargs': a"),
         ({"conversations": TURNS}, PLAIN, "MissingPrompt", "neither 'prompt' nor 'messages' has a value; it has"),
         ({"conversations": [{"from": "who", "value": "x"}]}, SHAREGPT, "BadRequest", "column 'conversations': turn 0"),
+        (
+            {"messages": TURNS},
+            PLAIN,
+            "BadMessages",
+            "'messages' has turns with 'from': set input=sharegpt input.messages",
+        ),
+        (
+            {"messages": "[{'role': 'user'}]"},
+            PLAIN,
+            "BadMessages",
+            "column 'messages': text, not a list of messages, nor",
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "a"}], "system": "b"},
+            SHAREGPT,
+            "BadRequest",
+            "column 'system' and turn 0 of 'conversations' give different system texts",
+        ),
         ({"conversations": [{"from": "human"}]}, SHAREGPT, "BadRequest", "column 'conversations': turn 0, key 'value'"),
         ({"instruction": 3}, ALPACA, "BadRequest", "columns 'instruction' and 'input': not text"),
         ({"instruction": "", "input": ""}, ALPACA, "BadPrompt", "column 'instruction' is empty"),
@@ -197,6 +254,11 @@ def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], columns: Column
     ("row", "said"),
     [
         ({"id": "a", "conversations": TURNS}, "it has 'conversations': set input=sharegpt"),
+        (
+            {"id": "a", "conversation": TURNS},
+            "it has 'conversation': set input=sharegpt input.messages_column=conversation",
+        ),
+        ({"messages": TURNS}, "'messages' has turns with 'from': set input=sharegpt input.messages_column=messages"),
         ({"instruction": "x", "output": "y"}, "it has 'instruction': set input=alpaca"),
         (REQUEST, "it has 'custom_id': set input=openai_batch"),
         ({"question": "x", "n": 1}, "it has question, n: set input.prompt_column or input.messages_column"),

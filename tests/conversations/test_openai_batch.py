@@ -87,7 +87,10 @@ def test_texts_in_parts_are_joined() -> None:
         (request(response_format={"type": "xml"}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema", "json_schema": {}}), "BadRequest: response_format is none of"),
         (request(response_format={"type": "json_schema"}), "BadRequest: response_format is none of"),
-        (request(messages=None), "MissingPrompt: neither"),
+        (
+            request(messages=None),
+            "MissingPrompt: neither 'prompt' nor 'messages' has a value; a chat request needs body.",
+        ),
         (request(messages="hi"), "BadMessages: "),
     ],
 )
@@ -95,6 +98,8 @@ def test_a_request_that_cannot_be_answered_keeps_its_id(values: dict[str, Any], 
     made = record(values)
     assert made.dead is not None
     assert made.id == "request-1"
+    if made.dead.error_type == "BadRequest":
+        assert made.raw == json.dumps(values, sort_keys=True, separators=(",", ":"))
     assert f"{made.dead.error_type}: {made.dead.message}".startswith(said)
 
 
@@ -216,3 +221,11 @@ def test_an_answer_has_the_form_of_the_api() -> None:
     text = openai_response(row | {"request_url": "/v1/completions", "outputs": several}, "base")["response"]["body"]
     choices = [(c["index"], c["text"], c["finish_reason"]) for c in text["choices"]]
     assert choices == [(0, "a", "length"), (1, "b", "stop")]
+    two = [token | {"top_logprobs": [token]}, token | {"token": "x", "top_logprobs": None}]
+    text = openai_response(row | {"request_url": "/v1/completions", "logprobs": two}, "base")["response"]["body"]
+    assert text["choices"][0]["logprobs"] == {
+        "tokens": ["é", "x"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"é": -0.5}, {}],
+        "text_offset": [0, 1],
+    }

@@ -34,6 +34,13 @@ PARTS = (
     "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
     "{% endfor %};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+TRIMMED = (
+    "{% for m in messages %}<{{ m.role }}>\n\n{{ m.content | trim }};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n\n{% endif %}"
+)
+REASONING = OBJECTS.replace(
+    "[{{ m.role }}]", "[{{ m.role }}]{{ m.reasoning_content }}{{ m.function_call.name if m.function_call }}|"
+)
 THINKING = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}[assistant]"
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -41,6 +48,10 @@ THINKING = (
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "yes"}
+EMPTY = {"role": "assistant", "content": " \n"}
+REASONED = {"role": "assistant", "reasoning_content": "why"}
+OLD_CALL = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+REFUSED = {"role": "assistant", "content": "", "refusal": "no"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
@@ -77,6 +88,9 @@ def rendered(form: PromptFormat, messages: list[dict[str, Any]], **template: Any
         (CONCATENATED, CALLED, '[user]hi|hi;[assistant]|f={"a": "é"};[tool]1|1;[assistant]'),
         (PARTS, [USER, ANSWER, USER], "[user]hi;[assistant]yes;[user]hi;[assistant]"),
         (TWO_ROLES, [USER], "[user]hi;[assistant]"),
+        (REASONING, [USER, REASONED, USER], "[user]|hi;[assistant]why|;[user]|hi;[assistant]"),
+        (REASONING, [USER, OLD_CALL, USER], "[user]|hi;[assistant]f|;[user]|hi;[assistant]"),
+        (OBJECTS, [USER, ANSWER | REASONED, USER], "[user]hi;[assistant]yes;[user]hi;[assistant]"),
     ],
 )
 def test_a_conversation_is_written_as_its_template_wants_it(
@@ -94,6 +108,22 @@ def test_a_conversation_is_written_as_its_template_wants_it(
             [{**USER, "content": "f"}, *CALLED[1:]],
             {},
             "message 1, key 'tool_calls[0]': the chat template does",
+        ),
+        (
+            OBJECTS,
+            [USER, REASONED, USER],
+            {},
+            "message 1, key 'reasoning_content': the chat template does not write it",
+        ),
+        (OBJECTS, [USER, {"role": "assistant", "thinking": "x"}, USER], {}, "message 1, key 'thinking': the chat"),
+        (OBJECTS, [USER, REFUSED, USER], {}, "message 1, key 'refusal': the chat template does not write it"),
+        (OBJECTS, [USER, OLD_CALL, USER], {}, "message 1, key 'function_call': the chat template does not write it"),
+        (OBJECTS, [USER, OLD_CALL | {"content": "x"}, USER], {}, "message 1, key 'function_call': the chat template"),
+        (
+            NO_CALLS.replace("{{ m['content'] }}", "{{ '' + m['content'] }}"),
+            CALLED,
+            {},
+            "message 1, key 'tool_calls[0]': the chat template does not write it",
         ),
         (NO_CALLS, [USER], {"tools": [TOOL]}, "tools: the chat template does not write it"),
         (OBJECTS, [USER], {"tools": [{"name": "f"}]}, "tools: 'dict object' has no attribute 'function'"),
@@ -153,8 +183,26 @@ def test_a_last_turn_of_the_assistant_is_continued_or_dropped(
 
 
 @pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        (TRIMMED, [USER, EMPTY], "<user>\n\nhi;<assistant>\n\n"),
+        (TRIMMED, [USER, EMPTY, EMPTY], "<user>\n\nhi;<assistant>\n\n"),
+        (TRIMMED, [USER, ANSWER, EMPTY], "<user>\n\nhi;<assistant>\n\nyes"),
+        (OBJECTS, [USER, EMPTY | {"content": ""}], "[user]hi;[assistant]"),
+        (REASONING, [USER, EMPTY | REASONED], "[user]|hi;[assistant]why| \n"),
+    ],
+)
+def test_an_empty_last_turn_of_the_assistant_is_one_to_be_filled(
+    tiny_model: Path, template: str, messages: list[dict[str, Any]], text: str
+) -> None:
+    assert rendered(prompts(tiny_model, template), messages) == text
+
+
+@pytest.mark.parametrize(
     ("policy", "messages", "said"),
     [
+        ("continue", [EMPTY], "message 0, key 'content': only text can be continued"),
+        ("continue", [USER, OLD_CALL | {"content": "x"}], "message 1, key 'function_call': only text can"),
         ("refuse", [USER, ANSWER], "message 1: a turn of the assistant is last (model.last_assistant)"),
         ("drop", [ANSWER], "there are only turns of the assistant (model.last_assistant=drop)"),
         ("continue", CALLED[:2], "message 1, key 'tool_calls': only text can be continued"),

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.conversations import PromptSettings
 from pipeline.records import Conversation, DeadLetter, Prompt, Record
-from pipeline.routing import RoutingPolicy
+from pipeline.routing import PartSettings, RoutingPolicy, SentenceSettings
 from pipeline.settings import JobSettings
 from pipeline.stages.generate import GenerateRecords
 from pipeline.stages.route import RouteRecords
@@ -74,6 +74,57 @@ def test_a_cut_conversation_keeps_its_template(route_settings: JobSettings, poli
     assert len(row["tokens"]) == tiny.CONTEXT - 8
     assert text.startswith("<|user|>")
     assert text.endswith("\n<|assistant|>")
+
+
+def test_a_cut_conversation_keeps_its_system_message(route_settings: JobSettings) -> None:
+    """A template may write a system message of its own where there is none; special tokens in it stay text."""
+    stage = RouteRecords(replace(route_settings, long_prompts="truncate_left"), tiny.CONTEXT)
+    tokenizer = stage.prompts.tokenizer
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}Default.{% endif %}" + tiny.TEMPLATE
+    messages = [{"role": "system", "content": "Be brief<end>."}, {"role": "user", "content": "red1 red2 " * 300}]
+    records = [Record(0, "a", Conversation(messages)), Record(1, "b", Conversation(messages[1:]))]
+    own, default = stage(staged_table(records, pa.schema([])))["tokens"].to_pylist()
+    assert (len(own), len(default)) == (tiny.CONTEXT - 8, tiny.CONTEXT - 8)
+    assert tokenizer.decode(own).startswith("<|system|>Be brief<end>.\n<|user|>")
+    assert tokenizer.eos_token_id not in own
+    assert tokenizer.decode(default).startswith("Default.<|user|>")
+
+
+ITEMS = {"role": "user", "content": "1. red1 red2 red3\n2. glad1 glad2 glad3\n"}
+LONG = {"role": "user", "content": "red1 red2 " * 300}
+
+
+@pytest.mark.parametrize("changes", [{"parts": PartSettings()}, {"sentences": SentenceSettings()}, {}])
+@pytest.mark.parametrize(
+    ("template", "prompt", "said"),
+    [
+        (None, Conversation([ITEMS]), "the model's tokenizer has no chat template for messages"),
+        (
+            tiny.TEMPLATE,
+            Conversation([ITEMS], {"tools": [{"name": "f"}]}),
+            "tools: the chat template does not write it",
+        ),
+        (tiny.TEMPLATE, Conversation([ITEMS], {"chat_template": "x"}), "chat_template_kwargs: 'chat_template' is not"),
+        ("{{ raise_exception('no') }}", Conversation([ITEMS]), "message 0, key 'role': no"),
+        ("{{ messages[1].content }}", Conversation([LONG, LONG]), "1201 prompt tokens; beside the answer's 8"),
+    ],
+)
+def test_a_conversation_that_is_refused_stops_no_other(
+    route_settings: JobSettings, changes: dict[str, Any], template: str | None, prompt: Conversation, said: str
+) -> None:
+    """What its template writes around a message is asked for parts and sentences, and to cut it."""
+    stage = RouteRecords(replace(route_settings, long_prompts="truncate_left", **changes), tiny.CONTEXT)
+    stage.prompts.tokenizer.chat_template = template
+    records = [Record(0, "a", prompt), Record(1, "b", "red1 red2")]
+    bad, good = stage(staged_table(records, pa.schema([]))).to_pylist()
+    assert bad["dead"]["message"].removeprefix("part 1 of 2: ").startswith(said)
+    assert good["mixture"] == "red:1.0"
+
+
+def test_arguments_of_the_template_may_be_whole_numbers_of_any_size(route_settings: JobSettings) -> None:
+    settings = replace(route_settings, long_prompts="truncate_left")
+    [row] = route(settings, Conversation([LONG], {"seed": 2**70}))
+    assert len(row["tokens"]) == tiny.CONTEXT - 8
 
 
 def test_long_prompts_are_dead_letters_else(route_settings: JobSettings) -> None:

@@ -11,6 +11,7 @@ import pyarrow.types as kinds
 
 from pipeline.conversations import (
     Layout,
+    are_turns,
     arrange,
     consumed_columns,
     hint,
@@ -19,6 +20,7 @@ from pipeline.conversations import (
     read_arguments,
     read_messages,
     read_tools,
+    without_nulls,
 )
 from pipeline.errors import UserError
 from pipeline.exact_json import dumps
@@ -39,7 +41,8 @@ class Columns:
 
     ``sampling`` (settings of the record), ``choices`` (the texts to choose the answer from), and the ``tools`` and
     ``template`` arguments of a conversation are passed through too, because the answer depends on them. None: there is
-    no such column. ``layout``: of the rows, before `arranged` makes them columns.
+    no such column. ``layout``: of the rows, before `arranged` makes them columns. ``is_chat``: prompts that are text go
+    through the chat template too, with these arguments.
     """
 
     id: str = "id"
@@ -50,18 +53,27 @@ class Columns:
     layout: Layout = "columns"
     tools: str | None = "tools"
     template: str | None = "chat_template_kwargs"
+    is_chat: bool = False
 
     def arranged(self, row: InputRow) -> InputRow:
         """A row of the input as columns of a record, whatever its layout; other methods take such rows."""
         if row.values is None:
             return row
         if self.layout == "columns":
-            messages = messages_in_text(row.values.get(self.prompt)) if row.is_text else None
+            try:
+                messages = messages_in_text(row.values.get(self.prompt)) if row.is_text else None
+            except ValueError as error:
+                return replace(row, dead=_refused("BadPrompt", f"column {self.prompt!r}: {error}"))
             return row if messages is None else replace(row, values=row.values | {self.prompt: messages})
-        values, problem = arrange(self.layout, row.values, self.prompt, self.messages)
+        # A struct has all keys in every row.
+        given = without_nulls(row.values) if row.cells and self.layout == "openai_batch" else row.values
+        values, problem = arrange(self.layout, given, self.prompt, self.messages)
         dead = row.dead or (_refused("BadRequest", problem) if problem else None)
+        raw = row_text(row.values) if problem else row.raw  # what was arranged may lack the part that is wrong
         # A request has other columns than its file.
-        return replace(row, values=values, dead=dead, cells=None if self.layout == "openai_batch" else row.cells)
+        return replace(
+            row, values=values, dead=dead, raw=raw, cells=None if self.layout == "openai_batch" else row.cells
+        )
 
     def passed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The passed-through columns of a row."""
@@ -71,8 +83,13 @@ class Columns:
     def has_prompt(self, row: InputRow) -> bool:
         """Whether a row has a value that is meant as its prompt, good or bad."""
         values = row.values or {}
-        has_value = values.get(self.prompt) is not None or values.get(self.messages) is not None
+        has_messages = values.get(self.messages) is not None and not self.turns(values)
+        has_value = values.get(self.prompt) is not None or has_messages
         return has_value or (row.dead is not None and row.values is not None)  # a request that is no good
+
+    def turns(self, values: dict[str, Any]) -> str | None:
+        """The column of messages if it holds turns of ShareGPT, which this layout does not read."""
+        return self.messages if self.layout == "columns" and are_turns(values.get(self.messages)) else None
 
     def record(self, index: int, row: InputRow) -> Record:
         """The record of a row, with a dead letter if it cannot be answered. ``index``: of the row in its window."""
@@ -81,9 +98,9 @@ class Columns:
         values = row.values
         bad_id = self._bad_id(values)
         prompt, bad_prompt = (None, bad_id) if bad_id else self.read_prompt(values)
-        sampling, bad_settings = self._settings(values)
+        sampling, bad_settings = self._settings(values, has_all_keys=row.cells is not None)
         dead = row.dead or bad_prompt or bad_settings
-        raw = row_text(values) if dead else None
+        raw = (row.raw or row_text(values)) if dead else None
         return Record(index, self.identity(row), prompt, self.passed(values), raw, dead, sampling, row.cells)
 
     def check_types(self, schema: pa.Schema, path: str) -> None:
@@ -124,7 +141,8 @@ class Columns:
             message = f"neither {self.prompt!r} nor {self.messages!r} has a value; {hint(list(values), self.layout)}"
             return None, _refused("MissingPrompt", message)
         if isinstance(prompt, str) and prompt.strip():
-            return prompt, None
+            has_arguments = self.is_chat and any(values.get(name) for name in (self.tools, self.template) if name)
+            return self._with_arguments(prompt, values) if has_arguments else (prompt, None)
         has_prompt = prompt is not None and not (isinstance(prompt, str) and messages)
         name, kind = (self.prompt, "BadPrompt") if has_prompt else (self.messages, "BadMessages")
         if isinstance(prompt, str) and has_prompt:
@@ -134,7 +152,15 @@ class Columns:
         try:
             return self._conversation(prompt if has_prompt else json_value(messages), name, values), None
         except ValueError as error:
-            return None, _refused(kind, str(error))
+            turns = None if has_prompt else self.turns(values)
+            return None, _refused(kind, hint([], self.layout, turns) if turns else str(error))
+
+    def _with_arguments(self, prompt: str, values: dict[str, Any]) -> tuple[Prompt | None, DeadLetter | None]:
+        try:
+            found = self._conversation([{"role": "user", "content": prompt}], self.prompt, values)
+        except ValueError as error:
+            return None, _refused("BadPrompt", str(error))
+        return found if found.template else prompt, None
 
     def _conversation(self, messages: Any, name: str, values: dict[str, Any]) -> Conversation:
         """The messages of column ``name`` with their arguments of the template; `ValueError` names what is wrong."""
@@ -148,9 +174,13 @@ class Columns:
             template["tools"] = _read(self.tools, read_tools, tools)
         return Conversation(found, template)
 
-    def _settings(self, values: dict[str, Any]) -> tuple[dict[str, Any] | None, DeadLetter | None]:
-        """The record's own sampling settings; their names and values are checked by the generate stage."""
-        sampling = json_value(values.get(self.sampling)) if self.sampling else None
+    def _settings(self, values: dict[str, Any], has_all_keys: bool) -> tuple[dict[str, Any] | None, DeadLetter | None]:
+        """The record's own sampling settings; their names and values are checked by the generate stage.
+
+        ``has_all_keys``: objects are structs, whose keys are null where a row has none: also within a JSON schema.
+        """
+        given = values.get(self.sampling) if self.sampling else None
+        sampling = json_value(without_nulls(given) if has_all_keys else given)
         choices = json_value(values.get(self.choices)) if self.choices else None
         if is_deeper([sampling, choices], MAX_DEPTH):  # given as JSON text, they were not checked with the row
             return None, _refused("BadSampling", f"the settings are nested deeper than {MAX_DEPTH} levels")
@@ -186,7 +216,7 @@ def record_text(record: Record) -> str:
     if record.raw is not None:
         return record.raw
     prompt = record.prompt
-    given = prompt.template | {"messages": prompt.messages} if isinstance(prompt, Conversation) else {"prompt": prompt}
+    given = {"messages": prompt.messages} if isinstance(prompt, Conversation) else {"prompt": prompt}
     return row_text({"id": record.id, **given, **record.passed})
 
 

@@ -160,7 +160,7 @@ def plan_input(
     if scan.names and columns.layout != "openai_batch":  # the layout says where they are
         check_columns(columns, scan.names, url)
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
-    no_prompt = hint(passed.names, columns.layout) if scan.has_rows and not scan.has_prompts else ""
+    no_prompt = hint(passed.names, columns.layout, scan.turns) if scan.has_rows and not scan.has_prompts else ""
     return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates, no_prompt)
 
 
@@ -171,6 +171,7 @@ class _Scan:
         self.fs, self.columns = fs, columns
         self.rows = 0
         self.has_rows = self.has_prompts = False
+        self.turns: str | None = None  # see `Columns.turns`
         self.points: list[PlanPoint] = []
         self.names: dict[str, None] = {}
         self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
@@ -212,7 +213,9 @@ class _Scan:
                 batch = row.cells.batch
                 self.schema.add_batch(batch, passed)
             self.has_rows = True
-            self.has_prompts = self.has_prompts or self.columns.has_prompt(row)
+            if not self.has_prompts:
+                self.has_prompts = self.columns.has_prompt(row)
+                self.turns = self.turns or self.columns.turns(row.values)
             if not row.values.keys() <= self.names.keys():
                 self.names |= dict.fromkeys(row.values)
             if file_schema is None:

@@ -1,6 +1,7 @@
 """Export committed rows to Parquet, JSON lines or the OpenAI batch API's files, batch by batch."""
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -115,10 +116,25 @@ def openai_response(row: dict[str, Any], model: str) -> dict[str, Any]:
 def _choice(index: int, answer: dict[str, Any], chat: bool) -> dict[str, Any]:
     text = {"message": {"role": "assistant", "content": answer["output"]}} if chat else {"text": answer["output"]}
     tokens = answer.get("logprobs")
-    content = [_token(t) | {"top_logprobs": [_token(o) for o in t.get("top_logprobs") or []]} for t in tokens or []]
-    logprobs = None if tokens is None else {"content": content}
+    logprobs = None if tokens is None else _chat_logprobs(tokens) if chat else _text_logprobs(tokens)
     reason = "length" if answer["finish_reason"] == "length" else "stop"
     return {"index": index, **text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _chat_logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    content = [_token(t) | {"top_logprobs": [_token(o) for o in t.get("top_logprobs") or []]} for t in tokens]
+    return {"content": content}
+
+
+def _text_logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return log probabilities as the API for completions has them; offsets are characters of the answer."""
+    texts = [token["token"] for token in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": [{o["token"]: o["logprob"] for o in token.get("top_logprobs") or []} for token in tokens],
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)) if texts else [],
+    }
 
 
 def _token(token: dict[str, Any]) -> dict[str, Any]:
