@@ -74,7 +74,11 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
     "olmo2": lambda: Olmo2Config(**SIZES),
 }
-ALIKE = ("qwen2", "qwen3", "mistral with a window", "phi3", "olmo2")  # to others of these, in what the engine does
+# Nearly like others of these in what the engine does.
+ALIKE = (
+    *("qwen2", "qwen3", "mistral with a window", "phi3", "phi3 with long positions", "olmo2"),
+    *("gemma3", "mixtral", "gpt_neox"),
+)
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "bloom": (lambda: BloomConfig(vocab_size=640, hidden_size=48, n_layer=2, n_head=4), "AttentionInterface"),
     "mamba": (lambda: MambaConfig(vocab_size=640, hidden_size=48, num_hidden_layers=2), "AttentionInterface"),
