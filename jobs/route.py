@@ -17,7 +17,7 @@ from pipeline.batches import ROUTES, TOP_CLASSES, top_classes
 from pipeline.errors import UserError
 from pipeline.from_config import job_settings
 from pipeline.job.preflight import check_models
-from pipeline.records import PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Prompt, Record, concat_schemas
+from pipeline.records import PASSED, PROMPT_PARTS, SENTENCE_MIXTURES, Mixture, Prompt, Record, concat_schemas
 from pipeline.routing.explanations import Explanation, explain
 from pipeline.routing.router import unnamed_line
 from pipeline.routing.sentence_routes import router_inputs
@@ -121,7 +121,7 @@ def _records(settings: JobSettings, listing: Listing) -> Iterator[pa.Table]:
     plan = plan_input(settings.input, settings.window_records, settings.columns, limit=settings.limit, listing=listing)
     if plan.skipped_files:
         print(plan.skipped_files)
-    plan.check_prompts()
+    plan.check_records()
     for window in range(plan.windows):
         repeated = plan.duplicates_of(window)
         for split in plan.splits(window):
@@ -145,7 +145,8 @@ def _print_explanations(route: RouteRecords, table: pa.Table, limit: int) -> int
     shown = table.slice(0, max(0, limit))
     alive = shown.filter(shown["dead"].is_null())
     reasons = iter(_explanations(route, alive))
-    for row in shown.to_pylist():
+    # Not the columns that are passed through: Python cannot hold all of their values.
+    for row in shown.select([name for name in shown.column_names if not name.startswith(PASSED)]).to_pylist():
         print(f"{row['id']}: {_shown(row['prompt'] or row['messages'] or row['raw'] or '')}")
         if row["dead"]:
             print(f"  refused    {row['dead']['error_type']}: {row['dead']['message']}")

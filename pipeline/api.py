@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
+
 from conf.generate import load_config
 
 from .artifacts import write_artifacts
@@ -12,11 +14,13 @@ from .cluster.connect import connect
 from .cluster.resources import Pools
 from .cluster.sizing import threads_here
 from .errors import UserError
+from .exact_json import loads
 from .from_config import job_settings
 from .job.generate import GenerateJob
 from .pools import pools_of, start_pools
 from .stages.dataset import BATCH_ROWS, map_in_actors
 from .storage import read_run
+from .storage.types.values import is_json_text
 
 Records = Any
 """A list of dicts, a Ray Dataset, or the URL of an input (`generate` only)."""
@@ -48,7 +52,7 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
         pools = start_pools(settings)
         rows = min(BATCH_ROWS, settings.shuffle.shard_records)
         return map_in_actors(records, _GenerateOnNode, (tuple(config), pools), pools.generate, rows)
-    return _cached_stage(Generate, tuple(config))(list(records)).to_pylist()
+    return _rows(_cached_stage(Generate, tuple(config))(list(records)))
 
 
 def route(records: Records, config: Sequence[str] = ()) -> Any:
@@ -60,7 +64,7 @@ def route(records: Records, config: Sequence[str] = ()) -> Any:
         connect(settings.cluster.address, settings.cluster.cpus)
         rows = min(BATCH_ROWS, settings.shuffle.shard_records)
         return map_in_actors(records, Route, (tuple(config),), pools_of(settings).route, rows)
-    return _cached_stage(Route, tuple(config))(list(records)).to_pylist()
+    return _rows(_cached_stage(Route, tuple(config))(list(records)))
 
 
 def build_processor(
@@ -92,6 +96,15 @@ class _GenerateOnNode(Generate):
 @lru_cache(maxsize=2)
 def _cached_stage(stage: type[Route], config: tuple[str, ...]) -> Route:
     return stage(config)
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table of results; those of JSON text are the values in it, as they were given."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for name in [field.name for field in table.schema if is_json_text(field)]:
+        for row in rows:
+            row[name] = None if row[name] is None else loads(row[name])
+    return rows
 
 
 def _run_job(source: str, output: str, config: Sequence[str]) -> Any:

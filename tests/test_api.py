@@ -88,6 +88,14 @@ def test_a_list_is_answered_in_its_order(config: list[str]) -> None:
     assert generate([], config) == []
 
 
+def test_columns_without_one_type_come_back_as_they_were(config: list[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": str(n), "prompt": "red1 red2", "c": value} for n, value in enumerate([1, "1", {"a": 2**70}, None])
+    ]
+    assert [row["c"] for row in route(rows, config)] == [row["c"] for row in rows]
+
+
+@pytest.mark.long
 def test_route_says_why(config: list[str]) -> None:
     (found,) = route([{"prompt": "cold1 cold2 cold3"}], config)
     assert found["adapters"] == ["cold"]

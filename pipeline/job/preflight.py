@@ -129,6 +129,7 @@ def _plan(settings: JobSettings, folder: RunFolder, listing: Listing, continues:
             f"config: window.records={settings.window_records} cuts the input into {plan.windows} windows;"
             f" {MAX_WINDOWS} at most"
         )
+    plan.check_records()
     return plan
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
+from pipeline.storage.types.values import python_rows
+
 _MAX_FILES, _MAX_ROWS, _BATCH = 12, 12_000, 64
 _MAX_EXAMPLES, _MAX_TEXT = 3, 700  # records of each mixture or error type, and characters of each text
 _NUMBERS = ("prompt_tokens", "completion_tokens", "route_score", "fallback")
@@ -69,7 +71,7 @@ def _batches(dataset: pa.dataset.Dataset, columns: list[str]) -> Iterator[pa.Rec
 
 
 def _row(batch: pa.RecordBatch, index: int, names: tuple[str, ...]) -> dict[str, Any]:
-    row = batch.slice(index, 1).select([name for name in names if name in batch.schema.names]).to_pylist()[0]
+    [row] = python_rows(batch.slice(index, 1).select([name for name in names if name in batch.schema.names]))
     return {name: shorten(value) if isinstance(value, str) else value for name, value in row.items()}
 
 

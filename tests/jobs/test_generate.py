@@ -96,6 +96,7 @@ def test_the_fixture_itself_is_a_command_that_passes_all_checks(command: dict[st
         ({"generation.json_schema": "/nowhere.json"}, "config: generation.json_schema: cannot read /nowhere.json"),
         ({"generation.json_schema": "{type: wrong}"}, "config: generation: json_schema: Invalid type: wrong"),
         ({"generation.json_schema": "{uniqueItems: true}"}, "uniqueItems"),
+        ({"input.prompt_column": "question"}, "has a prompt; it has prompt: set input.prompt_column"),
         ({"input.choices_column": "labels"}, "no record has the column 'labels' (input.choices_column)"),
         ({"input.id_column": "nope"}, "no record has the column 'nope' (input.id_column)"),
         ({"input.sampling_column": "own"}, "no record has the column 'own' (input.sampling_column)"),

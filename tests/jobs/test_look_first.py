@@ -49,6 +49,17 @@ def test_input_and_output_are_asked_for() -> None:
 
 
 @pytest.mark.long
+def test_records_are_explained_whatever_else_they_hold(
+    command: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"far": pa.array([2**62], pa.timestamp("us")), "zone": pa.array([1], pa.timestamp("us", "Not/AZone"))}
+    path = Path(command["--input"]).with_suffix(".parquet")
+    pq.write_table(pa.table({"id": ["a"], "prompt": ["red1 red2"]} | columns), path)
+    assert route.main(words({k: v for k, v in command.items() if "tokens" not in k} | {"--input": str(path)})) == 0
+    assert "a: red1 red2" in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_the_first_records_alone_are_another_run(many: dict[str, str]) -> None:
     def planned(*more: str) -> int:
         job = GenerateJob(read_settings(parsed(many, *more)))

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs import report
@@ -20,6 +21,7 @@ from pipeline.storage.output.run import RunFolder
 from tests.report.browser import needs_browser, open_page, take_picture
 from tests.report.make import ADAPTERS, make_run, pairs_of
 from tests.storage import memory_url
+from tests.storage.output.test_export import make_run as make_run_with
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,19 @@ def test_a_sample_is_bounded_and_spread_over_the_run(url: str, monkeypatch: pyte
     ids = [int(row["id"].removeprefix("record-")) for rows in sample.examples.values() for row in rows]
     assert max(ids) > 1000 > 500 > min(ids)  # of the first and of the last file
     assert all(len(rows) <= 3 for rows in sample_dead_letters(read_dead(url)).values())
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (pa.array([2**62], pa.timestamp("us")), "4611686018427387904 us since 1970"),
+        (pa.array([1], pa.timestamp("us", "Not/AZone")), "1970-01-01T00:00:00.000001Z"),
+        (pa.array([10**7], pa.date32()), "29349-01-26"),
+    ],
+)
+def test_a_column_of_the_input_may_be_called_prompt(column: pa.Array, shown: str, tmp_path: Path) -> None:
+    make_run_with(str(tmp_path), pa.table({"prompt": column}))
+    assert sample_data(read_run(str(tmp_path)), ["base"]).examples["base"][0]["prompt"] == shown
 
 
 def test_long_texts_are_cut(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

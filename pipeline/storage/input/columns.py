@@ -96,7 +96,7 @@ class Columns:
         if row.values is None:
             return Record(index, content_hash(row.raw), raw=row.raw, dead=row.dead)
         values = row.values
-        bad_id = self._bad_id(values)
+        bad_id = self.bad_id(values)
         prompt, bad_prompt = (None, bad_id) if bad_id else self.read_prompt(values)
         sampling, bad_settings = self._settings(values, has_all_keys=row.cells is not None)
         dead = row.dead or bad_prompt or bad_settings
@@ -127,7 +127,8 @@ class Columns:
             return None
         return id_text(value)
 
-    def _bad_id(self, values: dict[str, Any]) -> DeadLetter | None:
+    def bad_id(self, values: dict[str, Any]) -> DeadLetter | None:
+        """Why the value in the column of ids is none; None if it is one, or if there is none."""
         given_id = values.get(self.id)
         if given_id is not None and not _is_id(given_id):
             kind = type(given_id).__name__

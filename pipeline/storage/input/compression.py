@@ -31,13 +31,14 @@ def split_name(path: str) -> tuple[str, str]:
 def open_text(fs: fsspec.AbstractFileSystem, path: str) -> io.BufferedReader:
     """Open a file to read lines, decompressed as the end of its name says, with a buffer of 1 MiB."""
     _, suffix = split_name(path)
-    if not suffix:
+    size = fs.size(path) if suffix else None
+    if not suffix or size == 0:  # without any content it holds no record, as a plain file
         return io.BufferedReader(fs.open(path, "rb"), 2**20)
     if suffix in _BY_FSSPEC:
         opened = fs.open(path, "rb", compression=_BY_FSSPEC[suffix])
     else:
         opened = pa.CompressedInputStream(pa.PythonFile(fs.open(path, "rb"), "r"), _BY_PYARROW[suffix])
-    return io.BufferedReader(_Bounded(opened, path, fs.size(path) or 0), 2**20)
+    return io.BufferedReader(_Bounded(opened, path, size or 0), 2**20)
 
 
 class _Bounded(io.RawIOBase):

@@ -65,7 +65,7 @@ def list_input(url: str, output: str | None = None) -> Listing:
         raise UserError(f"input: {masked(url)} lies in the output folder; give another --output")
     skipped = {p: None for p in own if p != path and _NO_DATA.fullmatch(p.rpartition("/")[2])}
     names = [p.removeprefix(root).lstrip("/") for p in skipped]
-    data = [_input_file(p, info) for p, info in own.items() if p not in skipped]
+    data = [_input_file(_printable(p), info) for p, info in own.items() if p not in skipped]
     if not data:
         raise UserError(f"input: no file at {masked(url)}" + (f", only {', '.join(names[:3])}" if names else ""))
     return Listing(fs, data, names)
@@ -80,6 +80,14 @@ def is_changed(url: str, file: InputFile) -> bool:
     except FileNotFoundError:
         return True
     return now.size != file.size or (now.version != file.version and bool(now.version and file.version))
+
+
+def _printable(path: str) -> str:
+    """The path of a file; `UserError` for bytes that are no text, which neither plan nor output could hold."""
+    if path.encode("utf-8", "replace").decode() != path:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"input: the name of {masked(shown)} is not UTF-8; rename it")
+    return path
 
 
 def _input_file(path: str, info: dict[str, Any]) -> InputFile:
@@ -104,13 +112,13 @@ def name_without_query(path: str) -> str:
 def _matches(fs: fsspec.AbstractFileSystem, pattern: str) -> dict[str, Any]:
     """The files that a glob matches, and those below the folders that it matches, as in ``dt=2026-11-*``."""
     matches = fs.glob(pattern, detail=True)
-    folders = [p for p, info in matches.items() if info["type"] == "directory" and "**" not in pattern]
+    folders = [p for p, info in matches.items() if _is_folder(p, info) and "**" not in pattern]
     return dict(matches) | {p: info for folder in folders for p, info in _below(fs, folder).items()}
 
 
 def _below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
     """All files below a folder; of what `save_to_disk` wrote, those with rows. `UserError` for several splits."""
-    root, found = folder.rstrip("/"), fs.find(folder, detail=True)
+    root, found = folder.rstrip("/"), _all_below(fs, folder)
     if f"{root}/{_SPLITS}" in found:
         splits = _names(fs, f"{root}/{_SPLITS}", lambda card: card["splits"])
         shown = masked(root)
@@ -119,6 +127,21 @@ def _below(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
     saved = states & {path.rpartition("/")[0] for path in found if path.endswith(".arrow")}
     rows = {f"{at}/{name}" for at in saved for name in _saved_names(fs, at, found)}
     return {path: info for path, info in found.items() if path in rows or path.rpartition("/")[0] not in saved}
+
+
+def _all_below(fs: fsspec.AbstractFileSystem, folder: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All files below a folder, and below the folders that links in it point to. ``above``: folders on the way here."""
+    found = dict(fs.find(folder, detail=True))
+    for path in [path for path, info in found.items() if info.get("islink") and os.path.isdir(path)]:
+        way = (*above, os.path.realpath(os.path.dirname(path)))
+        target = os.path.realpath(path)
+        if not any(os.path.commonpath([target, passed]) == target for passed in way):  # else it leads round and round
+            found |= _all_below(fs, path, way)
+    return found
+
+
+def _is_folder(path: str, info: dict[str, Any]) -> bool:
+    return info["type"] == "directory" or (bool(info.get("islink")) and os.path.isdir(path))
 
 
 def _saved_names(fs: fsspec.AbstractFileSystem, folder: str, found: dict[str, Any]) -> list[str]:

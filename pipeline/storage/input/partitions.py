@@ -15,7 +15,8 @@ from .formats.base import LocatedRows
 Partition = dict[str, int | str | None]
 """The partition keys in the folders of a file, and their values."""
 
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""The value of a folder that stands for null."""
 
 
 def partitions(paths: Sequence[str]) -> tuple[dict[str, Partition], pa.Schema]:
@@ -51,8 +52,19 @@ def arranged(rows: LocatedRows, path: str, partition: Partition, columns: Column
 def _keys(path: str) -> dict[str, str | None]:
     """The keys in a path's folders, and their values as text; a web address is taken without its query."""
     folders = (path.partition("?")[0] if "://" in path else path).split("/")[:-1]
-    pairs = [folder.partition("=") for folder in folders]
-    return {unquote(key): None if value == _NULL else unquote(value) for key, equals, value in pairs if key and equals}
+    found: dict[str, str | None] = {}
+    for folder in folders:
+        key, equals, value = folder.partition("=")
+        if not key or not equals:
+            continue
+        try:
+            name = unquote(key, errors="strict")
+            text = None if value == HIVE_NULL else unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            raise UserError(f"input: the folder {folder!r} of {masked(path)} is not UTF-8; rename it") from None
+        if found.setdefault(name, text) != text:
+            raise UserError(f"input: {masked(path)} has two folders with the key {name!r}; rename one of them")
+    return found
 
 
 def _typed(texts: list[str | None]) -> pa.Array:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 
-from pipeline.conversations import hint
 from pipeline.errors import UserError, first_names
 from pipeline.storage.store.redact import masked, user_errors
 
@@ -26,18 +25,12 @@ from .formats.base import LocatedRows
 from .limits import MAX_BATCH_CHARS, text_size
 from .partitions import Partition, arranged, partitions
 from .schema import SchemaFinder
-from .wrong_files import check_columns, check_prompt, what_it_seems
+from .wrong_files import RecordSearch, check_columns, check_prompt, what_it_seems
 
 SPLIT_ROWS = 2048  # rows between two seek points
 _READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    lzma.LZMAError,
-    pa.ArrowException,
+    *(OSError, EOFError, ValueError, OverflowError, MemoryError),
+    *(zlib.error, lzma.LZMAError, pa.ArrowException),
 )
 
 
@@ -69,7 +62,7 @@ class PlanPoint(NamedTuple):
 class InputPlan:
     """The input as it was found. A window is the next `window_rows` rows in file order, the same on any cluster.
 
-    ``skipped``: names of files that are no data. ``no_prompt``: what to do if no row has a prompt; empty if one has.
+    ``skipped``: names of files that are no data. ``no_record``: why no row is a record; empty if one is.
     """
 
     url: str
@@ -80,7 +73,7 @@ class InputPlan:
     seek_points: list[PlanPoint]
     passed: pa.Schema
     duplicates: pa.Table = field(repr=False)
-    no_prompt: str = ""
+    no_record: str = ""
 
     @property
     def skipped_files(self) -> str:
@@ -98,10 +91,10 @@ class InputPlan:
         """The partition of each file."""
         return partitions([file.path for file in self.files])[0]
 
-    def check_prompts(self) -> None:
-        """Raise `UserError` if no row has a prompt."""
-        if self.no_prompt:
-            raise UserError(f"input: no record of {self.url} has a prompt; {self.no_prompt}")
+    def check_records(self) -> None:
+        """Raise `UserError` if no row can be read, or none has a prompt, or none an id that is one."""
+        if self.no_record:
+            raise UserError(f"input: no record of {self.url} {self.no_record}")
 
     def window_size(self, window: int) -> int:
         """The number of rows of a window."""
@@ -160,8 +153,8 @@ def plan_input(
     if scan.names and columns.layout != "openai_batch":  # the layout says where they are
         check_columns(columns, scan.names, url)
     passed, duplicates = scan.schema.schema(), scan.duplicates.find()
-    no_prompt = hint(passed.names, columns.layout, scan.turns) if scan.has_rows and not scan.has_prompts else ""
-    return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates, no_prompt)
+    no_record = scan.search.problem(passed.names)
+    return InputPlan(masked(url), files, skipped, scan.rows, window_rows, scan.points, passed, duplicates, no_record)
 
 
 class _Scan:
@@ -170,8 +163,7 @@ class _Scan:
     def __init__(self, fs: fsspec.AbstractFileSystem, columns: Columns, paths: list[str]) -> None:
         self.fs, self.columns = fs, columns
         self.rows = 0
-        self.has_rows = self.has_prompts = False
-        self.turns: str | None = None  # see `Columns.turns`
+        self.search = RecordSearch(columns)
         self.points: list[PlanPoint] = []
         self.names: dict[str, None] = {}
         self.schema, self.duplicates = SchemaFinder(), DuplicateFinder()
@@ -191,31 +183,31 @@ class _Scan:
         partition = self._partitions[path]
         with _reading(path):  # a request has other columns than its file
             file_schema = None if self.columns.layout == "openai_batch" else file_format.schema(self.fs, path)
-        if file_schema is not None:
-            self.columns.check_types(file_schema, path)
-            passed = [*self.columns.passed(dict.fromkeys(file_schema.names))]
-            self.schema.add_schema(pa.schema([file_schema.field(name) for name in passed]))
+        passed = [*self.columns.passed(dict.fromkeys(file_schema.names if file_schema else []))]
+        # The types of a file without rows do not count.
+        self.schema.add_schema(pa.schema([(name, pa.null()) for name in passed]))
         chunk: list[dict[str, Any]] = []
         batch: pa.RecordBatch | None = None
         size, last_offset = 0, -1
         for file_row, (offset, row) in enumerate(islice(self._rows(path, file_format), max_rows)):
-            if file_row == 0 and row.values is not None and file_schema and self.columns.layout == "columns":
-                check_prompt(self.columns, row.values, path)
+            if file_row == 0 and file_schema is not None:
+                self.columns.check_types(file_schema, path)
+                if self.columns.layout == "columns":
+                    check_prompt(self.columns, [*file_schema.names, *partition], path)
+                self.schema.add_schema(pa.schema([file_schema.field(name) for name in passed]))
             if file_row == 0 or (offset != last_offset and file_row - self.points[-1].file_row >= SPLIT_ROWS):
                 # A format that cannot be entered in the middle keeps offset 0, so a file of any length is one split.
                 self.points.append(PlanPoint(path, self.rows, file_row, offset))
             last_offset = offset
             self.duplicates.add(self.columns.identity(row), self.rows)
             self.rows += 1
+            if not self.search.is_over:
+                self.search.look_at(row)
             if row.values is None:
                 continue
             if row.cells is not None and row.cells.batch is not batch:
                 batch = row.cells.batch
                 self.schema.add_batch(batch, passed)
-            self.has_rows = True
-            if not self.has_prompts:
-                self.has_prompts = self.columns.has_prompt(row)
-                self.turns = self.turns or self.columns.turns(row.values)
             if not row.values.keys() <= self.names.keys():
                 self.names |= dict.fromkeys(row.values)
             if file_schema is None:
@@ -226,15 +218,15 @@ class _Scan:
                     self.schema.add(chunk)
                     chunk, size = [], 0
         self.schema.add(chunk)
-        keys = self.columns.passed(partition)
+        keys = self.columns.passed(partition).keys() - set(passed)  # a file's own column has the same values
         self.schema.add_schema(pa.schema([f for f in self._partition_schema if f.name in keys]))
 
     def _rows(self, path: str, file_format: Format) -> LocatedRows:
-        """The rows of a file; `UserError` if the first one cannot be read and the file seems to be something else."""
+        """The rows of a file; `UserError` if it has no good first one and seems to be something else."""
         rows = self._read(path, file_format)
         first = next(rows, None)
-        if first is None or first[1].values is not None:
-            return chain([] if first is None else [first], rows)
+        if first is not None and first[1].values is not None:
+            return chain([first], rows)
         self._explain(path, file_format)
         return self._read(path, file_format)  # from the start: a file in fsspec's memory has one position for all
 

@@ -8,24 +8,26 @@ import orjson
 
 from pipeline.conversations import hint
 from pipeline.errors import UserError
+from pipeline.records import DeadLetter
 from pipeline.storage.store.redact import masked
 
 from .columns import Columns
 from .compression import open_text, split_name
+from .formats import InputRow
 
 _HEAD_BYTES = 2**16
 _LFS = b"version https://git-lfs.github.com/spec/"
-_MAGIC = {
+_PACKED = {
     b"\x1f\x8b": ("gzip", ".gz"),
     b"BZh": ("bzip2", ".bz2"),
     b"\xfd7zXZ\0": ("xz", ".xz"),
     b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
     b"\x04\x22\x4d\x18": ("lz4", ".lz4"),
-    b"PAR1": ("Parquet", ".parquet"),
-    b"ARROW1": ("Arrow", ".arrow"),
 }
+_TYPED = {b"PAR1": ("Parquet", ".parquet"), b"ARROW1": ("Arrow", ".arrow")}
 _OTHER_MAGIC = {b"PK\x03\x04": "a ZIP file or a spreadsheet", b"%PDF": "PDF"}
 _BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_UNSEEN = " \t\xa0\u200b\ufeff"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -41,15 +43,47 @@ def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> st
         return "is a Git LFS pointer, not the data itself; fetch the data with git lfs pull"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
         return "is a web page or XML; check where it was downloaded from"
+    for magic, (kind, suffix) in (_TYPED | (_PACKED if is_text else {})).items():
+        if head.startswith(magic) and not (name + compression).endswith((suffix, ".feather")):
+            return f"holds {kind}; its name must end with {suffix}"
     if not is_text:
         return None
-    for magic, (kind, suffix) in _MAGIC.items():
-        if head.startswith(magic) and not (name + compression).endswith(suffix):
-            return f"holds {kind}; its name must end with {suffix}"
     for magic, kind in _OTHER_MAGIC.items():
         if head.startswith(magic):
             return f"is {kind}; write it as JSON lines or Parquet"
-    return _text_problem(_unpacked_head(fs, path) if compression else head, name)
+    content = _unpacked_head(fs, path) if compression else head
+    if compression and content.startswith((*_PACKED, *_TYPED)):
+        return "holds a file that is packed itself; unpack it once"
+    return _text_problem(content, name)
+
+
+class RecordSearch:
+    """Looks at rows until one may be a record: it can be read, has a prompt, good or bad, and no bad id."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.is_over = False
+        self._columns = columns
+        self._has_values = self._has_prompt = False
+        self._turns: str | None = None  # see `Columns.turns`
+        self._dead: DeadLetter | None = None
+
+    def look_at(self, row: InputRow) -> None:
+        """Look at the next row."""
+        dead = row.dead if row.values is None else self._columns.bad_id(row.values)
+        has_prompt = self._columns.has_prompt(row)
+        self._has_values |= row.values is not None
+        self._has_prompt |= has_prompt
+        self._turns = self._turns or self._columns.turns(row.values or {})
+        self._dead = self._dead or dead
+        self.is_over = has_prompt and dead is None
+
+    def problem(self, names: Collection[str]) -> str:
+        """The rest of a sentence on the rows if none may be a record, else empty. ``names``: columns passed through."""
+        if self.is_over:
+            return ""
+        if self._dead is None or (self._has_values and not self._has_prompt):
+            return f"has a prompt; {hint([*names], self._columns.layout, self._turns)}"
+        return f"can be used; the first: {self._dead.error_type}: {self._dead.message}"
 
 
 def check_prompt(columns: Columns, names: Collection[str], path: str) -> None:
@@ -63,8 +97,9 @@ def check_columns(columns: Columns, names: Collection[str], url: str) -> None:
     """Raise `UserError` if a column that the config names is not among the columns of the whole input."""
     named = {"id": columns.id, "sampling": columns.sampling, "choices": columns.choices}
     for key, name in named.items():
-        # Without the default column `id`, the id of a record is a hash of it.
-        if name is not None and name not in names and name != Columns.id:
+        # Without the default column `id`, the id of a record is a hash of it; a blank or mark around it is not meant.
+        is_default = name == Columns.id and name not in (given.strip(_UNSEEN) for given in names)
+        if name is not None and name not in names and not is_default:
             raise UserError(
                 f"input: no record has the column {name!r} (input.{key}_column); {masked(url)} has"
                 f" {', '.join(map(repr, names))}"
@@ -100,9 +135,9 @@ def _csv_problem(text: str) -> str | None:
     header = text.partition("\n")[0].rstrip("\r")
     if header.startswith(("{", "[")):
         return "holds JSON; its name must end with .jsonl"
-    found = [name for separator, name in _SEPARATORS.items() if separator in header]
-    if found and "," not in header:
-        return f"is separated by {found[0]}; write it with commas"
+    separator = max((",", *_SEPARATORS), key=header.count)
+    if separator in _SEPARATORS:
+        return f"is separated by {_SEPARATORS[separator]}; write it with commas"
     blanks = [name for name in header.split(",") if name != name.strip()]
     return f"has a blank around the name {blanks[0]!r} in its header; write it without" if blanks else None
 

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.types as kinds
 
 from pipeline.conversations.openai_batch import CHAT, MODEL, URL
 from pipeline.errors import UserError
 from pipeline.exact_json import dumps
-from pipeline.storage.store.redact import masked
+from pipeline.storage.input.partitions import HIVE_NULL
+from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import open_url
 from pipeline.storage.types.values import python_rows, python_values
 
@@ -19,6 +22,7 @@ from .run import read_dead, read_run, run_values
 Kind = Literal["parquet", "jsonl", "openai_batch"]
 _BATCH_ROWS = 1024
 _MAX_PARTITIONS = 1024
+_MAX_NAME = 255  # bytes, of a folder
 
 
 def export_parquet(url: str, to: str, column: str | None) -> int:
@@ -29,29 +33,37 @@ def export_parquet(url: str, to: str, column: str | None) -> int:
     fs, root = open_url(to)
     if fs.exists(root) and fs.ls(root):
         raise UserError(f"export: {masked(to)} is not empty; give another --to")
-    pyarrow.dataset.write_dataset(
-        dataset,
-        root,
-        format="parquet",
-        filesystem=fs,
-        partitioning=None if column is None else _partitioning(dataset, column),
-        max_partitions=_MAX_PARTITIONS,
-        max_rows_per_group=2**16,
-    )
+    partitioning = None if column is None else _partitioning(dataset, column)
+    with user_errors(f"export: cannot write to {masked(to)}"):
+        pyarrow.dataset.write_dataset(
+            dataset,
+            root,
+            format="parquet",
+            filesystem=fs,
+            partitioning=partitioning,
+            max_partitions=_MAX_PARTITIONS,
+            max_rows_per_group=2**16,
+        )
     return int(dataset.count_rows())
 
 
 def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partitioning:
-    """Partition by a column; `UserError` if that makes too many folders, before anything is written."""
+    """Partition by a column; `UserError` before anything is written if folders cannot have such names, or so many."""
+    field = dataset.schema.field(column)
+    if kinds.is_nested(field.type) or kinds.is_binary(field.type):
+        raise UserError(f"export: the column {column!r} holds lists, objects or bytes; give another column")
+    if not column or "/" in column or "=" in column:
+        raise UserError(f"export: no folder can be named after the column {column!r}; give another column")
     values: set[Any] = set()
     for batch in dataset.to_batches(columns=[column], batch_size=2**16):
-        try:
-            values.update(python_values(batch[0]))
-        except TypeError:
-            raise UserError(f"export: the column {column!r} holds lists or objects; give another column") from None
+        values.update(python_values(batch[0]))
         if len(values) > _MAX_PARTITIONS:
             raise UserError(f"export: the column {column!r} has more than {_MAX_PARTITIONS} values; choose another")
-    return pyarrow.dataset.partitioning(pa.schema([dataset.schema.field(column)]), flavor="hive")
+    unfit = [value for value in values if value == HIVE_NULL or len(quote(f"{column}={value}")) > _MAX_NAME]
+    if unfit:
+        shown = f"{unfit[0][:100]!r}, after which no folder can be named"
+        raise UserError(f"export: the column {column!r} holds {shown}; give another column")
+    return pyarrow.dataset.partitioning(pa.schema([field]), flavor="hive")
 
 
 def export_lines(url: str, to: str, kind: Kind, replace: bool = False) -> int:

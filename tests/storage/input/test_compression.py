@@ -37,6 +37,15 @@ def test_a_compressed_file_is_planned_from_any_store(suffix: str, local: bool, t
     assert plan_input(url, 10_000, Columns()).rows == 5000
 
 
+@pytest.mark.parametrize("suffix", ["", *COMPRESSED])
+def test_a_file_without_a_byte_has_no_record(suffix: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl{suffix}", b"")
+    write_file(f"{url}/b.csv{suffix}", b"")
+    write_file(f"{url}/c.jsonl", LINES)
+    assert plan_input(url, 10_000, Columns()).rows == 5000
+
+
 @pytest.mark.parametrize("suffix", COMPRESSED)
 @pytest.mark.parametrize("damage", ["cut", "plain"])
 def test_a_file_that_cannot_be_unpacked_is_refused_by_name(suffix: str, damage: str) -> None:

@@ -142,6 +142,36 @@ def test_an_input_without_files_is_refused(folder: str, end: str) -> None:
         list_input(folder + end)
 
 
+def linked(tmp_path: Path) -> Path:
+    """A folder with links to another folder, to itself, to one above it, and to nothing."""
+    for name in ["in/a.jsonl", "in/sub/b.jsonl", "other/k=1/c.jsonl", "other/_no/d.jsonl"]:
+        write_file(f"{tmp_path}/{name}", b"x")
+    for link, target in {"in/k=2": "other/k=1", "in/sub/more": "other", "in/sub/up": "in", "other/round": "in"}.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "in/self").symlink_to(".")
+    (tmp_path / "in/gone").symlink_to("nowhere")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("end", "names"),
+    [
+        ("", ["a.jsonl", "k=2/c.jsonl", "sub/b.jsonl", "sub/more/k=1/c.jsonl"]),
+        ("/k=*", ["k=2/c.jsonl"]),
+        ("/sub", ["sub/b.jsonl", "sub/more/k=1/c.jsonl"]),
+        ("/k=2", ["k=2/c.jsonl"]),
+    ],
+)
+def test_links_to_folders_are_followed_once(end: str, names: list[str], tmp_path: Path) -> None:
+    assert listed(f"{linked(tmp_path)}{end}", str(tmp_path / "in")) == names
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jsonl")).write_bytes(b"x")
+    with user_error("b\\udcff.jsonl is not UTF-8; rename it"):
+        list_input(str(tmp_path))
+
+
 def test_an_unknown_scheme_is_refused_without_showing_credentials() -> None:
     with user_error("nope://***@host/x") as _:
         open_url("nope://user:secret@host/x")

@@ -171,7 +171,7 @@ json_lines = st.lists(
 @given(json_lines, st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst"]))
 def test_random_bytes_give_one_row_a_line_that_is_not_blank(content: bytes, suffix: str) -> None:
     rows = rows_of(compressed(content, suffix), suffix)
-    assert len(rows) == sum(not line.isspace() for line in content.split(b"\n") if line)
+    assert len(rows) == sum(bool(line.removeprefix(b"\xef\xbb\xbf").strip()) for line in content.split(b"\n"))
     assert all((row.values is None) == (row.dead is not None) for row in rows)
 
 
@@ -205,6 +205,36 @@ def test_blank_lines_are_no_records(suffix: str, end: bytes) -> None:
     assert values_of(compressed(b"\n\n".join(lines) + end, suffix), suffix) == [{"a": "1"}, {"a": "2"}]
 
 
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf", b'\xef\xbb\xbf\r\n{"a": "1"}\n'])
+def test_a_mark_before_nothing_is_no_record(content: bytes) -> None:
+    assert values_of(content, ".jsonl") == [{"a": "1"}] * content.count(b"{")
+
+
+KEYS: list[tuple[str, str | None]] = [
+    ('{"a": 1, "a": 2}', "a"),
+    ('{"a" :1,"b":2,"a" :1}', "a"),
+    ('\ufeff{"a":{"b":[{"c":1,"c":1}]}}', "c"),
+    ('{"a":1,"\\u0061":2}', "a"),
+    ('{"a":[{"b":1},{"b":2}],"b":{"a":1}}', None),
+    ('{"a":"{\\"b\\":1,\\"b\\":2}"}', None),
+    ('{"a\\u0022:":1,"a":18446744073709551616}', None),
+]
+
+
+@pytest.mark.parametrize(("line", "key"), KEYS)
+def test_a_key_that_an_object_has_twice_is_named(line: str, key: str | None) -> None:
+    row = parse_line(line.encode())
+    assert (row.dead and row.dead.message) == (key and f"an object has the key {key!r} twice")
+    assert (row.values is None) == (key is not None)
+
+
+@pytest.mark.parametrize(("value", "name"), [("NaN", "NaN"), ("[-Infinity]", "Infinity"), ('"NaN", "b": x', None)])
+def test_numbers_that_json_does_not_have_are_named(value: str, name: str | None) -> None:
+    dead = parse_line(f'{{"a": {value}}}'.encode()).dead
+    assert dead is not None
+    assert dead.message.endswith(f"; {name} is no JSON, write null or the text {name!r}") == (name is not None)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_csv_fields_may_hold_newlines_commas_and_quotes(suffix: str) -> None:
     rows = [{"id": "007", "prompt": 'two\nlines, a "quote"\r\nand more'}, {"id": "8", "prompt": "plain"}]
@@ -226,9 +256,29 @@ def test_a_bad_csv_line_spoils_no_other(line: bytes, error: str) -> None:
     assert values_of(b"a,b\n1,2\n" + line + b"\n1,2\n", ".csv") == [good, error, good]
 
 
-def test_a_bad_csv_line_keeps_its_text() -> None:
-    (row,) = rows_of(b"a,b\n1,\xff,3\n", ".csv")
-    assert row.raw == "1,\\xff,3"
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b"1,\xff,3", "1,\\xff,3"),
+        (b'1,"say \\"hi\\"\xff, ok"', '1,"say \\"hi\\"\\xff, ok"'),
+        (b'1,"cut off', '1,"cut off'),
+        (b"1," + b"x" * (17 * 2**20), "1," + "x" * 1998),
+    ],
+    ids=["fields", "quotes", "cut", "huge"],
+)
+def test_a_bad_csv_line_keeps_its_text(line: bytes, text: str) -> None:
+    (row,) = rows_of(b"a,b\n" + line + b"\n", ".csv")
+    assert (row.values, row.raw) == (None, text)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'a,b\n1,2\n3,"4\n5,6\n7,8\n', b'a,b\n1,2\n3,"4\n5,6', b'a,b\n1,2\n3,"4\n' + b"5,6\n" * (5 * 2**20)],
+    ids=["closed nowhere", "cut", "longer than a record may be"],
+)
+def test_an_open_quote_takes_no_records_with_it(content: bytes) -> None:
+    with user_error("/file.csv has an open quote", "in the record of lines 3 to "):
+        rows_of(content, ".csv")
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"\xef\xbb\xbf"])
@@ -239,12 +289,14 @@ def test_a_csv_without_lines_has_no_rows(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a,b,a\n1,2,3\n", "twice"),
-        (b"\n1\n", "empty header"),
+        (b"a,b,a\n1,2,3\n", "two columns of the name 'a'"),
+        (b"id,prompt,,\n1,a,,\n", "two columns of the name ''"),
+        (b"\n1\n", "an empty first line"),
+        (b'id,"prompt\n1,2\n3,4\n', "in the record of lines 1 to 3"),
         (b"id,prompt,cat\xe9gorie\n1,2,3\n", "UTF-8"),
         (b"x" * (17 * 2**20) + b"\n1\n", "header"),
     ],
-    ids=["twice", "empty", "latin-1", "huge"],
+    ids=["twice", "two without a name", "empty", "open quote", "latin-1", "huge"],
 )
 def test_a_csv_header_that_cannot_be_used_is_refused(content: bytes, problem: str) -> None:
     with user_error("bad.csv", problem):

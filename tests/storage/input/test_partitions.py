@@ -1,5 +1,6 @@
 """Columns that folders give, in each format; pyarrow's own reader of such data sets says what their types are."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,44 @@ def test_a_column_of_the_file_must_say_the_same(row: dict[str, Any], expected: s
     else:
         with user_error("dt=2026-11-01/a.jsonl", repr(row["dt"]), "column 'dt'", "says '2026-11-01'"):
             plan_input(url, 10, Columns())
+
+
+@pytest.mark.parametrize(
+    ("column", "folder"),
+    [
+        (pa.array([20758], pa.date32()), "2026-11-01"),
+        (pa.array([7], pa.int64()), "7"),
+        (pa.array(["a"]).dictionary_encode(), "a"),
+    ],
+    ids=str,
+)
+def test_a_column_of_the_file_keeps_its_type(column: pa.Array, folder: str) -> None:
+    with pa.ipc.new_file(buffer := io.BytesIO(), pa.schema([("prompt", pa.string()), ("k", column.type)])) as writer:
+        writer.write_table(pa.table({"prompt": ["p"], "k": column}))
+    url = memory_url()
+    write_file(f"{url}/k={folder}/a.arrow", buffer.getvalue())
+    found = read(url)["in.k"].combine_chunks()
+    assert found.equals(column.dictionary_decode() if pa.types.is_dictionary(column.type) else column)
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        ("k=%ff", "the folder 'k=%ff'"),
+        ("%fe=1", "the folder '%fe=1'"),
+        ("k=1/k=2", "two folders with the key 'k'"),
+        (f"k=1/x/k={NULL}", "two folders with the key 'k'"),
+    ],
+)
+def test_folders_that_give_no_value_are_refused(folders: str, problem: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/{folders}/a.jsonl", b'{"prompt": "p"}')
+    with user_error(problem, "/a.jsonl"):
+        plan_input(url, 10, Columns())
+
+
+def test_a_key_may_be_given_twice_alike() -> None:
+    assert partitions(["/k=1/x/k=1/a.jsonl"])[0] == {"/k=1/x/k=1/a.jsonl": {"k": 1}}
 
 
 def test_equal_rows_of_two_partitions_are_two_records() -> None:

@@ -1,3 +1,4 @@
+import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from unittest import mock
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,11 @@ files = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def parquet_file(**columns: pa.Array) -> bytes:
+    pq.write_table(pa.table(columns), buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -165,6 +172,22 @@ def test_files_without_rows_are_passed_over() -> None:
     write_file(f"{url}/zzz-header.csv", b"id,prompt\n")
     plan = plan_input(url, 10, COLUMNS)
     assert ([r.id for r in read_all(plan, url)[0]], len(plan.files)) == (["id1", "id2"], 3)
+
+
+EMPTY = {
+    "header": (".csv", b"id,prompt,x\n"),
+    "types": (".parquet", parquet_file(id=pa.array([], pa.float64()), prompt=pa.nulls(0), x=pa.array([], pa.string()))),
+}
+
+
+@pytest.mark.parametrize(("suffix", "content"), EMPTY.values(), ids=EMPTY)
+def test_types_of_files_without_rows_do_not_count(suffix: str, content: bytes) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", b'{"id": "a", "prompt": "p", "y": 1}\n')
+    write_file(f"{url}/b{suffix}", content)
+    assert plan_input(url, 10, COLUMNS).passed == pa.schema([("y", pa.int64()), ("x", pa.string())])
+    write_file(f"{url}/c.jsonl", b'{"id": "c", "prompt": "p", "x": 1}\n')
+    assert plan_input(url, 10, COLUMNS).passed == pa.schema([("y", pa.int64()), ("x", pa.int64())])
 
 
 def test_hidden_files_are_not_read() -> None:

@@ -48,6 +48,12 @@ WRONG = {
     "LFS, CSV": (".csv", LFS, "git lfs pull"),
     "LFS, Parquet": (".parquet", LFS, "git lfs pull"),
     "LFS, Arrow": (".arrow", LFS, "git lfs pull"),
+    "semicolons, a comma in a name": (".csv", b'id;"prompt, long";x\n1;a;b\n', "separated by semicolons"),
+    "no line but a header": (".csv", b"id;prompt\n", "separated by semicolons"),
+    "packed twice": (".jsonl.gz", compressed(LINES, ".zst"), "is packed itself"),
+    "Parquet by another name": (".arrow", encoded(ROWS, ".parquet"), "holds Parquet; its name must end with .parquet"),
+    "Arrow by another name": (".parquet", arrow_file(), "holds Arrow; its name must end with .arrow"),
+    "Arrow, cut": (".feather", arrow_file()[:-4], "its end is missing"),
     "LFS, packed by name": (".jsonl.gz", LFS, "git lfs pull"),
     "gzip": (".jsonl", compressed(LINES, ".gz"), "holds gzip; its name must end with .gz"),
     "zstd in CSV": (".csv", compressed(LINES, ".zst"), "holds zstd"),
@@ -109,6 +115,45 @@ def test_a_file_without_a_prompt_among_others_is_named(suffix: str) -> None:
     write_file(f"{url}/a.jsonl", LINES)
     write_file(f"{url}/b{suffix}", encoded([{"id": "x", "question": "q"}], suffix))
     with user_error(f"/b{suffix} has a prompt; it has question: set input.prompt_column"):
+        plan_input(url, 10, Columns())
+
+
+@pytest.mark.parametrize("name", [" id", "id ", "\ufeffid", "\u200bid", "id\xa0"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow"])
+def test_what_is_around_the_name_of_the_ids_is_not_meant(suffix: str, name: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/a{suffix}", encoded([{"prompt": "p", name: "x"}], suffix))
+    with user_error("no record has the column 'id'", repr(name)):
+        plan_input(url, 10, Columns())
+
+
+NO_RECORDS = {
+    "text": (b"hello\nworld\n", "InvalidJson: unexpected character"),
+    "JSON in JSON": (json.dumps(json.dumps(ROWS[0])).encode(), "NotAnObject: the line holds a JSON str"),
+    "lists": (b'{"id": ["a", "b"], "prompt": ["p", "q"]}\n', "BadId: column 'id' holds a list"),
+    "float ids": (
+        b'{"id": 1.0, "prompt": "p"}\n\xff\n{"id": 2.0, "prompt": "q"}\n',
+        "BadId: column 'id' holds a float",
+    ),
+    "other names": (b'{"id": 1.0, "question": "p"}\nbad\n', "has a prompt; it has question: set input.prompt_column"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), NO_RECORDS.values(), ids=NO_RECORDS)
+def test_an_input_without_a_record_that_can_be_used_is_one_error(content: bytes, problem: str) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.jsonl", content)
+    with user_error(f"no record of {url} ", problem):
+        plan_input(url, 10, Columns()).check_records()
+    write_file(f"{url}/b.jsonl", LINES)
+    plan_input(url, 10, Columns()).check_records()
+
+
+@pytest.mark.parametrize("first", [b"# a note\n", b"question\n"])
+def test_a_header_without_a_prompt_is_named_whatever_its_first_row(first: bytes) -> None:
+    url = memory_url()
+    write_file(f"{url}/a.csv", first + b"a,b\n" * 3)
+    with user_error("/a.csv has a prompt; it has"):
         plan_input(url, 10, Columns())
 
 

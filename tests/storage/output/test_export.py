@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
+import pytest
 
 from pipeline.evaluation.runs import read_predictions
 from pipeline.records import DATA, DEAD, concat_schemas
@@ -17,6 +19,7 @@ from pipeline.storage.commit.window import commit_shard
 from pipeline.storage.output.export import export_lines, export_parquet
 from pipeline.storage.output.run import RUN, RunFolder, encode_schema
 from pipeline.storage.types.values import is_json_text, json_field
+from tests.storage import user_error
 
 _JSON: list[Any] = ["text", 2**64, {"b": [1, 0.5], "a": None}, None, ""]
 
@@ -85,6 +88,42 @@ def test_parquet_keeps_the_mark_of_json_text(tmp_path: Path) -> None:
     make_run(str(tmp_path / "run"), json_column("x", _JSON))
     export_parquet(str(tmp_path / "run"), str(tmp_path / "copy"), None)
     assert is_json_text(pa.dataset.dataset(tmp_path / "copy").schema.field("x"))
+
+
+UNFIT = [
+    ("k", pa.array(["__HIVE_DEFAULT_PARTITION__", None]), "holds '__HIVE_DEFAULT_PARTITION__', after which no folder"),
+    ("k", pa.array(["é" * 50]), "after which no folder can be named"),
+    ("k", pa.array([b"\xff"]), "holds lists, objects or bytes"),
+    ("a/b", pa.array(["x"]), "no folder can be named after the column 'a/b'"),
+    ("a=b", pa.array(["x"]), "no folder can be named after the column 'a=b'"),
+    ("", pa.array(["x"]), "no folder can be named after the column ''"),
+]
+
+
+@pytest.mark.parametrize(("name", "column", "problem"), UNFIT, ids=[problem[-25:] for *_, problem in UNFIT])
+def test_what_folders_cannot_say_is_refused_before_it_is_written(
+    name: str, column: pa.Array, problem: str, tmp_path: Path
+) -> None:
+    make_run(str(tmp_path / "run"), pa.table({name: column}))
+    with user_error("export: ", problem):
+        export_parquet(str(tmp_path / "run"), str(tmp_path / "copy"), name)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_folders_say_each_value(tmp_path: Path) -> None:
+    values = ["a/b", "..", "100%", "a=b", " ", "", None, "x" * 200]
+    make_run(str(tmp_path / "run"), pa.table({"k": values}))
+    export_parquet(str(tmp_path / "run"), str(tmp_path / "copy"), "k")
+    assert sorted(p.parent.parent.name for p in tmp_path.glob("copy/*/*")) == ["copy"] * len(values)
+    copy = pyarrow.dataset.dataset(tmp_path / "copy", partitioning="hive").to_table().sort_by("id")
+    assert copy["k"].to_pylist() == values
+
+
+def test_a_copy_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    make_run(str(tmp_path / "run"), pa.table({"k": ["x"]}))
+    (tmp_path / "file").write_text("x")
+    with user_error("export: cannot write to ", "/file/copy"):
+        export_parquet(str(tmp_path / "run"), str(tmp_path / "file" / "copy"), None)
 
 
 def test_answers_in_json_text_are_compared_as_values(tmp_path: Path) -> None:

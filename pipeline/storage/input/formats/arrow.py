@@ -18,7 +18,7 @@ from pipeline.storage.store.redact import masked, user_errors
 from .base import FILE_START, Format, LocatedRows, SeekPoint
 from .typed import plain_schema, rows_of
 
-_CONTINUATION, _FILE_MARK = 0xFFFFFFFF, b"ARROW1\0\0"
+_CONTINUATION, _FILE_MARK, _END_MARK = 0xFFFFFFFF, b"ARROW1\0\0", b"ARROW1"
 _HEADER, _BUFFERS, _COMPRESSION, _DATA = 2, 2, 3, 1  # fields of Message, RecordBatch (two) and DictionaryBatch
 _MAX_BATCH_BYTES = 2**30  # of a record batch: `datasets` writes thousands of rows in one, which may hold images
 _READ_ERRORS = (OSError, ValueError, MemoryError, struct.error, pa.ArrowException)
@@ -50,7 +50,12 @@ class Arrow(Format):
 def _head(f: pa.NativeFile, path: str) -> tuple[pa.Message, pa.Schema]:
     """The first message, and the schema in it."""
     problem = f"input: cannot read {masked(path)} as an Arrow stream or file"
-    f.seek(len(_FILE_MARK) if f.read(len(_FILE_MARK)) == _FILE_MARK else 0)
+    is_file = f.read(len(_FILE_MARK)) == _FILE_MARK
+    if is_file:
+        f.seek(max(0, f.size() - len(_END_MARK)))
+        if f.read() != _END_MARK:
+            raise UserError(f"{problem}: its end is missing; write it again")
+    f.seek(len(_FILE_MARK) if is_file else 0)
     message = _message(f, path)
     if message is None or message.type != "schema":
         raise UserError(f"{problem}: it does not start with a schema")

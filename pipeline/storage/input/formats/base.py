@@ -1,14 +1,16 @@
 """The interface of an input format, and the rows that it yields."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 
+from pipeline.errors import UserError
 from pipeline.records import Cells, DeadLetter
+from pipeline.storage.input.limits import MAX_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Format(ABC):
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
         """The column types if the file states them; None if they must be inferred from the values."""
         return None
+
+
+def check_names(names: Sequence[str], path: str) -> None:
+    """Raise `UserError` for too many columns, or one that is named twice. ``path``: of the file, masked."""
+    if len(names) > MAX_COLUMNS:
+        raise UserError(f"input: {path} has {len(names)} columns; the limit is {MAX_COLUMNS}")
+    repeated = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if repeated is not None:
+        raise UserError(f"input: {path} has two columns of the name {repeated[:100]!r}; rename one of them")
 
 
 def unreadable(error_type: str, message: str, raw: bytes | str) -> InputRow:

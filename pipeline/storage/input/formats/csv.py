@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.storage.input.compression import open_text
-from pipeline.storage.input.limits import MAX_COLUMNS, MAX_LINE
+from pipeline.storage.input.limits import MAX_LINE
 from pipeline.storage.store.redact import masked
 
-from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
+from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, check_names, unreadable
 
 csv.field_size_limit(MAX_LINE)
 
@@ -31,13 +31,13 @@ class Csv(Format):
     def schema(self, fs: fsspec.AbstractFileSystem, path: str) -> pa.Schema | None:
         """The columns of the header, all text."""
         with open_text(fs, path) as binary:
-            header = _header(csv.reader(_Lines(binary), strict=True), masked(path))
+            header = _header(csv.reader(_Lines(binary, path), strict=True), masked(path))
         return pa.schema([(name, pa.string()) for name in header])
 
 
 def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
     with open_text(fs, path) as binary:
-        lines = _Lines(binary)
+        lines = _Lines(binary, path)
         # Without strict, an unclosed quote would silently turn the rest of the file into one record.
         reader = csv.reader(lines, strict=True)
         header = _header(reader, masked(path))
@@ -46,10 +46,10 @@ def _rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[InputRow]:
             try:
                 fields = next(reader, None)
             except _TooLongError as error:
-                yield unreadable("RecordTooLong", str(error), "")
+                yield unreadable("RecordTooLong", str(error), lines.start_text)
                 continue
             except csv.Error as error:
-                yield unreadable("InvalidCsv", f"up to line {reader.line_num}: {error}", "")
+                yield unreadable("InvalidCsv", f"up to line {lines.number}: {error}", lines.start_text)
                 continue
             if fields is None:
                 return
@@ -62,23 +62,41 @@ class _TooLongError(csv.Error):
 
 
 class _Lines:
-    """Lines for `csv.reader`, which takes one or more per record; a record has at most MAX_LINE characters."""
+    """Lines for `csv.reader`, which takes one or more per record; a record has at most MAX_LINE characters.
 
-    def __init__(self, binary: io.BufferedReader) -> None:
+    More than one means that a quote is open. If the file ends there, or the record gets too long, a quote is missing
+    somewhere, and nobody knows how many records it has taken: `UserError`, since one dead letter would hide them.
+    """
+
+    def __init__(self, binary: io.BufferedReader, path: str) -> None:
         self._text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._path = path
+        self.number = 0  # of the last line, from 1
         self.start_record()
 
     def start_record(self) -> None:
-        self._left = MAX_LINE
+        self._left, self._first, self._start = MAX_LINE, "", self.number + 1
+
+    @property
+    def start_text(self) -> str:
+        """The first line of the record, as far as it can be shown."""
+        return _printable(self._first[:2000].rstrip("\r\n"))
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
         line = self._text.readline(self._left + 1)
+        self._left -= len(line)
+        if (not line or self._left < 0) and self.number > self._start:
+            raise UserError(
+                f"input: {masked(self._path)} has an open quote, or more than {MAX_LINE} characters, in the record of"
+                f" lines {self._start} to {self.number}; mend it, or write the file again"
+            )
         if not line:
             raise StopIteration
-        self._left -= len(line)
+        self.number += 1
+        self._first = self._first or line
         if self._left < 0:
             while not line.endswith(("\n", "\r")) and (line := self._text.readline(2**20)):
                 pass
@@ -95,10 +113,9 @@ def _header(reader: Iterator[list[str]], path: str) -> list[str]:
         raise UserError(f"input: {path} has a bad header: {error}") from None
     except UnicodeEncodeError:
         raise UserError(f"input: the header of {path} is not UTF-8; convert the file to UTF-8") from None
-    if header is not None and len(set(header)) < max(1, len(header)):
-        raise UserError(f"input: {path} has an empty header line, or a header that names a column twice")
-    if header is not None and len(header) > MAX_COLUMNS:
-        raise UserError(f"input: {path} has {len(header)} columns; the limit is {MAX_COLUMNS}")
+    if header == []:
+        raise UserError(f"input: {path} has an empty first line, which must name the columns")
+    check_names(header or [], path)
     return header or []
 
 

@@ -1,15 +1,19 @@
 """JSON lines, plain or compressed: one object per line. A bad line does not affect the others."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 
-from pipeline.exact_json import loads
+from pipeline.exact_json import loads, repeated_key
 from pipeline.storage.input.compression import open_text, split_name
 from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_deeper
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
+
+_BOM = b"\xef\xbb\xbf"
+_NO_NUMBER = re.compile(r"[:,\[]\s*-?(NaN|Infinity)\b")
 
 
 class Jsonl(Format):
@@ -22,7 +26,7 @@ class Jsonl(Format):
         """Yield the rows from ``start`` on."""
         _, compression = split_name(path)
         for offset, line in _lines(fs, path, start.offset):
-            if len(line) > MAX_LINE or line.strip():
+            if len(line) > MAX_LINE or line.removeprefix(_BOM).strip():
                 yield 0 if compression else offset, parse_line(line)
 
 
@@ -37,11 +41,15 @@ def parse_line(line: bytes) -> InputRow:
     try:
         values = loads(text.removeprefix("\ufeff"))
     except ValueError as error:
-        return unreadable("InvalidJson", str(error), text)
+        found = _NO_NUMBER.search(text)
+        advice = f"; {found[1]} is no JSON, write null or the text {found[1]!r}" if found else ""
+        return unreadable("InvalidJson", f"{error}{advice}", text)
     if not isinstance(values, dict):
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
     if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(values, MAX_DEPTH):
         return unreadable("TooDeep", f"the values are nested deeper than {MAX_DEPTH} levels", text)
+    if (key := repeated_key(text, values)) is not None:
+        return unreadable("RepeatedKey", f"an object has the key {key[:100]!r} twice", text)
     if len(values) > MAX_COLUMNS:
         return unreadable("TooManyColumns", f"the object has {len(values)} keys, at most {MAX_COLUMNS} are taken", text)
     return InputRow(values)

@@ -4,12 +4,12 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.records import Cells
-from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, text_size
+from pipeline.storage.input.limits import MAX_DEPTH, MAX_LINE, text_size
 from pipeline.storage.store.redact import masked, masked_error, user_errors
 from pipeline.storage.types.plain import UnfitTypeError, plain_batch, plain_type
 from pipeline.storage.types.values import is_json_text, json_field, python_rows
 
-from .base import InputRow, unreadable
+from .base import InputRow, check_names, unreadable
 
 _TOO_LONG = unreadable("RecordTooLong", f"the record is longer than {MAX_LINE} bytes", "")
 
@@ -39,8 +39,7 @@ def plain_schema(schema: pa.Schema, path: str) -> pa.Schema:
     """
     # Arrow checks the names in a nested type only when it makes values of the type.
     with user_errors(f"input: {masked(path)} has a field whose name is not UTF-8", (UnicodeDecodeError,)):
-        if len(schema.names) > MAX_COLUMNS or len(set(schema.names)) < len(schema.names):
-            raise UserError(f"input: {masked(path)} has more than {MAX_COLUMNS} columns, or names one twice")
+        check_names(schema.names, masked(path))
         plain = pa.schema([_plain_field(field, path) for field in schema])
     if any(_is_too_deep(kind, MAX_DEPTH) for kind in plain.types):
         raise UserError(f"input: {masked(path)} has values nested deeper than {MAX_DEPTH} levels")
