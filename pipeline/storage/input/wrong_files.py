@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from contextlib import suppress
 
 import fsspec
 import orjson
@@ -9,12 +10,12 @@ import orjson
 from pipeline.conversations import hint
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked
+from pipeline.untrusted import stand_in
 
 from .columns import Columns
 from .compression import open_text, split_name
 
 _HEAD_BYTES = 2**16
-_LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC = {
     b"\x1f\x8b": ("gzip", ".gz"),
     b"BZh": ("bzip2", ".bz2"),
@@ -29,18 +30,24 @@ _BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xf
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> str | None:
-    """What a file that cannot be read seems to be, and what to do: the rest of a sentence. None if that is unclear.
+def explain(fs: fsspec.AbstractFileSystem, path: str, is_text: bool, key: str = "input") -> None:
+    """Raise `UserError` if a file that cannot be read seems to be something else than its name says.
 
-    ``is_text``: whether it should hold text.
+    ``is_text``: whether it should hold text. ``key``: starts the message.
     """
+    seems = None
+    with suppress(Exception):  # the error of the reader is the one to tell
+        seems = _what_it_seems(fs, path, is_text)
+    if seems is not None:
+        raise UserError(f"{key}: {masked(path)} {seems}")
+
+
+def _what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> str | None:
     name, compression = split_name(path)
     with fs.open(path, "rb") as opened:
         head = bytes(opened.read(_HEAD_BYTES))
-    if head.startswith(_LFS):
-        return "is a Git LFS pointer, not the data itself; fetch the data with git lfs pull"
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        return "is a web page or XML; check where it was downloaded from"
+    if what := stand_in(head):
+        return f"is {what}"
     if not is_text:
         return None
     for magic, (kind, suffix) in _MAGIC.items():
