@@ -90,4 +90,6 @@ def _line(key: str, detail: Any, known: list[str]) -> str:
         return f"config: engine.backend: {detail['msg']}"
     if detail["type"] == "setting":
         return f"config: {key} {detail['msg']}"
-    return "" if detail["input"] == "???" else f"config: {key}: {detail['msg']} (got {detail['input']!r})"
+    is_number = detail["type"] == "string_type" and isinstance(detail["input"], (int, float))
+    hint = f"; write a text of digits as '{key}=\"...\"'" if is_number else ""
+    return "" if detail["input"] == "???" else f"config: {key}: {detail['msg']} (got {detail['input']!r}){hint}"

@@ -72,6 +72,8 @@ def _explain(word: str, error: Exception, config: DictConfig, folder: Path) -> s
         options = sorted(file.stem for file in (folder / key).glob("*.yaml"))
         value = word.partition("=")[2]
         suggestion = nearest(value, options)
+        if "/" in value and "custom" in options:
+            suggestion = f"custom {key}.path={value}"
         return f"config: {key} has no option {value!r}; it has {', '.join(options)}" + (
             f"; did you mean {key}={suggestion}?" if suggestion else ""
         )

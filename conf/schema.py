@@ -27,9 +27,12 @@ from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
 from pipeline.engine.settings import FROM_JOB
 
+from .words import json_object
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
-PathOrUrl = Annotated[str, AfterValidator(os.path.expanduser)]
+Object = Annotated[dict[str, Any], BeforeValidator(json_object)]
+PathOrUrl = Annotated[Text, AfterValidator(os.path.expanduser)]
 
 
 class Strict(BaseModel):
@@ -47,7 +50,7 @@ class ModelSettings(Strict):
     prompt_format: PromptMode
     last_assistant: LastAssistant
     special_tokens: SpecialTokens
-    chat_template_kwargs: dict[str, Any] | None
+    chat_template_kwargs: Object | None
     trust_remote_code: bool
 
     @property
@@ -130,7 +133,7 @@ class StageSettings(Strict):
     cpus: PositiveFloat
     memory_gb: Annotated[float, Field(ge=0)]
     accelerator: Text | None
-    labels: dict[str, str]
+    labels: Annotated[dict[str, str], BeforeValidator(json_object)]
 
 
 class RouteStage(StageSettings):
@@ -194,7 +197,7 @@ class GenerationSettings(Strict):
     def _check(cls, value: Any, info: ValidationInfo) -> Any:
         """Check a value as that of a record is checked. In the config, ``json_schema`` may name a file."""
         if value is None or value == [] or info.field_name == "json_schema":
-            return value
+            return json_object(value)
         try:
             return parse_setting(str(info.field_name), value)
         except ValueError as error:

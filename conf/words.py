@@ -16,28 +16,39 @@ _NAMES = {True: "true", False: "false", None: "null"}
 def as_meant(word: str) -> str:
     """Rewrite a word so that Hydra takes it; `UserError` with how to write it if its meaning is unclear.
 
-    A JSON list or object is read as JSON; in lists of texts, numbers are taken as they are written. A value that Hydra
-    cannot read is a text.
+    A JSON list is read as JSON, and a JSON object stays a text (`json_object` reads it); in lists of texts, numbers are
+    taken as they are written. A value that Hydra cannot read, or would take for several, is a text.
     """
     key, equals, value = word.partition("=")
     if not equals:
         return word
-    values = _json_object(value)
-    if values is not None:
-        return f"{key}={_quoted(values)}"
     is_list = value.startswith("[") and value.endswith("]")
-    parts = _json_list(value, of_texts=key in _TEXT_LISTS) if is_list else None
-    if parts is not None:
-        return f"{key}={_quoted(parts)}"
+    values = _json_list(value, of_texts=key in _TEXT_LISTS) if is_list else None
+    if values is not None:
+        return f"{key}=[{','.join(map(_quoted, values))}]"
+    if isinstance(json_object(value), dict):
+        return f"{key}={_quoted(value)}"
     if "\\" in value and (is_list or key in _TEXT_LISTS):
         raise UserError(f"config: {key}: write a text with a backslash as JSON, in single quotes: '{key}=[\"\\n\"]'")
-    if _is_readable(word) or value.startswith(("'", '"', "{")):
+    is_quoted = re.search(r"['\"\[\]{}$]", value[1:-1] if is_list else value) is not None
+    is_texts = key in _TEXT_LISTS and value not in ("", "null") and not is_quoted
+    kind = _kind(word)
+    if (kind == "value" and not is_texts) or value.startswith(("'", '"', "{")):
         return word
-    if is_list and re.search(r"['\"\[\]{}]", value[1:-1]):
+    if (is_list and is_quoted) or (is_texts and "," in value and not is_list):
         raise UserError(f'config: {key}: write the list as JSON, in single quotes: \'{key}=["a", "b"]\'')
-    if is_list:
+    if is_list and value[1:-1].strip():
         return f"{key}=[{','.join(_quoted(part.strip()) for part in value[1:-1].split(','))}]"
     return word if value.startswith("[") and key in _TEXT_LISTS else f"{key}={_quoted(value)}"
+
+
+def json_object(value: Any) -> Any:
+    """The object in a text of JSON; other values unchanged."""
+    try:
+        read = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else None
+    except ValueError:
+        return value
+    return read if isinstance(read, dict) else value
 
 
 def _json_list(value: str, of_texts: bool) -> list[Any] | None:
@@ -52,27 +63,8 @@ def _json_list(value: str, of_texts: bool) -> list[Any] | None:
     return [_NAMES[v] if of_texts and not isinstance(v, str) else v for v in values]
 
 
-def _json_object(value: str) -> dict[str, Any] | None:
-    """A JSON object whose keys Hydra's grammar has; None for all other texts."""
-    try:
-        found = json.loads(value) if value.startswith("{") else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and _has_plain_keys(found) else None
-
-
-def _has_plain_keys(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(re.fullmatch(r"[A-Za-z_]\w*", key) and _has_plain_keys(inner) for key, inner in value.items())
-    return not isinstance(value, list) or all(map(_has_plain_keys, value))
-
-
 def _quoted(value: Any) -> str:
-    """A value of JSON in Hydra's grammar."""
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}: {_quoted(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{','.join(map(_quoted, value))}]"
+    """A scalar in Hydra's grammar."""
     if not isinstance(value, str):
         return json.dumps(value)
     # Before a quote, and at the end, backslashes escape; elsewhere they stand for themselves.
@@ -80,9 +72,10 @@ def _quoted(value: Any) -> str:
     return f'"{text}"'.replace("${", "\\${")
 
 
-def _is_readable(word: str) -> bool:
+def _kind(word: str) -> str:
+    """``value``, ``several`` (which commas would make it), or ``text`` if Hydra cannot read it."""
     try:
-        OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(word)
     except HydraException:
-        return False
-    return True
+        return "text"
+    return "several" if override.is_sweep_override() else "value"

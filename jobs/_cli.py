@@ -1,12 +1,14 @@
 """Shared by all commands: parsing of words, exit codes, and errors of one line."""
 
 import os
+import re
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,9 +33,16 @@ class Job(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words. Unlike plain click, an option never takes the next option for its value."""
+        # As an unset variable of a shell leaves them; an empty path would be the folder that the command runs in.
+        empty = [word[:-1] for word in args if re.fullmatch(r"--[\w-]+=", word)]
+        empty += [word for word, value in pairwise(args) if word.startswith("--") and "=" not in word and not value]
+        if empty:
+            raise click.BadOptionUsage(empty[0], f"Option {empty[0]!r} is empty.", ctx)
         rest = super().parse_args(ctx, args)
         for option in self.params:
             value = ctx.params.get(str(option.name))
+            if isinstance(value, (str, Path)):  # a shell leaves the ~ of --bank=~/bank
+                ctx.params[str(option.name)] = type(value)(os.path.expanduser(value))
             if isinstance(value, str) and value.startswith("--"):
                 raise click.BadOptionUsage(option.opts[0], f"Option {option.opts[0]!r} requires an argument.", ctx)
         for word in ctx.params.get("overrides", ()):

@@ -28,6 +28,7 @@ from pipeline.stages.tables import prompt_of
 from pipeline.storage.input.files import Listing
 from pipeline.storage.input.plan import check_input, plan_input
 from pipeline.storage.input.read import read_split, staged_table, staged_tables
+from pipeline.storage.output.run import RunFolder
 from pipeline.storage.store.objects import put
 from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import open_url
@@ -84,7 +85,8 @@ def read_settings(options: RecordOptions, with_files: bool = True) -> JobSetting
 
 
 def _check_output(url: str) -> None:
-    """Raise `UserError` if the output has a file of the name of the routes that no such command wrote."""
+    """Raise `UserError` if the output cannot be written, or has such a file that no such command wrote."""
+    RunFolder(url).check_writable()
     fs, root = open_url(url)
     path = f"{root.rstrip('/')}/{_ROUTES}"
     with user_errors(f"output: {masked(url)} holds another {_ROUTES}; give another --output"):
@@ -109,7 +111,8 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int, listi
             refused.update(dead["error_type"] for dead in table["dead"].drop_null().to_pylist())
             writer.write_table(_routes(alive, schema, _explanations(route, alive)))
             left -= _print_explanations(route, table, left)
-    put(fs, f"{root.rstrip('/')}/{_ROUTES}", buffer.getvalue())
+    with user_errors(f"output: cannot write to {masked(settings.output)}"):
+        put(fs, f"{root.rstrip('/')}/{_ROUTES}", buffer.getvalue())
     _print_histogram(mixtures, refused)
     for line in last_assistant_lines(last_assistant, settings.model.prompts):
         print(line)

@@ -19,6 +19,7 @@ from pipeline.adapters import is_adapter_name
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_model, load_tokenizer, pick_device, resolve_model
 from pipeline.storage.input.labelled import read_examples
+from pipeline.storage.output.run import RunFolder
 from pipeline.storage.store.redact import masked
 from pipeline.training import AdapterTrainer, TrainingSettings, encode_examples, split_validation
 
@@ -47,6 +48,7 @@ def main(data: tuple[str, ...], output: Path, tasks: tuple[str, ...], overrides:
     config = load_settings("train_adapters", overrides, TrainAdaptersConfig)
     if config.model.quantization != "none":
         raise UserError("config: adapters are trained on unquantised weights; set model.quantization=none")
+    RunFolder(str(output)).check_writable()
     rows = rows_by_task(data, tasks, ["task", "prompt", "answer"])
     for task in rows:
         if (output / task).exists() and not (output / task / "training.json").is_file():

@@ -10,12 +10,15 @@ from conf import load_settings
 from conf.schema_training import TrainRouterConfig
 from jobs._cli import OK, Job, config_words, run_job, task_option
 from jobs.train_adapters import rows_by_task
+from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_token_embeddings, load_tokenizer, resolve_model
 from pipeline.routing.centroid_router import CentroidSettings, fit_centroids
+from pipeline.routing.loading import load_router
 from pipeline.routing.mlp_router import MlpRouter
 from pipeline.routing.policy import Fallback
 from pipeline.routing.router import tokenizer_fingerprint
 from pipeline.routing.training import RouterSettings, train_router
+from pipeline.storage.output.run import RunFolder
 
 
 @click.command("train-router", cls=Job)
@@ -57,6 +60,7 @@ def main(
     repeated; default: all tasks of the data. loraloom evaluate --leave-one-out measures which fallback is best.
     """
     config = load_settings("train_router", overrides, TrainRouterConfig)
+    _check_output(output)
     rows = rows_by_task(data, tasks, ["task", "prompt"])
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -89,6 +93,16 @@ def main(
         f" -> {output}"
     )
     return OK
+
+
+def _check_output(folder: Path) -> None:
+    """Raise `UserError` if the folder cannot be written, or holds what no router wrote."""
+    RunFolder(str(folder)).check_writable()
+    if (folder / "router.json").exists():
+        try:
+            load_router(folder)
+        except UserError:
+            raise UserError(f"output: {folder} holds another router.json; give another --output") from None
 
 
 if __name__ == "__main__":

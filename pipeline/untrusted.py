@@ -9,13 +9,34 @@ from typing import Any
 MAX_JSON_BYTES = 8 * 2**20  # a PEFT config has a few kilobytes
 MAX_HEADER_BYTES = 16 * 2**20  # about 100,000 tensors; safetensors itself accepts 100 MB
 _START = 64  # bytes that tell what a file is
-_APPEARANCES = {
-    b"version https://git-lfs": "it is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned",
-    b"<": "it is a web page or the error of a store; download the file itself",
-    b"pk\x03\x04": "it is a zip or a pickle of torch.save, which is not read; save it as safetensors",
-    b"\x80": "it is a pickle, which is not read since it can run code; save it as safetensors",
-    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+_PAGE = "a web page or the error of a store; download the file itself"
+# What a download may give in the place of any file.
+_STAND_INS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull where it was cloned",
+    **dict.fromkeys((b"<!doc", b"<html", b"<?xml", b"<error"), _PAGE),
 }
+# In the place of JSON or safetensors.
+_OTHERS = {
+    b"pk\x03\x04": "a zip or a pickle of torch.save, which is not read; save it as safetensors",
+    b"\x80": "a pickle, which is not read since it can run code; save it as safetensors",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+}
+
+
+def stand_in(content: bytes) -> str:
+    """What a file is that was downloaded in the place of another, and what to do; empty if it is none."""
+    return _first(content, _STAND_INS)
+
+
+def appearance(content: bytes) -> str:
+    """What a file of JSON or safetensors seems to be instead, and what to do, as a sentence; empty if it is unknown."""
+    found = _first(content, _STAND_INS | _OTHERS)
+    return f"it is {found}" if found else ""
+
+
+def _first(content: bytes, known: dict[bytes, str]) -> str:
+    start = content.removeprefix(codecs.BOM_UTF8).lstrip()[:_START]
+    return next((what for first, what in known.items() if start.lower().startswith(first)), "")
 
 
 def read_json(path: Path) -> Any:
@@ -29,7 +50,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise ValueError("its values are nested too deep") from None
     except ValueError as error:
-        raise ValueError(_appearance(content) or str(error)) from None
+        raise ValueError(appearance(content) or str(error)) from None
 
 
 def check_tensor_file(path: Path, max_bytes: int | None = None) -> None:
@@ -45,18 +66,12 @@ def check_tensor_file(path: Path, max_bytes: int | None = None) -> None:
     if len(start) < 8:
         raise ValueError(f"it has {size} bytes and no header; copy it again")
     if start[8:9] not in (b"{", b""):  # the first byte of every header
-        raise ValueError(_appearance(start) or "it has no header of safetensors; copy it again")
+        raise ValueError(appearance(start) or "it has no header of safetensors; copy it again")
     if max_bytes is not None and size > max_bytes:
         raise ValueError(f"it has {size} bytes, more than {max_bytes}")
     (length,) = struct.unpack("<Q", start[:8])
     if length > MAX_HEADER_BYTES or length > size - 8:
         raise ValueError(f"its header would have {length} bytes, the file has {size}; copy it again")
-
-
-def _appearance(content: bytes) -> str:
-    """Return what a file seems to be that is not what its name says, and what to do; empty if it is unknown."""
-    start = content.removeprefix(codecs.BOM_UTF8).lstrip()[:_START]
-    return next((what for first, what in _APPEARANCES.items() if start.lower().startswith(first)), "")
 
 
 def short_repr(value: object) -> str:

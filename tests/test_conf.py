@@ -132,6 +132,22 @@ MEANT: dict[str, tuple[str, Any]] = {
     "generation.regex=[a-z]+": ("generation.regex", "[a-z]+"),
     'generation.regex="\\bx\\b"': ("generation.regex", "\\bx\\b"),
     "generation.stop_token_ids=[1,2]": ("generation.stop_token_ids", (1, 2)),
+    "generation.stop=100": ("generation.stop", ("100",)),
+    "generation.choices=[-1,+1]": ("generation.choices", ("-1", "+1")),
+    "generation.choices=[1_000,inf,0x10]": ("generation.choices", ("1_000", "inf", "0x10")),
+    "generation.choices=[NULL,None,yes]": ("generation.choices", ("NULL", "None", "yes")),
+    "bank.path=my/a,b": ("bank.path", "my/a,b"),
+    'input.id_column="1"': ("input.id_column", "1"),
+    'model.chat_template_kwargs={"enable_thinking": false, "größe": [1, "a"]}': (
+        "model.chat_template_kwargs",
+        {"enable_thinking": False, "größe": [1, "a"]},
+    ),
+    "model.chat_template_kwargs={enable_thinking: false}": ("model.chat_template_kwargs", {"enable_thinking": False}),
+    r'generation.json_schema={"type": "object", "pattern": "^\\d\"${x}$"}': (
+        "generation.json_schema",
+        {"type": "object", "pattern": r'^\d"${x}$'},
+    ),
+    'cluster.stages.read.labels={"zone": "a"}': ("cluster.stages.read.labels", {"zone": "a"}),
 }
 
 
@@ -147,6 +163,12 @@ def test_a_value_is_taken_as_it_is_meant(word: str, expected: tuple[str, Any]) -
         ("generation.stop=\\n", "write a text with a backslash as JSON, in single quotes: 'generation.stop=[\"\\n\"]'"),
         ("generation.stop=['\\n']", "as JSON"),
         ("generation.stop=[\\n]", "as JSON"),
+        ("generation.stop=a,b", 'write the list as JSON, in single quotes: \'generation.stop=["a", "b"]\''),
+        ("bank.adapters=red,tall", "write the list as JSON"),
+        ("generation.temperature=0,7", 'must be a number from 0, not "0,7"'),
+        ("input.id_column=1", "valid string (got 1); write a text of digits as 'input.id_column=\"...\"'"),
+        ("bank.path=", "bank.path: String should have at least 1 character"),
+        ("bank=my/bank", "no option 'my/bank'; it has custom, demo; did you mean bank=custom bank.path=my/bank?"),
         ("generation.choices=[it's,b]", 'write the list as JSON, in single quotes: \'generation.choices=["a", "b"]\''),
     ],
 )

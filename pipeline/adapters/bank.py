@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.file_sample import hash_sample
 from pipeline.untrusted import printable_name, short_repr
 
 from .config import AdapterConfig, is_adapter_name, read_adapter_config
 from .copies import copy_problem, vocabulary_problem
-from .files import CONFIG_FILE, adapters_in, checkpoints, is_checkpoint, weight_files
+from .files import CONFIG_FILE, adapters_in, checkpoints, has_weights, is_checkpoint, weight_files
 from .weights import ModuleWeights, read_weights
 
 BaseShapes = dict[str, tuple[int, int]]
@@ -134,7 +134,8 @@ def _shape_problem(module: str, weights: ModuleWeights, shapes: BaseShapes, mode
 def adapter_names(bank: Path) -> list[str]:
     """Return the sub-folders of a bank that hold an adapter, sorted; `UserError` if it is no bank.
 
-    The output of a training counts as an adapter, so that it is not passed over: reading it says what to do.
+    The output of a training, and weights without their config, count as an adapter, so that they are not passed over:
+    reading them says what to do.
     """
     found = _folders(bank)
     if (bank / CONFIG_FILE).exists():
@@ -149,7 +150,9 @@ def adapter_names(bank: Path) -> list[str]:
         )
     if not found:
         deeper = sorted(path.name for path in bank.iterdir() if path.is_dir() and adapters_in(path))
+        packed = sorted(path.name for path in bank.iterdir() if path.name.endswith((".zip", ".tar", ".tgz", ".gz")))
         hint = f"; {printable_name(deeper[0])} in it has some: give that folder" if deeper else ""
+        hint += f"; unpack {first_names([*map(printable_name, packed)])}" if packed else ""
         raise UserError(
             f"bank: no adapter in {bank}: it has no sub-folder with an adapter_config.json{hint} (bank.path)"
         )
@@ -157,8 +160,10 @@ def adapter_names(bank: Path) -> list[str]:
 
 
 def _folders(bank: Path) -> list[str]:
-    """Return the names of a bank's adapters, and of outputs of trainings in their place, sorted."""
+    """Return the names of a bank's adapters, and of folders that are in their place, sorted."""
+    if bank.is_file():
+        raise UserError(f"bank: {bank} is a file, and a bank is a folder of adapters; unpack it (bank.path)")
     if not bank.is_dir():
         raise UserError(f"bank: no folder {bank} (bank.path)")
-    outputs = [p.name for p in bank.iterdir() if p.name[0] != "." and p.is_dir() and checkpoints(p)]
-    return sorted({*adapters_in(bank), *outputs})
+    others = [p.name for p in bank.iterdir() if p.name[0] != "." and p.is_dir() and (checkpoints(p) or has_weights(p))]
+    return sorted({*adapters_in(bank), *others})

@@ -68,6 +68,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"bank: adapter {name!r}: its folder is the output of a training, whose adapters are in"
             f" {', '.join(map(printable_name, nested[-5:]))}; copy the files of the one to use into it ({folder})"
         )
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(f"bank: adapter {name!r}: it has no {CONFIG_FILE}; copy that too ({folder})")
     try:
         values = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:

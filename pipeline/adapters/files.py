@@ -72,6 +72,11 @@ def adapters_in(folder: Path) -> list[str]:
     return sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}") if p.parent.name[0] != ".")
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds an adapter's weights, or shards or a pickle of them."""
+    return any(folder.glob("adapter_model*"))
+
+
 def _instead(folder: Path) -> str:
     """Return what the folder has in place of the weights, and what to do."""
     pickles = _names(path for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))

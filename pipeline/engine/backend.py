@@ -100,7 +100,7 @@ class Capabilities:
 
 
 def _accept_any(*checked: object) -> None:
-    """Accept every bank."""
+    """Accept every bank, or every model."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class BackendSpec(Generic[Settings]):
     """One engine. ``settings``: its class of settings, whose ``backend`` is the name of the engine.
 
     ``check`` raises `UserError` for adapters of a bank that the engine cannot compute, given the settings and the
-    maximum number of adapters in a mixture. ``package``: a package that it needs, installed by the extra of its name.
+    maximum number of adapters in a mixture. ``check_model`` raises it for a model, given its folder or hub id and its
+    config. ``package``: a package that it needs, installed by the extra of its name.
     """
 
     settings: type[Settings]
@@ -116,3 +117,4 @@ class BackendSpec(Generic[Settings]):
     start: Callable[[Settings, EngineContext], Backend]
     check: Callable[[Settings, "AdapterBank", int], object] = _accept_any
     package: str = ""
+    check_model: Callable[[str, Any], object] = _accept_any

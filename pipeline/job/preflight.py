@@ -32,7 +32,7 @@ from pipeline.storage.input.files import Listing, list_input
 from pipeline.storage.input.plan import InputPlan, check_input, plan_input
 from pipeline.storage.output.run import RUN, RunFolder, artifacts, run_values
 from pipeline.storage.store.local_copy import has_values
-from pipeline.storage.store.redact import masked, masked_error, masked_path
+from pipeline.storage.store.redact import masked, masked_path
 from pipeline.storage.store.urls import open_url
 
 from .error_budget import ErrorBudget
@@ -68,24 +68,19 @@ def prepare(settings: JobSettings, folder: RunFolder, new_run: bool = False) -> 
     """
     start = time.monotonic()
     limit_arenas()
-    _check_shared(settings)
+    if isinstance(open_url(settings.input)[0], MemoryFileSystem):
+        shown = masked(settings.input)
+        raise UserError(f"input: {shown} is in the memory of one process; give a folder or an object store")
     listing = check_input(settings.input, settings.columns, folder.root)
+    folder.check_writable()
     checked = check_models(settings)
     settings, fingerprints = settings.with_routing(checked.routing), checked.fingerprints
     guard = make_guard(settings, fingerprints, listing.files)
     plan = _plan(settings, folder, listing, _continues_run(settings, folder, guard, new_run))
-    _check_writable(settings.output, folder)
     schema = _output_schema(settings, plan, fingerprints)
     budget = ErrorBudget(settings.error_budget, settings.max_errors, plan.rows)
     trim_heap()
     return Prepared(plan, *checked, guard, schema, budget, new_run, time.monotonic() - start)
-
-
-def _check_shared(settings: JobSettings) -> None:
-    """Raise `UserError` for an input or output that only this process has: the tasks run in others."""
-    for name, url in (("input", settings.input), ("output", settings.output)):
-        if isinstance(open_url(url)[0], MemoryFileSystem):
-            raise UserError(f"{name}: {masked(url)} is in the memory of one process; give a folder or an object store")
 
 
 def _continues_run(settings: JobSettings, folder: RunFolder, guard: dict[str, Any], new_run: bool) -> bool:
@@ -151,13 +146,6 @@ def input_problem(settings: JobSettings, plan: InputPlan) -> str:
     return f"input: changed or removed while it was read: {first_names(changed)}"
 
 
-def _check_writable(output: str, folder: RunFolder) -> None:
-    try:
-        folder.check_writable()
-    except Exception as error:  # stores raise kinds of their own
-        raise UserError(f"output: cannot write to {masked(output)}: {masked_error(error)}") from None
-
-
 class ModelChecks(NamedTuple):
     """The result of checking that model, bank and router fit each other.
 
@@ -178,6 +166,7 @@ def check_models(settings: JobSettings) -> ModelChecks:
     model = settings.model
     config = load_config(model.path, model.trust_remote_code)
     check_weights(model.path)
+    spec_of(settings.engine).check_model(model.path, config)
     check_quantization(model.quantization)
     tokenizer = load_tokenizer(model.path, model.trust_remote_code)
     PromptFormat(tokenizer, model.prompts)

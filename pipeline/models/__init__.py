@@ -3,6 +3,7 @@
 from .load import (
     Quantization,
     check_quantization,
+    check_stored,
     check_weights,
     load_config,
     load_generation_config,
@@ -25,6 +26,7 @@ __all__ = [
     "StoredWeights",
     "cache_dir",
     "check_quantization",
+    "check_stored",
     "check_weights",
     "load_config",
     "load_generation_config",

@@ -1,5 +1,6 @@
 """Load a base model and its tokenizer with transformers, quantised with bitsandbytes if the config says so."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,14 +10,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
-from pipeline.errors import UserError, one_line
-from pipeline.untrusted import check_tensor_file
+from pipeline.errors import UserError, first_names, one_line
+from pipeline.untrusted import appearance, check_tensor_file, read_json
 
 from .stored import StoredWeights
 
 Quantization = Literal["none", "8bit", "4bit"]
 """``8bit``: LLM.int8() (arXiv 2208.07339). ``4bit``: NF4 (arXiv 2305.14314)."""
 
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZER = re.compile(r"tokenizer|vocab|spiece|sentencepiece|tekken|\.tiktoken$")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,6 +39,13 @@ def pick_device(name: str) -> str:
 
 def load_config(folder: str, trust_remote_code: bool = False) -> Any:
     """Read the transformers config of a model folder or hub id."""
+    root = Path(folder)
+    if (root / "adapter_config.json").exists():
+        raise UserError(f"model: {root} holds adapter_config.json: it is an adapter, not a base model (model.path)")
+    if root.is_dir() and not (root / "config.json").exists():
+        others = sorted(path.name for path in root.glob("*.gguf"))
+        hint = f", but {first_names(others)}: give that file" if others else ": it is no model that transformers saved"
+        raise UserError(f"model: {root} has no config.json{hint} (model.path)")
     return _load(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
@@ -48,26 +58,34 @@ def load_generation_config(folder: str, config: Any) -> Any:
 
 
 def check_weights(folder: str) -> None:
-    """Raise `UserError` if a model folder has no safetensors or a damaged one; hub ids are checked when loaded."""
+    """Raise `UserError` if a model folder lacks weights or has damaged files; hub ids are checked when loaded."""
     root = Path(folder)
     if not root.is_dir():
         return
     files = sorted(root.glob("*.safetensors"))
     if not files:
         raise UserError(f"model: {root} has no *.safetensors; other formats, such as pickle, are not read (model.path)")
-    if (root / "adapter_config.json").exists():
-        raise UserError(f"model: {root} holds adapter_config.json: it is an adapter, not a base model (model.path)")
-    for file in files:
+    for file in [*files, *(root / name for name in (_INDEX, "generation_config.json") if (root / name).exists())]:
         try:
+            if file.suffix == ".json":  # transformers passes over a generation config that it cannot read
+                values = read_json(file)
+                shards = sorted(set(values.get("weight_map", {}).values())) if file.name == _INDEX else []
+                missing = [name for name in shards if not (root / name).exists()]
+                if missing:
+                    raise ValueError(f"it lists {first_names(missing)}, missing here; copy all files")
+                continue
             check_tensor_file(file)
             with safe_open(str(file), framework="pt"):
                 pass
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, SafetensorError) as error:
             raise UserError(f"model: {file} cannot be read: {one_line(error)} (model.path)") from None
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     """Load the fast tokenizer of a model folder or hub id."""
+    root = Path(folder)
+    if root.is_dir() and not any(_TOKENIZER.search(path.name) for path in root.iterdir()):
+        raise UserError(f"model: {root} has no tokenizer; copy the one of its base model into it (model.path)")
     return _load(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
@@ -84,6 +102,7 @@ def load_model(
     """
     picked = pick_dtype(dtype, device)
     check_quantization(quantization)
+    check_stored(folder, load_config(folder, trust_remote_code))
     options: dict[str, Any] = {}
     if quantization != "none":
         config = BitsAndBytesConfig(
@@ -93,12 +112,19 @@ def load_model(
             bnb_4bit_compute_dtype=picked,
         )
         options = {"quantization_config": config, "device_map": device}
-    model = _load(
+    model, report = _load(
         folder,
         lambda: AutoModelForCausalLM.from_pretrained(
-            folder, dtype=picked, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+            folder,
+            dtype=picked,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
         ),
     )
+    if missing := sorted(report["missing_keys"]):  # transformers makes them up
+        raise UserError(f"model: {folder} lacks the weights {first_names(missing)}; save or copy it again (model.path)")
     if not options:  # quantised models are loaded onto the device, and bitsandbytes refuses to move them
         model.to(device)
     return model.eval().requires_grad_(False)
@@ -119,7 +145,10 @@ def load_token_embeddings(folder: str, trust_remote_code: bool = False) -> torch
 def load_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
     """Build the model of a transformers config with all its layers and no weights, on torch's meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return _load(
+            config.name_or_path,
+            lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code),
+        )
 
 
 def check_quantization(quantization: Quantization) -> None:
@@ -130,8 +159,32 @@ def check_quantization(quantization: Quantization) -> None:
         )
 
 
+def check_stored(folder: str, config: Any) -> None:
+    """Raise `UserError` for a model whose files transformers does not load, or not into layers that are known here."""
+    root = Path(folder)
+    if root.is_dir() and not any((root / name).exists() for name in (_WEIGHTS, _INDEX)):
+        raise UserError(f"model: {root} has neither {_WEIGHTS} nor shards with their {_INDEX}; copy all files")
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if stored and method != "bitsandbytes":
+        raise UserError(
+            f"model: {folder} is stored quantised with {method}, which engine=native does not take; give its"
+            " unquantised weights, with model.quantization=8bit or 4bit if they are too large (model.path)"
+        )
+
+
 def _load(folder: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # for a damaged folder, each library raises its own exceptions
-        raise UserError(f"model: cannot load {folder}: {type(error).__name__}: {one_line(error)}") from error
+        files = sorted(Path(folder).glob("*.json")) if folder else []
+        seems = next(filter(None, map(_seems, files)), "")
+        problem = seems or f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"model: cannot load {folder}: {problem}") from error
+
+
+def _seems(path: Path) -> str:
+    """What a file of JSON seems to be instead."""
+    with path.open("rb") as f:
+        seems = appearance(f.read(2**10))
+    return f"{path.name}: {seems}" if seems else ""

@@ -63,6 +63,11 @@ class PromptFormat:
             self._template.arguments(Conversation([]))
         except PromptError as error:
             raise UserError(f"config: model.{error}") from None
+        if self.settings.prompt_format == "chat":
+            try:
+                self._template.render(Conversation([{"role": "user", "content": "text"}]))
+            except PromptError as error:
+                raise UserError(f"model: the chat template does not take a prompt as a user message: {error}") from None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token ids of each prompt or conversation; `PromptError` for one that cannot be rendered."""

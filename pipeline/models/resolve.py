@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError, one_line
 from pipeline.file_sample import hash_sample
+from pipeline.untrusted import appearance
 
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".py")
 
@@ -80,7 +81,12 @@ def _converted(gguf: Path) -> Path:
         _make_writable(target.parent)
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
-                _convert(gguf, target)
+                try:
+                    _convert(gguf, target)
+                except Exception as error:  # of many libraries
+                    with gguf.open("rb") as f:
+                        problem = appearance(f.read(2**10)) or one_line(error)
+                    raise UserError(f"model: cannot convert {gguf}: {problem} (model.path)") from error
     return target
 
 

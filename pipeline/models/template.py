@@ -33,7 +33,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
-        self._written_roles = {"user", "assistant"}
+        self._written_roles = {"assistant"}
 
     def arguments(self, conversation: Conversation) -> dict[str, Any]:
         """Return the arguments of the template: those of the config, or the record's own in their place."""

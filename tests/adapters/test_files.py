@@ -140,6 +140,24 @@ def test_the_output_of_a_training_in_the_place_of_a_bank_is_refused_unless_a_sta
     assert AdapterBank.load(tmp_path).names == ["checkpoint-1000", "checkpoint-500", "legal"]
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_model.bin", SHARDS[0]])
+def test_weights_without_their_config_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    make_adapter(tmp_path / "med")
+    (tmp_path / "legal").mkdir()
+    (tmp_path / "legal" / name).write_bytes(b"")
+    assert adapter_names(tmp_path) == ["legal", "med"]
+    with user_error("'legal'", f"it has no {CONFIG}; copy that too", str(tmp_path / "legal")):
+        AdapterBank.load(tmp_path)
+
+
+def test_packed_adapters_are_named(tmp_path: Path) -> None:
+    (tmp_path / "legal.zip").write_bytes(b"PK")
+    with user_error("no adapter in", "; unpack legal.zip (bank.path)"):
+        AdapterBank.load(tmp_path)
+    with user_error(f"{tmp_path}/legal.zip is a file", "unpack it"):
+        AdapterBank.load(tmp_path / "legal.zip")
+
+
 def test_a_folder_of_other_adapters_in_a_bank_is_none(tmp_path: Path) -> None:
     make_adapter(tmp_path / "med")
     make_adapter(tmp_path / "archive" / "old")

@@ -83,6 +83,24 @@ def test_words_of_the_config_mix_with_options_and_addresses_stay_as_they_are() -
     assert params["overrides"] == ("seed=1", "bank=custom", "bank.path='a b'", "~x", "+y=1")
 
 
+@pytest.mark.parametrize("words", [["--output", ""], ["--output="], ["--input", "", "--output", "x"]])
+def test_an_option_from_an_unset_variable_is_refused(words: list[str]) -> None:
+    command = command_named("generate")
+    assert command is not None
+    with pytest.raises(UserError, match=rf"Option '{words[0].rstrip('=')}' is empty; see loraloom"):
+        run(command, ["--dry-run", *words], "loraloom")
+
+
+def test_a_home_folder_that_the_shell_left_in_an_option_is_found(tiny_bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "bank").symlink_to(tiny_bank)
+    done = program("adapters", "--bank=~/bank", HOME=str(tmp_path))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "8 adapters, 0 refused")
+    command = command_named("train-router")
+    assert command is not None
+    params = command.make_context("train-router", ["--data", "x", "--output=~/router"]).params
+    assert params["output"] == Path.home() / "router"
+
+
 @pytest.mark.long
 def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
     done = program("generat")

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.job.generate import GenerateJob
 from tests import tiny
 from tests.adapters.make import LFS_POINTER
+from tests.storage import user_error
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,7 +148,8 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
         return str(caught.value)
 
     (tmp_path / "file").write_text("")
-    assert f"output: cannot write to {tmp_path / 'file'}" in said(tmp_path / "file")
+    assert f"output: {tmp_path / 'file'} is a file; give a folder" in said(tmp_path / "file")
+    assert f"output: cannot write to {tmp_path / 'file' / 'a'}" in said(tmp_path / "file" / "a")
     other = tmp_path / "other"
     other.mkdir()
     (other / "run.json").write_text('{"of": "another program"}')
@@ -158,6 +160,34 @@ def test_an_output_that_cannot_be_used_is_refused(command: dict[str, str], tmp_p
     (other / "_commits").mkdir()
     (other / "_commits" / "window-000000-abcd.json").write_text("{}")
     assert "holds commit markers but no run.json" in said(other)
+
+
+@pytest.mark.parametrize("main", [generate.main, route.main])
+def test_an_output_that_cannot_be_used_is_told_before_the_model_is_looked_at(
+    command: dict[str, str], main: Job, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    wrong = {
+        "file": "is a file; give a folder",
+        "file/a": "cannot write",
+        "link": "cannot write",
+        "y" * 300: "too long",
+    }
+    for name, said in wrong.items():
+        with user_error("output: ", said):
+            main(words(command | {"--output": str(tmp_path / name), "model.path": "/nowhere"}))
+    with user_error("output: memory://a is in the memory of one process"):
+        main(words(command | {"--output": "memory://a", "model.path": "/nowhere"}))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in.jsonl", "link"]
+
+
+@pytest.mark.long
+def test_a_dry_run_makes_no_folders(command: dict[str, str], tmp_path: Path) -> None:
+    output = str(tmp_path / "a" / "b" / "c")
+    assert generate.main([*words(command | {"--output": output}), "--dry-run", "--sample-seconds", "0"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.long

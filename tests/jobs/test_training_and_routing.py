@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from jobs import add_adapter, evaluate, route, train_adapters, train_router
+from jobs._cli import Job
 from pipeline.adapters import AdapterBank
 from pipeline.errors import UserError
 from pipeline.models import PromptFormat, load_tokenizer
@@ -18,6 +19,7 @@ from pipeline.routing import RoutingPolicy
 from pipeline.routing.loading import load_router
 from tests import tiny
 from tests.adapters.peft_cases import sharded
+from tests.storage import user_error
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,21 @@ def test_adapters_of_others_are_never_replaced(labelled: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="red was not trained by this command; give another --output"):
         train_adapters.main(["--data", str(labelled), "--output", str(tmp_path / "bank"), *model_words(tmp_path)])
     assert weights.read_bytes() == b"of others"
+
+
+@pytest.mark.parametrize("main", [train_adapters.main, train_router.main])
+def test_an_output_that_cannot_be_used_is_told_before_the_data_is_read(main: Job, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = ["--data", str(tmp_path / "none.parquet"), "--output"]
+    with user_error(f"output: {tmp_path}/file is a file; give a folder"):
+        main([*words, str(tmp_path / "file")])
+    with user_error(f"output: cannot write to {tmp_path}/file/bank"):
+        main([*words, str(tmp_path / "file" / "bank")])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_router_json_of_others_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "router.json").write_text('{"routes": []}')
+    with user_error(f"output: {tmp_path} holds another router.json; give another --output"):
+        train_router.main(["--data", str(tmp_path / "none.parquet"), "--output", str(tmp_path)])
+    assert (tmp_path / "router.json").read_text() == '{"routes": []}'

@@ -7,8 +7,10 @@ import pytest
 
 from pipeline.conversations import PromptSettings
 from pipeline.errors import UserError
-from pipeline.models import PromptFormat, load_tokenizer, resolve_model
+from pipeline.models import PromptError, PromptFormat, load_tokenizer, resolve_model
 from pipeline.records import Conversation
+from tests.adapters.make import LFS_POINTER
+from tests.storage import user_error
 
 
 @pytest.fixture
@@ -37,6 +39,24 @@ def test_chat_mode_without_a_template_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="prompt_format=raw"):
         PromptFormat(tokenizer, PromptSettings("chat"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (LFS_POINTER, "the chat template leaves out 'user'"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ raise_exception('no system prompt') }}", "no system prompt"),
+    ],
+)
+def test_a_template_that_does_not_write_the_prompt_is_refused(tokenizer: Any, template: str, said: str) -> None:
+    tokenizer.chat_template = template
+    with user_error("model: the chat template does not take a prompt as a user message: ", said):
+        PromptFormat(tokenizer, PromptSettings("chat"))
+    raw = PromptFormat(tokenizer, PromptSettings("raw"))
+    assert tokenizer.decode(raw.encode(["red1"])[0]) == "red1"
+    with pytest.raises(PromptError, match=said):
+        raw.encode([Conversation([{"role": "user", "content": "red1"}])])
 
 
 @pytest.mark.parametrize("reference", ["package:nothing_here/a.gguf", "/nowhere", "/nowhere/a.gguf", "three/part/name"])

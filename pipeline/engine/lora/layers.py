@@ -79,7 +79,7 @@ def plain_weight(module: nn.Module) -> torch.Tensor | None:
     """Return the weight of a layer as a floating-point tensor, in the layer's own layout; None if it is quantized."""
     weight = module.weight
     if type(weight) is nn.Parameter and type(weight.data) is torch.Tensor and weight.is_floating_point():
-        return weight.data
+        return weight.data if weight.itemsize > 1 else None  # fp8 has its scales elsewhere
     return None
 
 

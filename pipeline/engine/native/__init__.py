@@ -1,5 +1,7 @@
 """The native engine: the fused operator over transformers models, without further dependencies."""
 
+from typing import Any
+
 from pipeline.engine.backend import Backend, BackendSpec, Capabilities, EngineContext
 from pipeline.engine.settings import EngineSettings
 
@@ -19,4 +21,10 @@ def _start(settings: EngineSettings, context: EngineContext) -> Backend:
     return start_native(settings, context)
 
 
-SPEC = BackendSpec(EngineSettings, _capabilities, _start)
+def _check_model(folder: str, config: Any) -> None:
+    from pipeline.models import check_stored
+
+    check_stored(folder, config)
+
+
+SPEC = BackendSpec(EngineSettings, _capabilities, _start, check_model=_check_model)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import fsspec
 import orjson
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError, one_line
 from pipeline.storage.store.redact import masked, user_errors
@@ -60,7 +61,14 @@ def list_input(url: str, output: str | None = None) -> Listing:
         for p, info in sorted(found.items())
         if not _is_hidden(p, root) and (info["type"] == "file" or (info.get("islink") and os.path.isfile(p)))
     }
-    own = {p: info for p, info in files.items() if output is None or not p.startswith(output.rstrip("/") + "/")}
+    # Links and dots lead to one folder by many paths.
+    real = os.path.realpath if isinstance(fs, LocalFileSystem) else str
+    at = real(root)
+    own = {
+        p: info
+        for p, info in files.items()
+        if output is None or not (at + p.removeprefix(root)).startswith(real(output).rstrip("/") + "/")
+    }
     if files and not own:
         raise UserError(f"input: {masked(url)} lies in the output folder; give another --output")
     skipped = {p: None for p in own if p != path and _NO_DATA.fullmatch(p.rpartition("/")[2])}

@@ -9,6 +9,7 @@ from pipeline.storage.store.urls import open_url
 
 from .columns import Columns
 from .formats import InputRow, format_of
+from .wrong_files import explain
 
 
 def read_examples(url: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -31,9 +32,17 @@ def read_table(url: str, columns: list[str], one_of: Sequence[str] = ()) -> list
     shown = masked(url)
     with user_errors(f"data: cannot read {shown}"):
         fs, path = open_url(url)
-        found = [row for _, row in format_of(path).read(fs, path)]
+        if fs.isdir(path):
+            raise UserError(f"data: {shown} is a folder; give one of its files")
+        file_format = format_of(path)
+        try:
+            found = [row for _, row in file_format.read(fs, path)]
+        except Exception:
+            explain(fs, path, file_format.is_text, "data")
+            raise
     dead = next(((number, row.dead) for number, row in enumerate(found) if row.dead is not None), None)
     if dead is not None:
+        explain(fs, path, file_format.is_text, "data")
         raise UserError(f"data: cannot read {shown}: row {dead[0]}: {dead[1].message}")
     is_text = _is_text(path)
     rows = [{k: None if is_text and v == "" else v for k, v in (row.values or {}).items()} for row in found]
@@ -42,6 +51,7 @@ def read_table(url: str, columns: list[str], one_of: Sequence[str] = ()) -> list
     if one_of and not set(one_of) & names.keys():
         missing.append(" or ".join(one_of))
     if missing:
+        explain(fs, path, file_format.is_text, "data")
         raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
     return [{name: row.get(name) for name in names} for row in rows]
 

@@ -4,7 +4,7 @@ import lzma
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -25,7 +25,7 @@ from .formats.base import LocatedRows
 from .limits import MAX_BATCH_CHARS, text_size
 from .partitions import Partition, arranged, partitions
 from .schema import SchemaFinder
-from .wrong_files import RecordSearch, check_columns, check_prompt, what_it_seems
+from .wrong_files import RecordSearch, check_columns, check_prompt, explain
 
 SPLIT_ROWS = 2048  # rows between two seek points
 _READ_ERRORS = (
@@ -176,7 +176,7 @@ class _Scan:
             self._add_file(path, file_format, max_rows)
         except UserError:
             if self.rows == before:
-                self._explain(path, file_format)
+                explain(self.fs, path, file_format.is_text)
             raise
 
     def _add_file(self, path: str, file_format: Format, max_rows: int | None) -> None:
@@ -227,20 +227,12 @@ class _Scan:
         first = next(rows, None)
         if first is not None and first[1].values is not None:
             return chain([first], rows)
-        self._explain(path, file_format)
+        explain(self.fs, path, file_format.is_text)
         return self._read(path, file_format)  # from the start: a file in fsspec's memory has one position for all
 
     def _read(self, path: str, file_format: Format) -> LocatedRows:
         with _reading(path):
             yield from arranged(file_format.read(self.fs, path), path, self._partitions[path], self.columns)
-
-    def _explain(self, path: str, file_format: Format) -> None:
-        """Raise `UserError` if a file that cannot be read seems to be something else than its name says."""
-        seems = None
-        with suppress(Exception):  # the error of the reader is the one to tell
-            seems = what_it_seems(self.fs, path, file_format.is_text)
-        if seems is not None:
-            raise UserError(f"input: {masked(path)} {seems}")
 
 
 def _reading(path: str) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from contextlib import suppress
 
 import fsspec
 import orjson
@@ -10,13 +11,13 @@ from pipeline.conversations import hint
 from pipeline.errors import UserError
 from pipeline.records import DeadLetter
 from pipeline.storage.store.redact import masked
+from pipeline.untrusted import stand_in
 
 from .columns import Columns
 from .compression import open_text, split_name
 from .formats import InputRow
 
 _HEAD_BYTES = 2**16
-_LFS = b"version https://git-lfs.github.com/spec/"
 _PACKED = {
     b"\x1f\x8b": ("gzip", ".gz"),
     b"BZh": ("bzip2", ".bz2"),
@@ -31,18 +32,24 @@ _UNSEEN = " \t\xa0\u200b\ufeff"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> str | None:
-    """What a file that cannot be read seems to be, and what to do: the rest of a sentence. None if that is unclear.
+def explain(fs: fsspec.AbstractFileSystem, path: str, is_text: bool, key: str = "input") -> None:
+    """Raise `UserError` if a file that cannot be read seems to be something else than its name says.
 
-    ``is_text``: whether it should hold text.
+    ``is_text``: whether it should hold text. ``key``: starts the message.
     """
+    seems = None
+    with suppress(Exception):  # the error of the reader is the one to tell
+        seems = _what_it_seems(fs, path, is_text)
+    if seems is not None:
+        raise UserError(f"{key}: {masked(path)} {seems}")
+
+
+def _what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> str | None:
     name, compression = split_name(path)
     with fs.open(path, "rb") as opened:
         head = bytes(opened.read(_HEAD_BYTES))
-    if head.startswith(_LFS):
-        return "is a Git LFS pointer, not the data itself; fetch the data with git lfs pull"
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        return "is a web page or XML; check where it was downloaded from"
+    if what := stand_in(head):
+        return f"is {what}"
     for magic, (kind, suffix) in (_TYPED | (_PACKED if is_text else {})).items():
         if head.startswith(magic) and not (name + compression).endswith((suffix, ".feather")):
             return f"holds {kind}; its name must end with {suffix}"

@@ -1,6 +1,8 @@
 """The output folder of a run: `run.json`, the saved plan, and its results as a dataset."""
 
 import base64
+import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +11,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.dataset
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.conversations import Layout
 from pipeline.errors import UserError
@@ -42,11 +45,20 @@ class RunFolder(OutputFiles):
         return None if content is None else orjson.loads(content)
 
     def check_writable(self) -> None:
-        """Write a file and remove it; leaves nothing behind. Raises the store's own error if it cannot be written."""
-        existed = self.fs.exists(self.root)
-        self.fs.rm_file(self.write(".probe", b""))
-        if not existed and isinstance(self.fs, LocalFileSystem):
-            self.fs.rmdir(self.root)
+        """Write a file and remove it; makes no folder and leaves nothing behind. `UserError` if that is not possible.
+
+        Tasks run in other processes, so the memory of this one is no place for an output.
+        """
+        shown, folder = masked(self.url), self.root
+        if isinstance(self.fs, MemoryFileSystem):
+            raise UserError(f"output: {shown} is in the memory of one process; give a folder or an object store")
+        if isinstance(self.fs, LocalFileSystem) and os.path.isfile(folder):
+            raise UserError(f"output: {shown} is a file; give a folder")
+        with user_errors(f"output: cannot write to {shown}"):
+            at = _existing(folder) if isinstance(self.fs, LocalFileSystem) else folder
+            probe = f"{at}/.probe-{uuid.uuid4().hex}"
+            put(self.fs, probe, b"")
+            self.fs.rm_file(probe)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder of that name."""
@@ -89,6 +101,15 @@ class RunFolder(OutputFiles):
         values["passed"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["passed"])))
         values["duplicates"] = pa.ipc.open_stream(base64.b64decode(values["duplicates"])).read_all()
         return InputPlan(**values)
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest folder above it that exists."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return _existing(os.path.dirname(path))
+    return path
 
 
 def run_values(url: str, key: str = "run") -> dict[str, Any] | None:

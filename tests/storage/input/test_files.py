@@ -183,3 +183,17 @@ def test_the_version_tells_that_a_file_changed(tmp_path: Path) -> None:
     before = list_input(str(path)).files
     os.utime(path, (1, 1))
     assert list_input(str(path)).files != before
+
+
+@pytest.mark.parametrize("name", ["in/../in", "link", "in/./", "link/../in"])
+def test_an_input_in_the_output_folder_by_another_path_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("{}\n")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for read, written in ((tmp_path / "in", f"{tmp_path}/{name}"), (f"{tmp_path}/{name}", tmp_path / "in")):
+        with user_error(str(read), "lies in the output folder"):
+            list_input(str(read), str(written))
+        assert len(list_input(str(read), f"{written}/out").files) == 1
+    (tmp_path / "in" / "out").mkdir()
+    (tmp_path / "in" / "out" / "b.jsonl").write_text("{}\n")
+    assert len(list_input(str(tmp_path / "in"), f"{tmp_path}/{name}/out").files) == 1

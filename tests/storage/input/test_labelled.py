@@ -29,5 +29,8 @@ def test_a_missing_column_and_a_bad_row_are_named() -> None:
         read_table(table_url(b'{"id": 1}\n', ".jsonl"), ["id", "answer"])
     with user_error("table.jsonl", "row 1"):
         read_table(table_url(b'{"id": 1}\n{"id": \n', ".jsonl"), ["id"])
+    url = table_url(b"", ".csv")
+    with user_error("data: ", "is a folder; give one of its files"):
+        read_table(url.rpartition("/")[0], ["id"])
     with user_error("table.txt", ".jsonl"):
         read_table(table_url(b"", ".txt"), ["id"])

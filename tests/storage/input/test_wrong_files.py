@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.storage.input.columns import Columns
+from pipeline.storage.input.labelled import read_table
 from pipeline.storage.input.plan import plan_input
 from pipeline.storage.input.read import read_split
 from tests.storage import compressed, encoded, memory_url, user_error, write_file
@@ -61,6 +62,7 @@ WRONG = {
     "Arrow": (".jsonl", arrow_file(), "holds Arrow; its name must end with .arrow"),
     "spreadsheet": (".csv", b"PK\x03\x04" + bytes(range(200)), "a spreadsheet"),
     "web page": (".jsonl", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page"),
+    "error of a store": (".parquet", b"<Error><Code>AccessDenied</Code></Error>" * 9, "or the error of a store"),
 }
 
 
@@ -69,8 +71,10 @@ def test_a_file_that_is_something_else_is_one_error(suffix: str, content: bytes,
     url = memory_url()
     write_file(f"{url}/a.jsonl", LINES)
     write_file(f"{url}/b{suffix}", compressed(content, suffix) if content != LFS else content)
-    with user_error(f"/b{suffix} ", problem):
+    with user_error(f"input: {url.removeprefix('memory:/')}/b{suffix} ", problem):
         plan_input(url, 10, Columns())
+    with user_error(f"data: {url.removeprefix('memory:/')}/b{suffix} ", problem):
+        read_table(f"{url}/b{suffix}", ["task"])
 
 
 BAD_LINES = {
