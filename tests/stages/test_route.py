@@ -106,7 +106,11 @@ LONG = {"role": "user", "content": "red1 red2 " * 300}
         ),
         (tiny.TEMPLATE, Conversation([ITEMS], {"chat_template": "x"}), "chat_template_kwargs: 'chat_template' is not"),
         ("{{ raise_exception('no') }}", Conversation([ITEMS]), "message 0, key 'role': no"),
-        ("{{ messages[1].content }}", Conversation([LONG, LONG]), "1201 prompt tokens; beside the answer's 8"),
+        (
+            "{{ messages[0].content + messages[1].content }}",
+            Conversation([LONG, LONG]),
+            "2401 prompt tokens; beside the answer's 8",
+        ),
     ],
 )
 def test_a_conversation_that_is_refused_stops_no_other(

@@ -54,7 +54,8 @@ def _what_it_seems(fs: fsspec.AbstractFileSystem, path: str, is_text: bool) -> s
         if head.startswith(magic) and not (name + compression).endswith((suffix, ".feather")):
             return f"holds {kind}; its name must end with {suffix}"
     if not is_text:
-        return None
+        is_cut = head.startswith(b"ARROW1") and fs.tail(path, 6) != b"ARROW1"
+        return "is an Arrow file, and its end is missing; write it again" if is_cut else None
     for magic, kind in _OTHER_MAGIC.items():
         if head.startswith(magic):
             return f"is {kind}; write it as JSON lines or Parquet"

@@ -54,7 +54,7 @@ def _head(f: pa.NativeFile, path: str) -> tuple[pa.Message, pa.Schema]:
     if is_file:
         f.seek(max(0, f.size() - len(_END_MARK)))
         if f.read() != _END_MARK:
-            raise UserError(f"{problem}: its end is missing; write it again")
+            raise UserError(f"{problem}: its end is missing")
     f.seek(len(_FILE_MARK) if is_file else 0)
     message = _message(f, path)
     if message is None or message.type != "schema":
