@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.conversations import LastAssistant, Layout, PromptMode, PromptSettings, SpecialTokens
+from pipeline.conversations.openai_batch import ID, SAMPLING
 from pipeline.engine.backend import BackendSpec
 from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
@@ -33,6 +34,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Object = Annotated[dict[str, Any], BeforeValidator(json_object)]
 PathOrUrl = Annotated[Text, AfterValidator(os.path.expanduser)]
+
+
+_LISTS = ("stop", "stop_token_ids", "choices")  # null is none of them
 
 
 class Strict(BaseModel):
@@ -119,6 +123,15 @@ class InputSettings(Strict):
     template_column: str | None
     long_prompts: Literal["truncate_left", "truncate_right", "dead_letter"]
 
+    @field_validator("id_column", "sampling_column")
+    @classmethod
+    def _of_requests(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """With other columns, a request would lose its id or its sampling."""
+        needed = {"id_column": ID, "sampling_column": SAMPLING}[str(info.field_name)]
+        if info.data.get("layout") == "openai_batch" and value != needed:
+            raise PydanticCustomError("setting", "must be {needed}: give input=openai_batch", {"needed": needed})
+        return value
+
 
 class OutputSettings(Strict):
     """The output (`conf/output`)."""
@@ -196,6 +209,8 @@ class GenerationSettings(Strict):
     @classmethod
     def _check(cls, value: Any, info: ValidationInfo) -> Any:
         """Check a value as that of a record is checked. In the config, ``json_schema`` may name a file."""
+        if value is None and info.field_name in _LISTS:
+            return ()
         if value is None or value == [] or info.field_name == "json_schema":
             return json_object(value)
         try:

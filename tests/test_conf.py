@@ -82,6 +82,15 @@ def test_each_engine_has_its_own_keys() -> None:
     assert (config.engine.backend, config.engine.model_dump()["max_loras"]) == ("vllm", 4)
 
 
+def test_requests_keep_their_ids_and_sampling() -> None:
+    id_column, sampling_column = (
+        "config: input.id_column must be custom_id: give input=openai_batch",
+        "config: input.sampling_column must be sampling: give input=openai_batch",
+    )
+    assert lines("input.layout=openai_batch") == [id_column, sampling_column]
+    assert lines("input=openai_batch", "input.sampling_column=mine") == [sampling_column]
+
+
 @pytest.mark.long
 def test_all_errors_come_at_once_and_once() -> None:
     said = lines("bank=custom", "errors.bugdet=1", "bank.path=x", "router=custom", "errors.budget=7", "seed=x", "top=1")
@@ -132,6 +141,7 @@ MEANT: dict[str, tuple[str, Any]] = {
     "generation.regex=[a-z]+": ("generation.regex", "[a-z]+"),
     'generation.regex="\\bx\\b"': ("generation.regex", "\\bx\\b"),
     "generation.stop_token_ids=[1,2]": ("generation.stop_token_ids", (1, 2)),
+    "generation.stop=null": ("generation.stop", ()),
     "generation.stop=100": ("generation.stop", ("100",)),
     "generation.choices=[-1,+1]": ("generation.choices", ("-1", "+1")),
     "generation.choices=[1_000,inf,0x10]": ("generation.choices", ("1_000", "inf", "0x10")),
