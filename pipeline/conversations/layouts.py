@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pipeline.untrusted import printable_name
+
 from . import alpaca, openai_batch, sharegpt
 
 Layout = Literal["columns", "openai_batch", "sharegpt", "alpaca"]
@@ -45,5 +47,5 @@ def hint(columns: list[str], layout: Layout, turns: str | None = None) -> str:
         if _SIGNS.get(column, layout) != layout:
             named = f" input.messages_column={column}" if column == "conversation" else ""
             return f"it has {column!r}: set input={_SIGNS[column]}{named}"
-    shown = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
+    shown = ", ".join(map(printable_name, columns[:10])) + (", ..." if len(columns) > 10 else "")
     return f"it has {shown or 'none'}: set input.prompt_column or input.messages_column"

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.storage.store.redact import masked, user_errors
 from pipeline.storage.store.urls import open_url
+from pipeline.untrusted import printable_name
 
 from .columns import Columns
 from .formats import InputRow, format_of
@@ -52,7 +53,8 @@ def read_table(url: str, columns: list[str], one_of: Sequence[str] = ()) -> list
         missing.append(" or ".join(one_of))
     if missing:
         explain(fs, path, file_format.is_text, "data")
-        raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+        there = ", ".join(map(printable_name, names))
+        raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {there}")
     return [{name: row.get(name) for name in names} for row in rows]
 
 

@@ -153,12 +153,18 @@ def test_an_input_without_a_record_that_can_be_used_is_one_error(content: bytes,
     plan_input(url, 10, Columns()).check_records()
 
 
-@pytest.mark.parametrize("first", [b"# a note\n", b"question\n"])
-def test_a_header_without_a_prompt_is_named_whatever_its_first_row(first: bytes) -> None:
+HEADERS = {b"# a note\n": "# a note", b"question\n": "question", b'"two\r\nlines",y\n': "'two\\r\\nlines', y"}
+
+
+@pytest.mark.parametrize(("first", "named"), HEADERS.items())
+def test_a_header_without_a_prompt_is_named_whatever_its_first_row(first: bytes, named: str) -> None:
     url = memory_url()
     write_file(f"{url}/a.csv", first + b"a,b\n" * 3)
-    with user_error("/a.csv has a prompt; it has"):
+    with user_error("/a.csv has a prompt", f"it has {named}"):
         plan_input(url, 10, Columns())
+    write_file(f"{url}/b.csv", first + b"a,b\n" if b"," in first else first + b"a\n")
+    with user_error("/b.csv lacks the column(s) prompt", f"it has {named}"):
+        read_table(f"{url}/b.csv", ["prompt"])
 
 
 def test_a_column_of_some_records_is_enough() -> None:
