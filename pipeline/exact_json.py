@@ -2,11 +2,13 @@
 
 import base64
 import json
+import re
 from typing import Any
 
 import orjson
 
 _HUGE = 2.0**63
+_END_OF_KEY = re.compile(r'"\s*:')
 
 
 def loads(text: str | bytes) -> Any:
@@ -27,7 +29,7 @@ def repeated_key(text: str, value: Any) -> str | None:
     Parsers keep the last of its values. Written again, such a text has fewer keys: only where the numbers of what looks
     like a key differ is it parsed slowly.
     """
-    if text.count('":') == dumps(value).count('":'):
+    if len(_END_OF_KEY.findall(text)) == dumps(value).count('":'):
         return None
     try:
         json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_check_keys)

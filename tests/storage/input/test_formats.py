@@ -213,6 +213,7 @@ def test_a_mark_before_nothing_is_no_record(content: bytes) -> None:
 KEYS: list[tuple[str, str | None]] = [
     ('{"a": 1, "a": 2}', "a"),
     ('{"a" :1,"b":2,"a" :1}', "a"),
+    ('{"a":1,"a" :2}', "a"),
     ('\ufeff{"a":{"b":[{"c":1,"c":1}]}}', "c"),
     ('{"a":1,"\\u0061":2}', "a"),
     ('{"a":[{"b":1},{"b":2}],"b":{"a":1}}', None),

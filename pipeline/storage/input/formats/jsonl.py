@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from json import JSONDecodeError
 from typing import Any
 
 import fsspec
@@ -43,7 +44,10 @@ def parse_line(line: bytes) -> InputRow:
     except ValueError as error:
         found = _NO_NUMBER.search(text)
         advice = f"; {found[1]} is no JSON, write null or the text {found[1]!r}" if found else ""
-        return unreadable("InvalidJson", f"{error}{advice}", text)
+        problem = str(error)
+        if isinstance(error, JSONDecodeError):  # it counts lines too, but of this one
+            problem = f"{error.msg}, at character {error.pos} of the line"
+        return unreadable("InvalidJson", f"{problem}{advice}", text)
     if not isinstance(values, dict):
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
     if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(values, MAX_DEPTH):
