@@ -120,7 +120,7 @@ def _route_all(route: RouteRecords, settings: JobSettings, explained: int, listi
 
 
 def _records(settings: JobSettings, listing: Listing) -> Iterator[pa.Table]:
-    """Read the input, whose files are those of the ``listing``."""
+    """Read the files of the ``listing`` as tables of records."""
     plan = plan_input(settings.input, settings.window_records, settings.columns, limit=settings.limit, listing=listing)
     if plan.skipped_files:
         print(plan.skipped_files)

@@ -99,7 +99,7 @@ def _cached_stage(stage: type[Route], config: tuple[str, ...]) -> Route:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table of results; those of JSON text are the values in it, as they were given."""
+    """The rows of a table of results; columns of JSON text are parsed, to the values that were given."""
     rows: list[dict[str, Any]] = table.to_pylist()
     for name in [field.name for field in table.schema if is_json_text(field)]:
         for row in rows:

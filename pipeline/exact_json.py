@@ -32,7 +32,7 @@ def repeated_key(text: str, value: Any) -> str | None:
     if len(_END_OF_KEY.findall(text)) == dumps(value).count('":'):
         return None
     try:
-        json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_check_keys)
+        json.loads(text, object_pairs_hook=_check_keys)
     except _RepeatedKeyError as error:
         return str(error)
     return None

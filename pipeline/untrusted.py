@@ -24,12 +24,12 @@ _OTHERS = {
 
 
 def stand_in(content: bytes) -> str:
-    """What a file is that was downloaded in the place of another, and what to do; empty if it is none."""
+    """Say what was downloaded in the place of a file, and what to do; empty if nothing was."""
     return _first(content, _STAND_INS)
 
 
 def appearance(content: bytes) -> str:
-    """What a file of JSON or safetensors seems to be instead, and what to do, as a sentence; empty if it is unknown."""
+    """Say what a file named JSON or safetensors seems to be instead, and what to do; empty if that is unknown."""
     found = _first(content, _STAND_INS | _OTHERS)
     return f"it is {found}" if found else ""
 

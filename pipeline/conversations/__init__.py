@@ -5,11 +5,12 @@
 
 from .last_text import last_text, with_last_text
 from .layouts import Layout, arrange, consumed_columns, hint
-from .messages import json_value, messages_in_text, read_arguments, read_messages, read_tools, without_nulls
+from .messages import REASONING, json_value, messages_in_text, read_arguments, read_messages, read_tools, without_nulls
 from .settings import LastAssistant, PromptMode, PromptSettings, SpecialTokens
 from .sharegpt import are_turns
 
 __all__ = [
+    "REASONING",
     "LastAssistant",
     "Layout",
     "PromptMode",

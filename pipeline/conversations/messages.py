@@ -12,8 +12,10 @@ from pipeline.records import Message
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # types in the APIs for chat and for responses
 _PRINTED = re.compile(r"\s*\[\{'(role|content)': ['\"]")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The keys in which templates look for reasoning."""
 # A message with one of these needs no content.
-_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", *REASONING)
 
 
 def read_messages(value: Any) -> list[Message]:

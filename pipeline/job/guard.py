@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_names
 from pipeline.settings import JobSettings
 from pipeline.storage.input.files import InputFile
 from pipeline.storage.store.redact import masked, masked_path
@@ -60,4 +60,4 @@ def _input_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> l
     paths = [p for p in dict.fromkeys([*old, *new]) if old.get(p) != new.get(p)]
     if not paths:
         return []
-    return [f"input (changed, added or removed: {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''})"]
+    return [f"input (changed, added or removed: {first_names(paths)})"]

@@ -184,7 +184,7 @@ def _load(folder: str, load: Callable[[], Any]) -> Any:
 
 
 def _seems(path: Path) -> str:
-    """What a file of JSON seems to be instead."""
+    """Name a JSON file that seems to be something else, and say what; empty if it does not."""
     with path.open("rb") as f:
         seems = appearance(f.read(2**10))
     return f"{path.name}: {seems}" if seems else ""

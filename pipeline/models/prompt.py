@@ -13,10 +13,9 @@ from pipeline.records import Conversation, Prompt
 
 from .control_tokens import ControlTokens
 from .message_forms import with_objects
-from .template import ChatTemplate, PromptError
+from .template import MARK, ChatTemplate, PromptError
 
 _T = TypeVar("_T")
-_MARK = "\u241e"
 _SYSTEM = ("system", "developer")
 
 _Kind = Literal["raw", "templated", "aliased"]
@@ -96,7 +95,7 @@ class PromptFormat:
         if key not in self._frames:
             if len(self._frames) > 1000:  # records may all have arguments of their own
                 self._frames.clear()
-            self._frames[key] = self._frame(Conversation([*system, {"role": "user", "content": _MARK}], template))
+            self._frames[key] = self._frame(Conversation([*system, {"role": "user", "content": MARK}], template))
         return self._frames[key]
 
     def _frame(self, conversation: Conversation) -> tuple[list[int], list[int]]:
@@ -104,7 +103,7 @@ class PromptFormat:
             text, tokenised, kind = self.render(conversation)
         except PromptError:
             return [], []
-        parts = zip(text.rpartition(_MARK)[::2], tokenised.rpartition(_MARK)[::2], strict=True)
+        parts = zip(text.rpartition(MARK)[::2], tokenised.rpartition(MARK)[::2], strict=True)
         before, after = self.tokenise([Rendered(*part, kind) for part in parts])
         return before, after
 

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from pipeline.conversations import PromptSettings
+from pipeline.conversations import REASONING, PromptSettings
 from pipeline.errors import UserError, one_line
 from pipeline.records import Conversation, Message
 
 from .message_forms import as_parts, forms, with_names
 
-_MARK = "\u241e"
+MARK = "\u241e"
+"""A text that no template has, to find where it writes a message."""
 # Arguments that say something to the model: a template that does not know them would leave it out without a word.
 _MUST_BE_KNOWN = ("tools", "documents", "reasoning_effort")
 # What a message without a content says; templates that write content may leave it out.
-_INSTEAD_OF_CONTENT = ("reasoning_content", "reasoning", "thinking", "refusal")
+_INSTEAD_OF_CONTENT = (*REASONING, "refusal")
 _MAX_BLAMED = 64  # messages from the end that may be the one that a template refuses
 
 
@@ -115,7 +116,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], text: str, arguments: dict[str, Any], is_continued: bool
     ) -> str:
         """Return which call is not in a rendered text, or only in Python's notation; empty if all are there."""
-        marked = [with_names(message, f"{_MARK}{index}.", _MARK) for index, message in enumerate(messages)]
+        marked = [with_names(message, f"{MARK}{index}.", MARK) for index, message in enumerate(messages)]
         try:
             written = self._render(marked, arguments, is_continued)
         except Exception:  # it looks at the names, so it reads the calls
@@ -124,7 +125,7 @@ class ChatTemplate:
             for number, call in enumerate(message.get("tool_calls", ())):
                 values = call.get("function", call).get("arguments")
                 is_python = isinstance(values, dict) and values and str(values) in text
-                if f"{_MARK}{index}.{number}{_MARK}" not in written or is_python:
+                if f"{MARK}{index}.{number}{MARK}" not in written or is_python:
                     return f"message {index}, key 'tool_calls[{number}]': the chat template does not write it"
         return ""
 
@@ -142,7 +143,7 @@ class ChatTemplate:
     ) -> bool:
         """Whether a conversation has the same text with another value of a key."""
         message = messages[index]
-        value = message[key] + _MARK if isinstance(message[key], str) else _MARK
+        value = message[key] + MARK if isinstance(message[key], str) else MARK
         changed = [*messages[:index], message | {key: value}, *messages[index + 1 :]]
         try:
             return self._first_valid(changed, arguments, is_continued) == text
@@ -204,16 +205,16 @@ class ChatTemplate:
     @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template writes content only if it is a list of parts, as some multimodal models want it."""
-        text = {"role": "user", "content": _MARK}
+        text = {"role": "user", "content": MARK}
         try:
-            return _MARK not in self._apply([text], {}) and _MARK in self._apply([as_parts(text)], {})
+            return MARK not in self._apply([text], {}) and MARK in self._apply([as_parts(text)], {})
         except Exception:
             return False
 
 
 def _is_to_be_filled(message: Message) -> bool:
     """Whether a message is a turn of the assistant without a word."""
-    is_empty = message["role"] == "assistant" and not message.get("content", _MARK).strip()
+    is_empty = message["role"] == "assistant" and not message.get("content", MARK).strip()
     return is_empty and not any(message.get(key) for key in ("tool_calls", "function_call", *_INSTEAD_OF_CONTENT))
 
 

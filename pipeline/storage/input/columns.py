@@ -56,7 +56,7 @@ class Columns:
     is_chat: bool = False
 
     def arranged(self, row: InputRow) -> InputRow:
-        """A row of the input as columns of a record, whatever its layout; other methods take such rows."""
+        """A row of the input, of any layout, as columns of a record; the other methods take such rows."""
         if row.values is None:
             return row
         if self.layout == "columns":

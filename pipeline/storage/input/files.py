@@ -63,12 +63,8 @@ def list_input(url: str, output: str | None = None) -> Listing:
     }
     # Links and dots lead to one folder by many paths.
     real = os.path.realpath if isinstance(fs, LocalFileSystem) else str
-    at = real(root)
-    own = {
-        p: info
-        for p, info in files.items()
-        if output is None or not (at + p.removeprefix(root)).startswith(real(output).rstrip("/") + "/")
-    }
+    at, below = real(root), None if output is None else real(output).rstrip("/") + "/"
+    own = {p: i for p, i in files.items() if below is None or not (at + p.removeprefix(root)).startswith(below)}
     if files and not own:
         raise UserError(f"input: {masked(url)} lies in the output folder; give another --output")
     skipped = {p: None for p in own if p != path and _NO_DATA.fullmatch(p.rpartition("/")[2])}

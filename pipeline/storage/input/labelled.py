@@ -37,22 +37,25 @@ def read_table(url: str, columns: list[str], one_of: Sequence[str] = ()) -> list
             raise UserError(f"data: {shown} is a folder; give one of its files")
         file_format = format_of(path)
         try:
-            found = [row for _, row in file_format.read(fs, path)]
+            return _rows([row for _, row in file_format.read(fs, path)], _is_text(path), shown, columns, one_of)
         except Exception:
             explain(fs, path, file_format.is_text, "data")
             raise
+
+
+def _rows(
+    found: list[InputRow], is_text: bool, shown: str, columns: list[str], one_of: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The values of rows, with all columns; `UserError` for a bad row or a missing column. ``shown``: the file."""
     dead = next(((number, row.dead) for number, row in enumerate(found) if row.dead is not None), None)
     if dead is not None:
-        explain(fs, path, file_format.is_text, "data")
         raise UserError(f"data: cannot read {shown}: row {dead[0]}: {dead[1].message}")
-    is_text = _is_text(path)
     rows = [{k: None if is_text and v == "" else v for k, v in (row.values or {}).items()} for row in found]
     names = dict.fromkeys(name for row in rows for name in row)
     missing = [c for c in columns if c not in names]
     if one_of and not set(one_of) & names.keys():
         missing.append(" or ".join(one_of))
     if missing:
-        explain(fs, path, file_format.is_text, "data")
         there = ", ".join(map(printable_name, names))
         raise UserError(f"data: {shown} lacks the column(s) {', '.join(missing)}; it has {there}")
     return [{name: row.get(name) for name in names} for row in rows]

@@ -36,7 +36,7 @@ def partitions(paths: Sequence[str]) -> tuple[dict[str, Partition], pa.Schema]:
 
 
 def arranged(rows: LocatedRows, path: str, partition: Partition, columns: Columns) -> LocatedRows:
-    """The rows of a file as columns of records, with those of its partition; `UserError` if a value differs there."""
+    """The rows of a file, with the keys of its partition as columns; `UserError` if a column and its key differ."""
     for offset, given in rows:
         row = columns.arranged(given)
         for name, value in partition.items():

@@ -48,7 +48,7 @@ def export_parquet(url: str, to: str, column: str | None) -> int:
 
 
 def _partitioning(dataset: pa.dataset.Dataset, column: str) -> pa.dataset.Partitioning:
-    """Partition by a column; `UserError` before anything is written if folders cannot have such names, or so many."""
+    """Partition by a column; `UserError` if a value cannot name a folder, or if there are too many values."""
     field = dataset.schema.field(column)
     if kinds.is_nested(field.type) or kinds.is_binary(field.type):
         raise UserError(f"export: the column {column!r} holds lists, objects or bytes; give another column")

@@ -1,6 +1,7 @@
 """JSON lines, plain or compressed: one object per line. A bad line does not affect the others."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from json import JSONDecodeError
 from typing import Any
@@ -13,7 +14,6 @@ from pipeline.storage.input.limits import MAX_COLUMNS, MAX_DEPTH, MAX_LINE, is_d
 
 from .base import FILE_START, Format, InputRow, LocatedRows, SeekPoint, unreadable
 
-_BOM = b"\xef\xbb\xbf"
 _NO_NUMBER = re.compile(r"[:,\[]\s*-?(NaN|Infinity)\b")
 
 
@@ -27,7 +27,7 @@ class Jsonl(Format):
         """Yield the rows from ``start`` on."""
         _, compression = split_name(path)
         for offset, line in _lines(fs, path, start.offset):
-            if len(line) > MAX_LINE or line.removeprefix(_BOM).strip():
+            if len(line) > MAX_LINE or line.removeprefix(BOM_UTF8).strip():
                 yield 0 if compression else offset, parse_line(line)
 
 
@@ -39,8 +39,9 @@ def parse_line(line: bytes) -> InputRow:
         text = line.decode()
     except UnicodeDecodeError as error:
         return unreadable("InvalidUtf8", f"byte {error.start} of the line is not UTF-8", line)
+    json_text = text.removeprefix("\ufeff")
     try:
-        values = loads(text.removeprefix("\ufeff"))
+        values = loads(json_text)
     except ValueError as error:
         found = _NO_NUMBER.search(text)
         advice = f"; {found[1]} is no JSON, write null or the text {found[1]!r}" if found else ""
@@ -52,7 +53,7 @@ def parse_line(line: bytes) -> InputRow:
         return unreadable("NotAnObject", f"the line holds a JSON {type(values).__name__}, not an object", text)
     if text.count("[") + text.count("{") > MAX_DEPTH and is_deeper(values, MAX_DEPTH):
         return unreadable("TooDeep", f"the values are nested deeper than {MAX_DEPTH} levels", text)
-    if (key := repeated_key(text, values)) is not None:
+    if (key := repeated_key(json_text, values)) is not None:
         return unreadable("RepeatedKey", f"an object has the key {key[:100]!r} twice", text)
     if len(values) > MAX_COLUMNS:
         return unreadable("TooManyColumns", f"the object has {len(values)} keys, at most {MAX_COLUMNS} are taken", text)
