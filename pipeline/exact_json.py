@@ -29,7 +29,8 @@ def repeated_key(text: str, value: Any) -> str | None:
     Parsers keep the last of its values. Written again, such a text has fewer keys: only where the numbers of what looks
     like a key differ is it parsed slowly.
     """
-    if len(_END_OF_KEY.findall(text)) == dumps(value).count('":'):
+    is_plain = "\\u0022" not in text  # an escaped quote that is written again as another
+    if is_plain and len(_END_OF_KEY.findall(text)) == dumps(value).count('":'):
         return None
     try:
         json.loads(text, object_pairs_hook=_check_keys)
