@@ -37,11 +37,11 @@ demo-compare: demo
 check: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
-# Two at a time: the tests with real parts (Ray, SmolLM2-135M, an S3 server), and beside them all others.
-test: $(STAMPS)/test lint
+# Two at a time: the linters and the tests with real parts (Ray, SmolLM2-135M, an S3 server), and beside them all others.
+test: $(STAMPS)/test
 	$(MAKE) --jobs 2 --output-sync=target --no-print-directory test-real test-tiny
 
-test-real: $(STAMPS)/test
+test-real: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -m "($(REAL)) and not slow"
 
 test-tiny: $(STAMPS)/test
