@@ -14,6 +14,7 @@ from tests.stages import tiny_job, tiny_pools
 FILES, ROWS = 30, 16
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_engines_answer_the_first_block_while_later_ones_are_routed(

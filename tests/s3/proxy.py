@@ -28,6 +28,11 @@ class Faults:
     delay: float = 0.0  # the answer comes late, by up to a fifth of a second
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # with the 5 of the class, concurrent requests connect again after seconds
+    daemon_threads = True
+
+
 class Proxy:
     """Forwards requests to a port of this machine while ``with`` is entered.
 
@@ -44,8 +49,7 @@ class Proxy:
         class Handler(_Handler):
             proxy = self
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
 
     def __enter__(self) -> "Proxy":

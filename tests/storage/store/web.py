@@ -31,14 +31,20 @@ class _Ranges(_Handler):
             super().do_GET()
             return
         file = Path(self.translate_path(self.path))
-        content = file.read_bytes()
-        part = content[int(wanted[1]) : int(wanted[2]) + 1][: self.max_part]
+        start, end = int(wanted[1]), int(wanted[2]) + 1
+        with file.open("rb") as f:
+            f.seek(start)
+            part = f.read(min(end - start, self.max_part))
         self.sent[file.name] += len(part)
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{file.stat().st_size}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # with the 5 of the class, concurrent requests connect again after seconds
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def web_server(folder: Path, ranges: bool = True, max_part: int = 2**30) -> Iter
     """
     sent: Counter[str] = Counter()
     handler = type("Handler", (_Ranges if ranges else _Handler,), {"sent": sent, "max_part": max_part})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server = _Server(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/", sent
