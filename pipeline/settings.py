@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from .conversations import PromptSettings
 from .engine import Sampling
-from .engine.registry import capabilities_of
 from .engine.settings import BackendSettings
 from .models import Quantization
 from .records import PARTS, REQUESTED, SENTENCE_MIXTURES, concat_schemas
@@ -68,11 +67,6 @@ class JobSettings:
         """Return these settings with another routing policy, whose fallback the config for `run.json` shows too."""
         shown = self.config.get("routing", {}) | {"fallback": routing.fallback}
         return replace(self, routing=routing, config=self.config | {"routing": shown})
-
-    @property
-    def shard_mixtures(self) -> int:
-        """Distinct mixtures of a shard at most, as many as the engine holds at a time; 0: no limit."""
-        return capabilities_of(self.engine).max_mixtures
 
     @property
     def divided_columns(self) -> pa.Schema:

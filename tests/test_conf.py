@@ -73,13 +73,12 @@ def test_a_wrong_key_is_answered_with_the_nearest(override: str, said: str) -> N
 
 @pytest.mark.long
 def test_each_engine_has_its_own_keys() -> None:
-    assert lines("engine=vllm", "engine.max_lora=4") == [
-        "config: unknown key engine.max_lora; did you mean engine.max_loras?"
+    assert lines("engine=vllm", "engine.adapter_slot=4") == [
+        "config: unknown key engine.adapter_slot; did you mean engine.adapter_slots?"
     ]
-    assert lines("engine=vllm", "engine.over_rank=merge")[0].startswith("config: engine.over_rank: Input should be")
     assert lines("engine.backend=sglang")[0].startswith("config: engine.backend: no engine ")
-    config = load_settings("generate", ["engine.max_loras=4", "engine=vllm"], GenerateConfig)
-    assert (config.engine.backend, config.engine.model_dump()["max_loras"]) == ("vllm", 4)
+    config = load_settings("generate", ["engine.adapter_slots=4", "engine=vllm"], GenerateConfig)
+    assert (config.engine.backend, config.engine.model_dump()["adapter_slots"]) == ("vllm", 4)
 
 
 def test_requests_keep_their_ids_and_sampling() -> None:

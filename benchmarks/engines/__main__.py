@@ -28,7 +28,6 @@ from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine.core.limits import context_length
 from pipeline.engine.native.backend import NativeBackend
-from pipeline.engine.vllm.check import joined_rank, lora_rank
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.evaluation.results import write_results
@@ -44,7 +43,7 @@ class Bench:
         self.args = args
         self.config = load_settings("generate", [f"model.dtype={args.dtype}"], GenerateConfig)
         self.requests = requests(self.config, args.records, args.new_tokens)
-        self.vllm = VllmSettings(prefill_tokens=2048, max_loras=args.max_loras, kv_gb=args.kv_gb)
+        self.vllm = VllmSettings(prefill_tokens=2048, adapter_slots=args.adapter_slots, kv_gb=args.kv_gb)
         self.starts: dict[str, float] = {}
         self.description: dict[str, Any] | None = None  # of a case with other requests, instead of `describe`
 
@@ -69,7 +68,7 @@ class Bench:
         """Start one of this project's backends and return its way."""
         settings = settings_of(self.config, self.args.rows, vllm, base)
         backend, self.starts[name] = started(settings, self.args.device, self.args.threads)
-        return by_backend(backend, vllm.max_loras if vllm and not base else 0)
+        return by_backend(backend)
 
 
 def mixtures(bench: Bench) -> dict[str, Any]:
@@ -105,9 +104,9 @@ def with_ray(bench: Bench) -> dict[str, Any]:
         model.path, pick_dtype(model.dtype, bench.args.device), False, context_length(load_config(model.path))
     )
     assert isinstance(settings.engine, VllmSettings)
-    rank = lora_rank(joined_rank(bank, 1)) or 0
-    arguments = engine_arguments(reference, settings.engine, bench.args.device, rank, bank.modules)
-    del arguments["model"], arguments["disable_log_stats"]
+    arguments = engine_arguments(reference, settings.engine, bench.args.device, bank)
+    for name in ("model", "disable_log_stats", "scheduler_cls", "additional_config"):  # Ray's own, and the mixing
+        del arguments[name]
     taken = ray_llm.seconds(model.path, bank.folder, single(bench.requests), arguments, bench.args.threads)
     return {"ray_data_llm": _figure(bench, [taken])}
 
@@ -155,7 +154,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--max-loras", type=int, default=16)
+    parser.add_argument("--adapter-slots", type=int, default=32)
     parser.add_argument("--kv-gb", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,7 +22,7 @@ from pipeline.engine.vllm.engine import VllmModel, engine_arguments, prepare_env
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.models import load_config, load_model, load_tokenizer
 from tests.engine.reference import merged
-from tests.vllm.engines import DEFAULTS, ROOT, THREADS, Engines, mixtures_of, smollm, start, start_vllm
+from tests.vllm.engines import DEFAULTS, DEMO_BANK, THREADS, Engines, mixtures_of, smollm, start, start_vllm
 from tests.vllm.measures import Scored, agreement, off_merged, scored
 
 _RECORDS = 40
@@ -99,9 +98,9 @@ def _answers(overrides: dict[str, Any]) -> tuple[list[Scored], AdapterBank]:
     def arguments(*given: Any) -> dict[str, Any]:
         return engine_arguments(*given) | {"hf_overrides": overrides}
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(module, "engine_arguments", arguments):
-        bank = AdapterBank.load(ROOT / "demo" / "bank")
-        vllm = start_vllm("bf16", Path(folder), _died, bank)
+    with mock.patch.object(module, "engine_arguments", arguments):
+        bank = AdapterBank.load(DEMO_BANK)
+        vllm = start_vllm("bf16")
         asker = Engines(None, vllm, bank, load_tokenizer(smollm()))  # type: ignore[arg-type]
         answers = scored(vllm, asker.requests(mixtures_of(bank), _RECORDS, logprobs=0))
         vllm.close()
@@ -117,7 +116,7 @@ def _through_vllm(answers: Sequence[Scored], model: Any, overrides: dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         reference = VllmModel(folder, torch.bfloat16, False, context_length(load_config(smollm())))
-        arguments = engine_arguments(reference, settings, "cpu", 0, ())
+        arguments = engine_arguments(reference, settings, "cpu", None)
         llm = LLM(**arguments, skip_tokenizer_init=True, hf_overrides=overrides)
         prompts = [{"prompt_token_ids": one.all_tokens} for one in answers]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
@@ -154,17 +153,12 @@ def _spread(differences: torch.Tensor) -> dict[str, Any]:
 
 @contextmanager
 def _engines(dtype: str) -> Iterator[Engines]:
-    with tempfile.TemporaryDirectory() as folder:
-        both = start(dtype, Path(folder))
-        try:
-            yield both
-        finally:
-            both.close()
+    both = start(dtype)
+    try:
+        yield both
+    finally:
+        both.close()
 
 
 def _key(one: Scored) -> str:
     return one.request.mixture.key
-
-
-def _died() -> None:
-    raise AssertionError("vLLM died")

@@ -48,12 +48,12 @@ def single(given: Sequence[Request]) -> list[Request]:
     return [replace(request, mixture=_largest(request.mixture)) for request in given]
 
 
-def shards(given: Sequence[Request], mixtures: int) -> list[list[Request]]:
-    """Divide the requests into shards as the planner does; ``mixtures``: the limit per shard, 0 for none."""
+def shards(given: Sequence[Request]) -> list[list[Request]]:
+    """Divide the requests into shards as the planner does."""
     waiting: dict[str, list[Request]] = {}
     for request in given:
         waiting.setdefault(request.mixture.key, []).append(request)
-    plan = plan_shards({key: len(own) for key, own in waiting.items()}, ShardLimits(512, 64, mixtures))
+    plan = plan_shards({key: len(own) for key, own in waiting.items()}, ShardLimits(512, 64))
     return [[waiting[key].pop() for key, count in shard for _ in range(count)] for shard in plan]
 
 

@@ -37,11 +37,11 @@ def started(settings: JobSettings, device: str, threads: int) -> tuple[Backend, 
     return backend, time.perf_counter() - start
 
 
-def by_backend(backend: Backend, mixtures: int) -> Way:
-    """Answer shards, two at a time, as the generate stage does. ``mixtures``: the limit per shard, 0 for none."""
+def by_backend(backend: Backend) -> Way:
+    """Answer shards, two at a time, as the generate stage does."""
 
     def run(requests: Sequence[Request]) -> float:
-        cut = shards(requests, mixtures)
+        cut = shards(requests)
         start = time.perf_counter()
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
             for shard, answers in zip(cut, pool.map(backend.answer, cut), strict=True):

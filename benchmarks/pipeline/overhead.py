@@ -92,7 +92,7 @@ def write_records(path: Path, per_task: int) -> None:
 
 def in_shards(routed: pa.Table, settings: JobSettings) -> pa.Table:
     """Sort routed records into the order of the pipeline's shards."""
-    limits = ShardLimits(settings.shard_records, settings.shard_adapters, settings.shard_mixtures)
+    limits = ShardLimits(settings.shard_records, settings.shard_adapters)
     regroup = Regroup(limits, settings.block_records, 1, Incidents())
     shards = regroup(routed.append_column("window", pa.array([0] * routed.num_rows, pa.int32())))
     return pa.concat_tables(unpack(packed) for shard in shards for packed in shard["records"].to_pylist())

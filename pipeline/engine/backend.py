@@ -83,20 +83,33 @@ class Capabilities:
 
     ``sentences``: a mixture per sentence. ``quantization``: base models in 8 or 4 bits. ``several_gpus``: one model
     over several GPUs. These three are empty if the engine can, else the reason and what to do instead.
-    ``max_mixtures``: distinct mixtures per shard, 0 for any number.
+    ``resumes_answers``: an answer that changes its mixture is begun again after the tokens so far, and what counts the
+    tokens of an answer (constraints, presence and frequency penalties) begins again too.
     """
 
     sentences: str
     quantization: str
     several_gpus: str
     max_temperature: float = math.inf
-    max_mixtures: int = 0
+    resumes_answers: bool = False
 
-    def temperature_problem(self, temperature: float) -> str:
-        """Return why the engine cannot sample with a temperature; empty if it can."""
-        if temperature <= self.max_temperature:
-            return ""
-        return f"temperature {temperature:g}: the engine takes {self.max_temperature:g} at most"
+    def sampling_problem(self, sampling: Sampling, by_sentence: bool) -> str:
+        """Return why the engine cannot sample with these settings; empty if it can.
+
+        ``by_sentence``: the sentences of an answer have mixtures of their own.
+        """
+        if sampling.temperature > self.max_temperature:
+            return f"temperature {sampling.temperature:g}: the engine takes {self.max_temperature:g} at most"
+        if (
+            by_sentence
+            and self.resumes_answers
+            and (sampling.constraint or sampling.presence_penalty or sampling.frequency_penalty)
+        ):
+            return (
+                "JSON, regex, grammars, presence and frequency penalties do not go with routing.granularity=sentence;"
+                " use engine=native"
+            )
+        return ""
 
 
 def _accept_any(*checked: object) -> None:

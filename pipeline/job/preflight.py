@@ -208,7 +208,8 @@ def _check_engine(settings: JobSettings) -> None:
     if settings.model.quantization != "none":
         asked["quantization"] = f"model.quantization={settings.model.quantization}"
     check_features(settings.engine, asked)
-    problem = capabilities_of(settings.engine).temperature_problem(settings.sampling.temperature)
+    by_sentence = settings.sentences is not None
+    problem = capabilities_of(settings.engine).sampling_problem(settings.sampling, by_sentence)
     if problem:
         raise UserError(f"config: generation: engine={settings.engine.backend}: {problem}")
 

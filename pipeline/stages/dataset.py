@@ -87,7 +87,7 @@ class Stream:
         pools = self.pools if is_first_pass else self.pools.for_shards(-(-records // shard_records))
         block = block_size(records, settings.block_records, plan)
         route_rows = min(BATCH_ROWS, shard_records)
-        limits = ShardLimits(shard_records, settings.shard_adapters, settings.shard_mixtures)
+        limits = ShardLimits(shard_records, settings.shard_adapters)
         reader = SplitReader(settings.input, settings.columns, plan, incidents, route_rows)
         regroup = Regroup(limits, block, pools.generate.max_actors, incidents)
         commit = CommitShards(self.markers, self.schema, plan.window_rows, uuid.uuid4().hex[:8], incidents)

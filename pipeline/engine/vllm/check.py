@@ -1,4 +1,4 @@
-"""Refuse adapters that vLLM does not compute as the native engine does, and ranks above its maximum."""
+"""Refuse adapters that vLLM does not compute as the native engine does, and mixtures that its slots do not hold."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def check_bank(settings: VllmSettings, bank: "AdapterBank", max_adapters: int) -> None:
     """Raise `UserError` if vLLM cannot compute mixtures of up to ``max_adapters`` adapters of a bank.
 
-    That is, for the first adapter that has more than A and B of linear layers, and for joined ranks above vLLM's
-    maximum unless ``settings`` leave those to the native engine.
+    That is, for the first adapter that has more than A and B of linear layers, or a rank above vLLM's maximum, and
+    for mixtures with more adapters than slots.
     """
     if not max_adapters:
         return
@@ -29,12 +29,10 @@ def check_bank(settings: VllmSettings, bank: "AdapterBank", max_adapters: int) -
                     f"bank: adapter {name!r} {problem}, which engine=vllm does not compute; use engine=native"
                     f" ({bank.folder / name})"
                 )
-    rank = joined_rank(bank, max_adapters)
-    if lora_rank(rank) is None and settings.over_rank == "refuse":
+    if max_adapters > settings.adapter_slots:
         raise UserError(
-            f"config: engine=vllm: mixtures of {max_adapters} adapters of this bank may have rank {rank}, and vLLM"
-            f" takes {RANKS[-1]} at most; lower routing.max_adapters, do without routing.fallback=all, use"
-            f" engine=native, or set engine.over_rank=native ({bank.folder})"
+            f"config: engine.adapter_slots={settings.adapter_slots}: mixtures may have {max_adapters} adapters; raise"
+            " it, lower routing.max_adapters, or do without routing.fallback=all"
         )
 
 
@@ -47,6 +45,8 @@ def _problems(module: str, weights: "ModuleWeights") -> Iterator[str]:
         yield f"changes the embedding {module}"
     if module.rsplit(".", 1)[-1] == "lm_head":
         yield f"changes {module}, the model's head,"
+    if weights.rank > RANKS[-1]:
+        yield f"has rank {weights.rank} at {module}, above {RANKS[-1]}"
 
 
 def check_copies(bank: "AdapterBank", model: str, trust_remote_code: bool) -> None:
@@ -71,18 +71,7 @@ def check_copies(bank: "AdapterBank", model: str, trust_remote_code: bool) -> No
                 )
 
 
-def joined_rank(bank: "AdapterBank", max_adapters: int) -> int:
-    """Return the largest rank that a mixture of up to ``max_adapters`` adapters of a bank can have at a module.
-
-    vLLM is started with a rank before the mixtures of a shard are known, so it needs the bound for all mixtures.
-    """
-    ranks: dict[str, list[int]] = {}
-    for adapter in bank.adapters.values():
-        for module, weights in adapter.modules.items():
-            ranks.setdefault(module, []).append(weights.rank)
-    return max((sum(sorted(found)[-max_adapters:]) for found in ranks.values() if max_adapters), default=0)
-
-
-def lora_rank(rank: int) -> int | None:
-    """Return the smallest rank that vLLM accepts for adapters of ``rank``; None if it is above the maximum."""
-    return next((allowed for allowed in RANKS if allowed >= rank), None)
+def lora_rank(bank: "AdapterBank") -> int:
+    """Return the smallest rank that vLLM accepts for the slots of a bank that `check_bank` has accepted."""
+    rank = max((w.rank for adapter in bank.adapters.values() for w in adapter.modules.values()), default=1)
+    return next(allowed for allowed in RANKS if allowed >= rank)

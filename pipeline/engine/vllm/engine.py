@@ -1,15 +1,19 @@
 """Start vLLM: its environment and its arguments."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pipeline.adapters import AdapterBank
+
+from .check import lora_rank
 from .settings import VllmSettings
 
 _GB = 2**30
+_ON_HOST = 4  # adapters in memory for each slot: loading those again takes no reading
 
 
 @dataclass(frozen=True)
@@ -22,36 +26,27 @@ class VllmModel:
     context: int
 
 
-def prepare_environment(device: str, threads: int) -> None:
+def prepare_environment(device: str, threads: int, mixes: bool = False) -> None:
     """Set the environment variables that vLLM reads when it is imported; those already set are kept.
 
     On a CPU, vLLM would pin its threads to the first cores of the machine and leave one core free. Actors on one
-    machine would then compete for the same cores, so they share the machine by ``threads`` instead.
+    machine would then compete for the same cores, so they share the machine by ``threads`` instead. ``mixes``: the
+    engine mixes adapters, for which vLLM's second model runner lacks the settings of requests.
     """
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
+    if mixes:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets it to the actor's share of a CPU
 
 
-def engine_arguments(
-    model: VllmModel, settings: VllmSettings, device: str, rank: int, modules: Collection[str]
-) -> dict[str, Any]:
-    """Return the arguments of `AsyncEngineArgs`.
-
-    ``rank``: of `check.lora_rank`, 0 to run without adapters. ``modules``: names of the modules that adapters change.
-    """
+def engine_arguments(model: VllmModel, settings: VllmSettings, device: str, bank: AdapterBank | None) -> dict[str, Any]:
+    """Return the arguments of `AsyncEngineArgs`. ``bank``: whose adapters are mixed; None for the base model alone."""
     kv_bytes = int(settings.kv_gb * _GB)
     if not kv_bytes and device == "cpu":  # vLLM would take nine tenths of the machine's memory
         kv_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    lora = {
-        "max_loras": settings.max_loras,
-        "max_cpu_loras": 2 * settings.max_loras,  # an actor runs two shards at a time
-        "max_lora_rank": rank,
-        # Without it, vLLM runs LoRA products in every linear layer, even where no adapter changes it.
-        "lora_target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
-    }
     return {
         "model": model.folder,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -63,12 +58,27 @@ def engine_arguments(
         "enforce_eager": device == "cpu" or not settings.cuda_graphs,
         "tensor_parallel_size": settings.tensor_parallel,
         "seed": 0,
-        "enable_lora": bool(rank),
         "disable_log_stats": True,
         "generation_config": "vllm",  # sampling settings come from this program alone
         "structured_outputs_config": {"backend": "guidance"},
-        **(lora if rank else {}),
+        **(_mixing_arguments(settings, bank) if bank else {}),
         **({"kv_cache_memory_bytes": kv_bytes} if kv_bytes else {}),
+    }
+
+
+def _mixing_arguments(settings: VllmSettings, bank: AdapterBank) -> dict[str, Any]:
+    from .mixing.slots import mixing_config
+
+    slots = min(settings.adapter_slots, len(bank.names))
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": min(_ON_HOST * slots, len(bank.names)),
+        "max_lora_rank": lora_rank(bank),
+        # Without it, vLLM gives slots to every linear layer, even where no adapter changes it.
+        "lora_target_modules": sorted({module.rsplit(".", 1)[-1] for module in bank.modules}),
+        "scheduler_cls": "pipeline.engine.vllm.mixing.scheduler.create_scheduler",
+        "additional_config": mixing_config(bank),
     }
 
 

@@ -1,9 +1,9 @@
 """Settings of vLLM: plain values, loaded without it."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge
 
 from pipeline.engine.settings import BackendSettings, PositiveInt
 
@@ -12,16 +12,12 @@ from pipeline.engine.settings import BackendSettings, PositiveInt
 class VllmSettings(BackendSettings):
     """Settings of vLLM, with the defaults of ``conf/engine/vllm.yaml``.
 
-    ``max_loras``: distinct mixtures per batch and per shard. ``over_rank``: refuse a bank whose mixtures may have a
-    joined rank above vLLM's maximum, or let the native engine answer. ``folder``: for the files of mixtures; None for
-    shared memory, or the temporary folder if there is none. ``kv_gb``: GB of the KV cache; 0 for a quarter of a
-    machine's memory, or vLLM's default on a GPU.
+    ``adapter_slots``: adapters on the device at a time, and of a batch; a smaller bank takes fewer. ``kv_gb``: GB of
+    the KV cache; 0 for a quarter of a machine's memory, or vLLM's default on a GPU.
     """
 
     backend: ClassVar[str] = "vllm"
     batch_size: PositiveInt = 256
     prefill_tokens: PositiveInt = 8192
-    max_loras: PositiveInt = 16
-    over_rank: Literal["refuse", "native"] = "refuse"
-    folder: Annotated[str, MinLen(1)] | None = None
+    adapter_slots: PositiveInt = 32
     kv_gb: Annotated[float, Ge(0)] = 0.0

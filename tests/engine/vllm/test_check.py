@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.adapters import AdapterBank
-from pipeline.engine import registry
+from pipeline.engine import Constraint, EngineSettings, Sampling, registry
 from pipeline.engine.vllm import check
 from pipeline.engine.vllm.settings import VllmSettings
 from pipeline.errors import UserError
@@ -73,15 +73,21 @@ def test_weights_of_the_base_model_are_compared_with_its_files(tmp_path: Path, t
         check.check_copies(equal, str(tmp_path / "model"), False)
 
 
-def test_ranks_that_vllm_does_not_take_are_refused_or_left_to_the_native_engine(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        make_adapter(tmp_path / name, make_tensors(200), r=200)
+@pytest.mark.parametrize(("ranks", "accepted"), [((1,), 1), ((4, 9), 16), ((200, 300), 320), ((512,), 512)])
+def test_slots_have_the_next_rank_that_vllm_takes(tmp_path: Path, ranks: tuple[int, ...], accepted: int) -> None:
+    for rank in ranks:
+        make_adapter(tmp_path / f"a{rank}", make_tensors(rank), r=rank)
     bank = AdapterBank.load(tmp_path)
-    check.check_bank(VllmSettings(), bank, 2)
-    said = refused(bank, 3)
-    assert "mixtures of 3 adapters of this bank may have rank 600, and vLLM takes 512 at most" in said
-    assert "engine.over_rank=native" in said
-    check.check_bank(VllmSettings(over_rank="native"), bank, 3)
+    check.check_bank(VllmSettings(), bank, len(ranks))
+    assert check.lora_rank(bank) == accepted
+
+
+def test_larger_ranks_and_mixtures_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        make_adapter(tmp_path / "small" / name, make_tensors(4), r=4)
+    said = refused(AdapterBank.load(tmp_path / "small"), 3, VllmSettings(adapter_slots=2))
+    assert said.startswith("config: engine.adapter_slots=2: mixtures may have 3 adapters; raise it")
+    assert "'legal' has rank 513 at model.layers.0.self_attn." in refused(bank_of(tmp_path / "large", None, r=513))
 
 
 def test_a_missing_vllm_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,5 +98,17 @@ def test_a_missing_vllm_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch)
 
 def test_temperatures_above_those_of_vllm_are_told() -> None:
     vllm = registry.capabilities_of(VllmSettings())
-    assert not vllm.temperature_problem(2.0)
-    assert vllm.temperature_problem(2.5) == "temperature 2.5: the engine takes 2 at most"
+    assert not vllm.sampling_problem(Sampling(temperature=2.0, repetition_penalty=1.1), True)
+    said = vllm.sampling_problem(Sampling(temperature=2.5), False)
+    assert said == "temperature 2.5: the engine takes 2 at most"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(constraint=Constraint("regex", "a")), Sampling(presence_penalty=1.0), Sampling(frequency_penalty=0.5)],
+)
+def test_what_counts_the_tokens_of_an_answer_is_not_for_sentences(sampling: Sampling) -> None:
+    vllm = registry.capabilities_of(VllmSettings())
+    assert not vllm.sampling_problem(sampling, False)
+    assert "do not go with routing.granularity=sentence" in vllm.sampling_problem(sampling, True)
+    assert not registry.capabilities_of(EngineSettings()).sampling_problem(sampling, True)
