@@ -1,4 +1,4 @@
-"""Compare the native engine with vLLM: `python -m benchmarks.engines [--cases mixtures base ray-llm profile exact]`.
+"""Compare the native engine with vLLM: `python -m benchmarks.engines [--cases mixtures ray-llm profile exact]`.
 
 Needs vLLM in the environment (`make test-vllm` creates one; docs/engines.md). All cases have the same requests: records
 of the demo's tasks with the mixtures of its router, each answered with ``--new-tokens`` tokens. The engines of a case
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import torch
 from benchmarks.engines import exact as exactness
 from benchmarks.engines import profile as operations
 from benchmarks.engines import ray_llm
-from benchmarks.engines.requests import for_base, requests, single
+from benchmarks.engines.requests import distinct, for_base, requests, single
 from benchmarks.engines.ways import Way, by_backend, settings_of, started
 from conf import load_settings
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
+from pipeline.engine import Request
 from pipeline.engine.core.limits import context_length
 from pipeline.engine.native.backend import NativeBackend
 from pipeline.engine.vllm.engine import VllmModel, engine_arguments
@@ -72,28 +73,50 @@ class Bench:
 
 
 def mixtures(bench: Bench) -> dict[str, Any]:
-    """Answer each record with its mixture."""
-    return _in_turn(bench, base=False)
+    """Answer each record with its mixture, and with the base model; vLLM compiled and eager.
+
+    Then one batch in which each of 64 records has another mixture of three adapters. vLLM's base model runs in an
+    engine without adapters.
+    """
+    eager = replace(bench.vllm, enforce_eager=True)
+    ways = {
+        "native": bench.way("native", None, base=False),
+        "native_base": bench.way("native_base", None, base=True),
+        "vllm_mixtures": bench.way("vllm_mixtures", bench.vllm, base=False),
+        "vllm_base": bench.way("vllm_base", bench.vllm, base=True),
+        "vllm_mixtures_eager": bench.way("vllm_mixtures_eager", eager, base=False),
+        "vllm_base_eager": bench.way("vllm_base_eager", eager, base=True),
+    }
+    all_distinct = distinct(bench.requests, AdapterBank.load(bench.config.bank.path).names)
+    seconds = _in_turn(bench, ways, bench.requests)
+    seconds_distinct = _in_turn(bench, ways, all_distinct)
+    figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
+    for mode in ("", "_eager"):
+        mixed, base = f"vllm_mixtures{mode}", f"vllm_base{mode}"
+        figures[f"{mixed}_over_base"] = _ratio(seconds[base], seconds[mixed])
+        figures[f"{mixed}_over_native"] = _ratio(seconds["native"], seconds[mixed])
+        figures[f"{mixed}_over_base_64_distinct"] = _ratio(seconds_distinct[base], seconds_distinct[mixed])
+        figures[f"{mixed}_over_native_64_distinct"] = _ratio(seconds_distinct["native"], seconds_distinct[mixed])
+    return figures
 
 
-def base(bench: Bench) -> dict[str, Any]:
-    """Answer with the base model alone; vLLM starts without adapters."""
-    return _in_turn(bench, base=True)
-
-
-def _in_turn(bench: Bench, base: bool) -> dict[str, Any]:
-    ways = {"native": bench.way("native", None, base), "vllm": bench.way("vllm", bench.vllm, base)}
+def _in_turn(bench: Bench, ways: dict[str, Way], workload: list[Request]) -> dict[str, list[float]]:
+    """Return the seconds of each way and turn, after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    workload = for_base(bench.requests) if base else bench.requests
-    for way in ways.values():
-        way(workload[:_WARM_UP])
+    given = {name: for_base(workload) if "base" in name else workload for name in ways}
+    for name, way in ways.items():
+        way(given[name][:_WARM_UP])
     for _ in range(bench.args.repeats):
         for name, way in ways.items():
-            seconds[name].append(way(workload))
+            seconds[name].append(way(given[name]))
             print(f"{name}: {len(workload)} records in {seconds[name][-1]:.1f} s", flush=True)
-    ratios = [theirs / ours for ours, theirs in zip(seconds["native"], seconds["vllm"], strict=True)]
-    figures: dict[str, Any] = {name: _figure(bench, taken) for name, taken in seconds.items()}
-    return figures | {"native_over_vllm": {"median": statistics.median(ratios), "turns": ratios}}
+    return seconds
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
+    """Return how many times as fast ours are, of each turn."""
+    turns = [other / own for other, own in zip(theirs, ours, strict=True)]
+    return {"median": statistics.median(turns), "turns": turns}
 
 
 def with_ray(bench: Bench) -> dict[str, Any]:
@@ -140,7 +163,6 @@ def exact(bench: Bench) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "mixtures": mixtures,
-    "base": base,
     "ray-llm": with_ray,
     "profile": profile,
     "exact": exact,
@@ -153,10 +175,10 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--records", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=24)
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--adapter-slots", type=int, default=32)
     parser.add_argument("--kv-gb", type=float, default=1.0)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
 """The requests: records of the demo's tasks with the mixtures of its router, and answers of one length."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,6 +47,12 @@ def for_base(given: Sequence[Request]) -> list[Request]:
 def single(given: Sequence[Request]) -> list[Request]:
     """Return the same requests with only the adapter of the largest weight, for engines with one adapter per row."""
     return [replace(request, mixture=_largest(request.mixture)) for request in given]
+
+
+def distinct(given: Sequence[Request], names: Sequence[str], count: int = 64) -> list[Request]:
+    """Return the first ``count`` requests, each with another mixture of three adapters in equal parts."""
+    groups = random.Random(0).sample(list(combinations(names, 3)), count)
+    return [replace(r, mixture=Mixture.of(dict.fromkeys(g, 1 / 3))) for r, g in zip(given, groups, strict=False)]
 
 
 def shards(given: Sequence[Request]) -> list[list[Request]]:

@@ -22,14 +22,13 @@ class BackendSettings:
 
     ``backend``: name of the engine in the config. ``batch_size``: sequences generated at a time. ``prefill_tokens``:
     prompt tokens per forward pass. ``reuse_prefixes``: compute the common beginning of prompts with one mixture once.
-    ``cuda_graphs``: record decode steps on a GPU and replay them. ``tensor_parallel``: GPUs per model.
+    ``tensor_parallel``: GPUs per model.
     """
 
     backend: ClassVar[str]
     batch_size: PositiveInt = 32
     prefill_tokens: PositiveInt = 2048
     reuse_prefixes: bool = True
-    cuda_graphs: bool = True
     seed: int = 0
     tensor_parallel: int = 1
 
@@ -53,12 +52,13 @@ class EngineSettings(BackendSettings):
     """Settings of the native engine.
 
     ``kv_tokens``: positions of the KV cache; 0 sizes it by the device's memory. ``look_ahead``: requests read ahead;
-    0 reads four times ``batch_size``.
+    0 reads four times ``batch_size``. ``cuda_graphs``: record decode steps on a GPU and replay them.
     """
 
     backend: ClassVar[str] = "native"
     kv_tokens: NonNegativeInt = 0
     look_ahead: NonNegativeInt = 0
+    cuda_graphs: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property

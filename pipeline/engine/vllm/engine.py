@@ -1,6 +1,7 @@
 """Start vLLM: its environment and its arguments."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +54,13 @@ def engine_arguments(model: VllmModel, settings: VllmSettings, device: str, bank
         "trust_remote_code": model.trust_remote_code,
         "max_model_len": model.context,
         "max_num_seqs": settings.batch_size,
-        "max_num_batched_tokens": max(settings.prefill_tokens, settings.batch_size),
+        # A prompt that is divided over passes draws a token in each, and on a CPU vLLM cannot take such a draw back.
+        "enable_chunked_prefill": device != "cpu",
+        "max_num_batched_tokens": max(
+            settings.prefill_tokens, settings.batch_size, model.context if device == "cpu" else 0
+        ),
         "enable_prefix_caching": settings.reuse_prefixes,
-        "enforce_eager": device == "cpu" or not settings.cuda_graphs,
+        "enforce_eager": settings.enforce_eager or (device == "cpu" and not _has_compiler()),
         "tensor_parallel_size": settings.tensor_parallel,
         "seed": 0,
         "disable_log_stats": True,
@@ -80,6 +85,11 @@ def _mixing_arguments(settings: VllmSettings, bank: AdapterBank) -> dict[str, An
         "scheduler_cls": "pipeline.engine.vllm.mixing.scheduler.create_scheduler",
         "additional_config": mixing_config(bank),
     }
+
+
+def _has_compiler() -> bool:
+    """Whether there is the C++ compiler with which torch.compile makes code for a CPU."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def start(arguments: dict[str, Any], on_pass: Callable[[Any], None]) -> Any:

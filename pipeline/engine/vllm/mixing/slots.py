@@ -50,7 +50,7 @@ class MixtureLayers(LRUCacheLoRAModelManager):  # type: ignore[misc]
             max_tokens=max(vllm_config.scheduler_config.max_num_batched_tokens, *padded),
             slots=vllm_config.lora_config.max_loras,
             device=kwargs["device"],
-            can_skip=compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode == CUDAGraphMode.NONE,
+            is_eager=compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode == CUDAGraphMode.NONE,
         )
         self._adapted = set(vllm_names(kwargs["model"], vllm_config.additional_config[KEY]["modules"]))
         self._products: dict[str, SlotProducts] = {}
@@ -78,6 +78,13 @@ class MixtureLayers(LRUCacheLoRAModelManager):  # type: ignore[misc]
         )
         module.lora_a_stacked, module.lora_b_stacked = products.slot_a, products.slot_b
         self._products[module_name] = products
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        """Write an adapter into a slot, unless it is in one."""
+        is_new: bool = super().activate_adapter(lora_id)
+        if is_new:
+            self.weights.slots_changed()
+        return is_new
 
     def check_modules(self, names: Iterable[str]) -> None:
         """Raise `ValueError` for a module of an adapter that no layer computes: vLLM would ignore it."""
@@ -116,7 +123,7 @@ class MixtureManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]
                 for number, weight in weights:
                     rows[row + start - first : row + end - first, slots[number]] = weight
             row += count
-        layers.weights.set(torch.from_numpy(rows))
+        layers.weights.set_rows(torch.from_numpy(rows))
 
     def _hold(self, needed: set[int]) -> None:
         """Bring adapters into slots, in the place of those that were needed longest ago."""
