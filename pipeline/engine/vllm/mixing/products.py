@@ -99,7 +99,7 @@ class SlotProducts:
         if not self._starts or self._weights.is_skipped:
             return
         if not self._weights.is_eager:
-            torch.ops.loraloom.add_products(y, x, self._weights.of(x.shape[0]), self._a, self._b, self._starts)
+            _compiled_add_products(y, x, self._weights.of(x.shape[0]), self._a, self._b, self._starts)
             return
         if self._version != self._weights.version:
             self._take(self._weights.chosen)
@@ -138,8 +138,6 @@ def add_products(
         y[:, start : start + part.shape[1]].addmm_(inner[:, index].flatten(1), part)
 
 
-# One operator for torch.compile, which would trace a graph for each set of shapes and copy y for each slice.
-_LIBRARY = torch.library.Library("loraloom", "DEF")
-_LIBRARY.define("add_products(Tensor(a!) y, Tensor x, Tensor weights, Tensor a, Tensor[] b, int[] starts) -> ()")
-_LIBRARY.impl("add_products", add_products, "CompositeExplicitAutograd")
-torch.library.register_fake("loraloom::add_products", lambda y, x, weights, a, b, starts: None)
+# One operator for torch.compile, which would copy y for each slice that is added to.
+_compiled_add_products = torch.library.custom_op("loraloom::add_products", add_products, mutates_args=("y",))
+_compiled_add_products.register_fake(lambda y, x, weights, a, b, starts: None)
