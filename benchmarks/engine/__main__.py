@@ -66,9 +66,9 @@ class Bench:
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         return folder, names or make_bank(folder, self.model(), count)
 
-    def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None, cuda_graphs: bool = True) -> Engine:
-        """Return an engine with its own copy of the model."""
-        settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings(), cuda_graphs=cuda_graphs)
+    def engine(self, bank: Path, rows: int, lora: LoraSettings | None = None, **changes: Any) -> Engine:
+        """Return an engine with its own copy of the model; ``changes``: further settings."""
+        settings = EngineSettings(batch_size=rows, lora=lora or LoraSettings(), **changes)
         return Engine(self.model(), self.tokenizer, AdapterBank.load(bank), settings)
 
     def peft(self, bank: Path, names: Sequence[str]) -> PeftModel:
@@ -147,8 +147,8 @@ def skewed_lengths(bench: Bench) -> Figures:
 
 
 def prefill(bench: Bench) -> Figures:
-    """Measure 32 long prompts with few new tokens."""
-    yield _whole(bench, even(32, 384, 4), 32)
+    """Measure 32 long prompts with few new tokens, also with four times as many prompt tokens in a pass."""
+    yield _whole(bench, even(32, 384, 4), 32, [2048, 8192])
 
 
 def large(bench: Bench) -> Figures:
@@ -156,12 +156,14 @@ def large(bench: Bench) -> Figures:
     yield _whole(bench, skewed(128), 128)
 
 
-def _whole(bench: Bench, requests: Workload, rows: int) -> dict[str, Any]:
+def _whole(bench: Bench, requests: Workload, rows: int, prefill_tokens: Sequence[int] = (2048,)) -> dict[str, Any]:
     bank, names = bench.bank(26)
-    engine = bench.engine(bank, rows)
-    cases: dict[str, Case] = {
-        "fused": (by_engine(engine), requests.with_mixtures(mixtures(names, 2, 16))),
-        "base": (by_engine(engine), requests),
+    cases: dict[str, Case] = {}
+    for tokens in prefill_tokens:
+        engine, ending = bench.engine(bank, rows, prefill_tokens=tokens), "" if tokens == 2048 else f"_{tokens}"
+        cases[f"fused{ending}"] = by_engine(engine), requests.with_mixtures(mixtures(names, 2, 16))
+        cases[f"base{ending}"] = by_engine(engine), requests
+    cases |= {
         "peft_generate": (by_generate(bench.peft(bank, names[:1]), 32), requests),
         "transformers_continuous_batching": (by_continuous_batching(bench.model(), rows), requests),
     }

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.engine.attention.segment import Options
 from pipeline.engine.scoring.score import Choices, score_choices
 from pipeline.engine.serving.server import EngineServer
 from pipeline.engine.settings import EngineSettings
+from pipeline.engine.vllm.mixing.products import SlotProducts, TokenWeights
 from pipeline.models import load_model, load_tokenizer
 from pipeline.records import Completion, Mixture
 from tests import tiny
@@ -89,6 +91,34 @@ def test_recorded_steps_give_the_same_answers(
         gc.collect()
     assert not caplog.records
     assert torch.rand(3, device="cuda").isfinite().all()  # the device's own generator is usable beside recordings
+
+
+def test_a_recorded_product_reads_the_weights_and_adapters_of_each_step() -> None:
+    """One recording for batches of any length up to its own, as vLLM pads them, and for adapters that change places."""
+    slots, rank, inputs, widths, used, size = 6, 8, 64, (32, 16, 16), (True, False, True), 24
+    cuda = torch.device("cuda")
+    weights = TokenWeights(size, slots, cuda, is_eager=False)
+    products = SlotProducts(weights, rank, inputs, widths, used, torch.zeros(1, dtype=torch.bfloat16, device=cuda))
+    x, base = (torch.randn(size, n, device=cuda, dtype=torch.bfloat16) for n in (inputs, sum(widths)))
+    y, graph = torch.empty_like(base), torch.cuda.CUDAGraph()
+    for is_recorded in (False, True):  # libraries prepare themselves before a recording
+        with torch.cuda.graph(graph) if is_recorded else nullcontext():
+            y.copy_(base)
+            products.add_lora_linear(y, x)
+    for tokens in (size, 5, 17):
+        x.normal_()
+        for part in (*products.slot_a, *products.slot_b):
+            part.normal_(std=0.2)
+        rows = torch.rand(tokens, slots) * (torch.rand(tokens, slots) < 0.5)
+        weights.set_rows(rows)
+        graph.replay()
+        expected = base.double()
+        for a, b, first in zip(products.slot_a, products.slot_b, (0, 32, 48), strict=True):
+            for slot in range(slots) if a.shape[2] else ():
+                change = x[:tokens].double() @ (b[slot, 0].double() @ a[slot, 0].double()).T
+                expected[:tokens, first : first + b.shape[2]] += rows[:, slot : slot + 1].cuda() * change
+        assert (y - expected).norm() < 1e-2 * expected.norm()
+        assert torch.equal(y[tokens:], base[tokens:])
 
 
 @pytest.mark.parametrize("window", [None, 1, 20])
