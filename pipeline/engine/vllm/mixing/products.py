@@ -33,7 +33,9 @@ class TokenWeights:
             self.is_skipped = not used
             self._choose(used)
         columns = rows if self.chosen is None else rows[:, self.chosen]
-        self._buffer[: len(rows), : columns.shape[1]].copy_(columns)
+        if self._buffer.is_cuda:  # a copy from other memory would wait for the passes before
+            columns = columns.contiguous().pin_memory()
+        self._buffer[: len(rows), : columns.shape[1]].copy_(columns, non_blocking=True)
         self._buffer[len(rows) : self._tokens].zero_()
         self._tokens = len(rows)
 
