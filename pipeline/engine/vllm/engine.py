@@ -32,7 +32,7 @@ def prepare_environment(device: str, threads: int, mixes: bool = False) -> None:
 
     On a CPU, vLLM would pin its threads to the first cores of the machine and leave one core free. Actors on one
     machine would then compete for the same cores, so they share the machine by ``threads`` instead. ``mixes``: the
-    engine mixes adapters, for which vLLM's second model runner lacks the settings of requests.
+    engine mixes adapters, for which vLLM's second model runner does not keep the settings of requests.
     """
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
@@ -41,6 +41,7 @@ def prepare_environment(device: str, threads: int, mixes: bool = False) -> None:
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets it to the actor's share of a CPU
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait would take the CPU from other actors
 
 
 def engine_arguments(model: VllmModel, settings: VllmSettings, device: str, bank: AdapterBank | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ _HOOKS = {
     f"{_MANAGER}._load_adapter": ("self", "lora_request"),
     "vllm.lora.model_manager:LRUCacheLoRAModelManager.register_module": ("self", "module_name", "module"),
     "vllm.lora.model_manager:LRUCacheLoRAModelManager.activate_adapter": ("self", "lora_id"),
+    "vllm.lora.model_manager:LoRAModelManager.lora_slots": (),
+    "vllm.v1.worker.gpu_input_batch:InputBatch.req_ids": (),
     "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA.set_mapping": ("self", "punica_wrapper"),
     "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_lora_linear": (
         *("self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices"),
