@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.config = load_settings("generate", [f"model.dtype={args.dtype}"], GenerateConfig)
+        self.config = load_settings("generate", ["engine=native", f"model.dtype={args.dtype}"], GenerateConfig)
         self.requests = requests(self.config, args.records, args.new_tokens)
         self.vllm = VllmSettings(prefill_tokens=2048, adapter_slots=args.adapter_slots, kv_gb=args.kv_gb)
         self.starts: dict[str, float] = {}

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
     overrides = ["generation.max_new_tokens=32", *args.overrides]
-    config = load_settings("generate", overrides, GenerateConfig)
+    config = load_settings("generate", ["engine=native", *overrides], GenerateConfig)
     turns: dict[str, list[dict[str, float]]] = {"engine": [], "pipeline": [], "engine_input_order": []}
 
     def record(name: str, turn: dict[str, float]) -> None:

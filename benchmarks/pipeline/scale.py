@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pipeline-scale.json"))
     parser.add_argument("overrides", nargs="*", help="config of jobs.generate: key=value")
     args = parser.parse_intermixed_args()
-    config = load_settings("generate", args.overrides, GenerateConfig)
+    config = load_settings("generate", ["engine=native", *args.overrides], GenerateConfig)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for records in args.records:

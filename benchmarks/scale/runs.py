@@ -131,7 +131,7 @@ def job_settings_of(kit: Kit, folder: Path, scale: dict[str, Any], *more: str) -
         *("router=custom", f"router.path={kit.router}", "generation.max_new_tokens=80"),
         *more,
     ]
-    config = load_settings("generate", overrides, GenerateConfig)
+    config = load_settings("generate", ["engine=native", *overrides], GenerateConfig)
     settings = job_settings(config, str(folder / "in.jsonl"), str(folder / "out"))
     return replace(settings, config={"scale": scale | {"adapters": 100, "trace": str(folder / "trace")}})
 

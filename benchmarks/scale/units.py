@@ -50,7 +50,7 @@ def main() -> None:
 
 def of_records() -> dict[str, Any]:
     """Measure the bytes of a record between stages, and the records per second that one process reads and routes."""
-    config = load_settings("generate", [], GenerateConfig)
+    config = load_settings("generate", ["engine=native"], GenerateConfig)
     settings = job_settings(config, "demo/records.jsonl", "unused")
     plan = plan_input(settings.input, settings.window_records, Columns())
     context = check_models(settings).context

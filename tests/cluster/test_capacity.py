@@ -82,7 +82,7 @@ def test_what_fits_the_nodes_passes(pools: Pools, nodes: list[dict[str, Any]], m
 
 
 def composed(*overrides: str) -> Pools:
-    return pools_of(load_settings("generate", list(overrides), GenerateConfig))
+    return pools_of(load_settings("generate", ["engine=native", *overrides], GenerateConfig))
 
 
 def test_pools_come_from_the_config() -> None:

@@ -54,5 +54,5 @@ def tiny_pools(**changes: Any) -> Pools:
 
 @cache
 def _defaults() -> JobSettings:
-    settings = job_settings(load_settings("generate", [], GenerateConfig), "", "")
+    settings = job_settings(load_settings("generate", ["engine=native"], GenerateConfig), "", "")
     return replace(settings, model=MODEL, bank="bank", router="router", config={})
