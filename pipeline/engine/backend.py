@@ -122,7 +122,8 @@ class BackendSpec(Generic[Settings]):
 
     ``check`` raises `UserError` for adapters of a bank that the engine cannot compute, given the settings and the
     maximum number of adapters in a mixture. ``check_model`` raises it for a model, given its folder or hub id and its
-    config. ``package``: a package that it needs, installed by the extra of its name.
+    config. ``package``: a package that it needs, installed by the extra of its name. ``auto_problem`` returns why
+    ``engine=auto`` does not take the engine on a GPU for a model's config, empty if it does; None: it never does.
     """
 
     settings: type[Settings]
@@ -131,3 +132,4 @@ class BackendSpec(Generic[Settings]):
     check: Callable[[Settings, "AdapterBank", int], object] = _accept_any
     package: str = ""
     check_model: Callable[[str, Any], object] = _accept_any
+    auto_problem: Callable[[Any], str] | None = None

@@ -7,6 +7,7 @@ from pipeline.engine.backend import Backend, BackendSpec, Capabilities, EngineCo
 
 from .check import check_bank
 from .settings import VllmSettings
+from .support import model_problem
 
 MAX_TEMPERATURE = 2.0
 """The highest temperature that vLLM accepts."""
@@ -29,4 +30,4 @@ def _start(settings: VllmSettings, context: EngineContext) -> Backend:
     return VllmBackend(settings, context)
 
 
-SPEC = BackendSpec(VllmSettings, capabilities, _start, check_bank, "vllm")
+SPEC = BackendSpec(VllmSettings, capabilities, _start, check_bank, "vllm", auto_problem=model_problem)
