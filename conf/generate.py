@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.engine.choice import AUTO, NAMED, Choice, engine_of_keys
 from pipeline.storage.store.redact import masked
 
 from .compose import load_settings
@@ -10,8 +11,24 @@ from .schema import GenerateConfig
 
 
 def load_config(words: Sequence[str]) -> GenerateConfig:
-    """Compose and check the config; `UserError` with one line for each thing that is wrong."""
-    return load_settings("generate", words, GenerateConfig)
+    """Compose and check the config; `UserError` with one line for each thing that is wrong.
+
+    A key that only one engine has chooses that engine, unless a word names another.
+    """
+    choice = engine_of_words(words)
+    return load_settings("generate", [*words, f"engine={choice.name}"] if choice else words, GenerateConfig)
+
+
+def engine_of_words(words: Sequence[str]) -> Choice | None:
+    """Return the engine of ``engine=NAME``, or else of a key like ``engine.kv_tokens``; None if nothing chooses one.
+
+    Raises `UserError` for keys of two engines.
+    """
+    named = [word.partition("=")[2] for word in words if word.startswith(("engine=", "engine.backend="))]
+    if named and named[-1] != AUTO:
+        return Choice(named[-1], NAMED)
+    keys = [word.lstrip("+~").partition("=")[0] for word in words]
+    return engine_of_keys(key.removeprefix("engine.") for key in keys if key.startswith("engine."))
 
 
 def shown_config(config: GenerateConfig) -> dict[str, Any]:

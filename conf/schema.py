@@ -23,10 +23,10 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.conversations import LastAssistant, Layout, PromptMode, PromptSettings, SpecialTokens
 from pipeline.conversations.openai_batch import ID, SAMPLING
-from pipeline.engine.backend import BackendSpec
+from pipeline.engine.choice import AUTO
 from pipeline.engine.overrides import parse_setting
 from pipeline.engine.registry import BACKENDS
-from pipeline.engine.settings import FROM_JOB
+from pipeline.engine.settings import FROM_JOB, BackendSettings
 
 from .words import json_object
 
@@ -88,26 +88,31 @@ class EngineConfig(Strict):
 
 
 @cache
-def _engine_model(spec: BackendSpec[Any]) -> type[EngineConfig]:
-    """Return the model of an engine's config: the fields of its settings, all required."""
-    types = get_type_hints(spec.settings, include_extras=True)
-    names = [field.name for field in fields(spec.settings) if field.name not in FROM_JOB]
-    own: dict[str, Any] = {name: (types[name], ...) for name in names}
-    return create_model(f"{spec.settings.__name__}Config", __base__=EngineConfig, **own)
+def _engine_model(backend: str) -> type[EngineConfig]:
+    """Return the model of an engine's config: the fields of its settings, all required.
+
+    For ``engine=auto`` they are those of all engines, and may be null: the engine that is chosen has the defaults.
+    """
+    is_open = backend == AUTO
+    settings: type[BackendSettings] = BackendSettings if is_open else BACKENDS[backend].settings
+    types = get_type_hints(settings, include_extras=True)
+    names = [field.name for field in fields(settings) if field.name not in FROM_JOB]
+    own: dict[str, Any] = {name: (types[name] | None if is_open else types[name], ...) for name in names}
+    return create_model(f"{settings.__name__}Config", __base__=EngineConfig, **own)
 
 
 def _by_backend(values: Any) -> EngineConfig:
     """Check the values of an engine's config with the model of that engine."""
     backend = values.get("backend") if isinstance(values, dict) else values
-    if backend not in BACKENDS:
+    if backend not in (AUTO, *BACKENDS):
         raise PydanticCustomError(
             "engine", f"no engine {backend!r}; the engines are {', '.join(BACKENDS)} (engine=NAME)"
         )
-    return _engine_model(BACKENDS[backend]).model_validate(values)
+    return _engine_model(backend).model_validate(values)
 
 
 AnyEngine = Annotated[SerializeAsAny[EngineConfig], BeforeValidator(_by_backend)]
-"""The config of one of the engines of `pipeline.engine.registry`."""
+"""The config of one of the engines of `pipeline.engine.registry`, or of ``engine=auto``."""
 
 
 class InputSettings(Strict):

@@ -7,6 +7,7 @@ from conf.schema import GenerateConfig
 from jobs._cli import INCOMPLETE, OK
 from jobs._progress import View
 from pipeline.artifacts import write_artifacts
+from pipeline.auto_engine import Chosen
 from pipeline.conversations import PromptSettings
 from pipeline.from_config import job_settings
 from pipeline.job.generate import GenerateJob
@@ -22,13 +23,15 @@ from pipeline.telemetry.logs import write_json_lines
 
 
 def prepare(
-    config: GenerateConfig, input_url: str, output: str, limit: int | None, new_run: bool, view: View
+    chosen: Chosen, input_url: str, output: str, limit: int | None, new_run: bool, view: View
 ) -> tuple[GenerateJob, Prepared]:
     """Check everything that the job needs, and plan its input. ``new_run``: discard what is in the output."""
+    config = chosen.config
     check_tracking(config.tracking.mlflow)
     if config.cluster.log_format == "json":
         write_json_lines()
-    job = GenerateJob(job_settings(config, input_url, output, limit), view.log, listener=view.update)
+    settings = job_settings(config, input_url, output, limit, chosen.choice.reason)
+    job = GenerateJob(settings, view.log, listener=view.update)
     prepared = job.prepare(new_run)
     plan = prepared.plan
     view.log(f"{plan.rows} records in {len(plan.files)} file(s), {plan.windows} window(s)")

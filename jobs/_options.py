@@ -51,12 +51,16 @@ class RecordOptions:
         """Take these options out of all that were parsed."""
         return cls(**{field.name: params[field.name] for field in fields(cls)})
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the config is composed from."""
+        return self.overrides if self.seed is None else (*self.overrides, f"seed={self.seed}")
+
     def config(self) -> "GenerateConfig":
         """Compose the config; `UserError` with a line for each thing that is wrong in it."""
         from conf.generate import load_config
 
-        seed = () if self.seed is None else (f"seed={self.seed}",)
-        return load_config([*self.overrides, *seed])
+        return load_config(self.words)
 
     def files(self) -> tuple[str, str]:
         """Return the URLs of input and output, ``{date}`` replaced by ``--date``; `UserError` if one is missing."""

@@ -1,9 +1,14 @@
 """Answer every record of a data set with its own mixture of adapters."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from jobs._cli import OK, Job, run_job
 from jobs._options import RecordOptions, progress_option, record_options
+
+if TYPE_CHECKING:
+    from conf.schema import GenerateConfig
 
 
 @click.command("generate", cls=Job)
@@ -39,23 +44,38 @@ def main(
     """
     config = options.config()
     if show_config:
-        from conf import as_yaml
-        from conf.generate import shown_config
-
-        print(as_yaml(shown_config(config)), end="")
-        return OK
+        return _show_config(options, config, new_run)
     input_url, output = options.files()
     # Seconds of loading, after the errors of the command line.
     from jobs._dry_run import print_estimate
     from jobs._generation import prepare, run
     from jobs._progress import view_of
+    from pipeline.auto_engine import choose_engine
 
     view = view_of(progress)
-    job, prepared = prepare(config, input_url, output, options.limit, new_run, view)
+    chosen = choose_engine(options.words, config, "" if new_run else output, log=view.log)
+    job, prepared = prepare(chosen, input_url, output, options.limit, new_run, view)
     if dry_run:
-        print_estimate(job, prepared, config, sample_seconds, basis)
+        print_estimate(job, prepared, chosen.config, sample_seconds, basis)
         return OK
-    return run(job, config, view)
+    return run(job, chosen.config, view)
+
+
+def _show_config(options: RecordOptions, config: "GenerateConfig", new_run: bool) -> int:
+    """Print the config as YAML, with the engine that the command would have and the reason as a comment."""
+    from conf import as_yaml
+    from conf.generate import shown_config
+    from pipeline.auto_engine import choose_engine
+
+    output = "" if new_run or None in (options.input, options.output) else options.files()[1]
+    chosen = choose_engine(options.words, config, output, log=_print_comment)
+    _print_comment(str(chosen.choice))
+    print(as_yaml(shown_config(chosen.config)), end="")
+    return OK
+
+
+def _print_comment(line: str) -> None:
+    print(f"# {line}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jobs._cli import OK, Job, run_job
 from jobs._generation import last_assistant_lines
 from jobs._options import RecordOptions, record_options
+from pipeline.auto_engine import any_engine
 from pipeline.batches import ROUTES, TOP_CLASSES, top_classes
 from pipeline.errors import UserError
 from pipeline.from_config import job_settings
@@ -79,7 +80,7 @@ def main(options: RecordOptions, prompts: tuple[str, ...], explained: int) -> in
 
 def read_settings(options: RecordOptions, with_files: bool = True) -> JobSettings:
     """The stages' settings of a command line; `UserError` if the config is wrong."""
-    config = options.config()
+    config = any_engine(options.words)
     input_url, output = options.files() if with_files else ("", "")
     return job_settings(config, input_url, output, options.limit)
 

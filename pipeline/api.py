@@ -9,6 +9,7 @@ import pyarrow as pa
 from conf.generate import load_config
 
 from .artifacts import write_artifacts
+from .auto_engine import any_engine, choose_engine
 from .batches import Generate, Route
 from .cluster.connect import connect
 from .cluster.resources import Pools
@@ -48,10 +49,10 @@ def generate(records: Records, config: Sequence[str] = (), output: str | None = 
     if output is not None:
         raise UserError("generate: output goes with the URL of an input; write a Ray Dataset with its own methods")
     if _is_dataset(records):
-        settings = load_config(config)
-        pools = start_pools(settings)
-        rows = min(BATCH_ROWS, settings.shuffle.shard_records)
-        return map_in_actors(records, _GenerateOnNode, (tuple(config), pools), pools.generate, rows)
+        chosen = choose_engine(config, load_config(config))  # here, so that all actors have the same
+        pools = start_pools(chosen.config)
+        rows = min(BATCH_ROWS, chosen.config.shuffle.shard_records)
+        return map_in_actors(records, _GenerateOnNode, (chosen.words, pools), pools.generate, rows)
     return _rows(_cached_stage(Generate, tuple(config))(list(records)))
 
 
@@ -60,7 +61,7 @@ def route(records: Records, config: Sequence[str] = ()) -> Any:
     if isinstance(records, str):
         raise UserError("route: give a list of dicts or a Ray Dataset; `loraloom route` takes URLs")
     if _is_dataset(records):
-        settings = load_config(config)
+        settings = any_engine(config)
         connect(settings.cluster.address, settings.cluster.cpus)
         rows = min(BATCH_ROWS, settings.shuffle.shard_records)
         return map_in_actors(records, Route, (tuple(config),), pools_of(settings).route, rows)
@@ -108,9 +109,10 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _run_job(source: str, output: str, config: Sequence[str]) -> Any:
-    settings = load_config(config)
-    result = GenerateJob(job_settings(settings, source, output)).run(lambda: start_pools(settings))
-    write_artifacts(output, settings, result, print)
+    chosen = choose_engine(config, load_config(config), output)
+    settings = job_settings(chosen.config, source, output, engine_reason=chosen.choice.reason)
+    result = GenerateJob(settings).run(lambda: start_pools(chosen.config))
+    write_artifacts(output, chosen.config, result, print)
     if result.over_budget or result.incomplete:
         raise UserError(
             f"generate: {result.counts.dead} dead letters and {result.incomplete} records without an answer of"

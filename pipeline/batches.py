@@ -11,6 +11,7 @@ import torch
 
 from conf.generate import load_config
 
+from .auto_engine import any_engine, choose_engine
 from .from_config import job_settings
 from .job.preflight import check_models
 from .records import DATA, Mixture, Record, concat_schemas
@@ -52,7 +53,7 @@ class Route:
     """
 
     def __init__(self, config: Sequence[str] = ()) -> None:
-        self.config = load_config(config)
+        self.config = any_engine(config)
         self.settings = job_settings(self.config, "", "")
         checked = check_models(self.settings)
         self.context, self.settings = checked.context, self.settings.with_routing(checked.routing)
@@ -104,8 +105,8 @@ class Generate(Route):
     """
 
     def __init__(self, config: Sequence[str] = (), device: str | None = None, threads: int = 0) -> None:
-        super().__init__(config)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(choose_engine(config, load_config(config), gpus=device == "cuda").words)
         threads = threads or self.config.engine.threads or os.cpu_count() or 1
         self._generate = GenerateRecords(self.settings, device, threads)
         self._schema = concat_schemas(DATA, self.settings.divided_columns, self.settings.requested_columns, _ERROR)

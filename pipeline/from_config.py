@@ -8,6 +8,7 @@ from conf.generate import shown_config
 from conf.schema import GenerateConfig, GenerationSettings, RoutingSettings
 
 from .engine import Constraint, Sampling, schema_text
+from .engine.choice import NAMED
 from .engine.registry import BACKENDS
 from .engine.settings import FROM_JOB, BackendSettings
 from .errors import UserError
@@ -21,8 +22,10 @@ _CONSTRAINTS = ("json_schema", "regex", "grammar")
 _Routing = TypeVar("_Routing", RoutingPolicy, SentenceSettings, PartSettings)
 
 
-def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None) -> JobSettings:
-    """Return the settings of a job."""
+def job_settings(
+    config: GenerateConfig, input_url: str, output_url: str, limit: int | None = None, engine_reason: str = NAMED
+) -> JobSettings:
+    """Return the settings of a job. ``engine_reason``: why it has the engine of the config."""
     model, columns, adapters, granularity = config.model, config.input, config.bank.adapters, config.routing.granularity
     return JobSettings(
         input=input_url,
@@ -58,6 +61,7 @@ def job_settings(config: GenerateConfig, input_url: str, output_url: str, limit:
         block_records=config.shuffle.block_records,
         hang_seconds=config.engine.hang_seconds,
         file_bytes=config.output.file_mb * 2**20,
+        engine_reason=engine_reason,
         config=shown_config(config)
         | {"command": {"input": masked(input_url), "output": masked(output_url), "limit": limit}},
     )

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from .conversations import PromptSettings
 from .engine import Sampling
+from .engine.choice import NAMED, Choice
 from .engine.settings import BackendSettings
 from .models import Quantization
 from .records import PARTS, REQUESTED, SENTENCE_MIXTURES, concat_schemas
@@ -61,7 +62,13 @@ class JobSettings:
     file_bytes: int  # of the files that a finished window's shards are merged into
     hang_seconds: float  # without a new pass of the engine
     config: dict[str, Any] = field(default_factory=dict)  # as the user gave it, for run.json
+    engine_reason: str = NAMED  # why the job has its engine
     run: str = ""  # id of the run in metrics and logs, set by `job.session.open_session`
+
+    @property
+    def engine_choice(self) -> Choice:
+        """The engine and the reason for it."""
+        return Choice(self.engine.backend, self.engine_reason)
 
     def with_routing(self, routing: RoutingPolicy) -> "JobSettings":
         """Return these settings with another routing policy, whose fallback the config for `run.json` shows too."""

@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +59,21 @@ def connect(address: str | None, cpus: int) -> str | None:
         if type(handler).__name__ != "SessionFileHandler":
             handler.setLevel(logging.CRITICAL)
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def count_gpus(address: str | None, cpus: int, log: Callable[[str], None]) -> float:
+    """Return the number of GPUs of the Ray at ``address`` or of the one in use; else of this machine, without Ray.
+
+    ``log`` gets the dashboard's address. Raises `UserError` if there is no Ray at the address.
+    """
+    if address is None and not ray.is_initialized():
+        import torch
+
+        return torch.cuda.device_count()
+    dashboard = connect(address, cpus)
+    if dashboard:
+        log(f"dashboard  {dashboard}")
+    return float(ray.cluster_resources().get("GPU", 0))
 
 
 @contextmanager

@@ -37,10 +37,15 @@ def check_features(settings: BackendSettings, asked: Mapping[Feature, str]) -> N
             raise UserError(f"config: {config}: {problem}")
 
 
+def is_installed(spec: BackendSpec[Any]) -> bool:
+    """Whether the package that the engine needs is installed."""
+    return not spec.package or find_spec(spec.package) is not None
+
+
 def check_installed(settings: BackendSettings) -> None:
     """Raise `UserError` if the package that the engine needs is not installed."""
-    name, package = settings.backend, spec_of(settings).package
-    if package and find_spec(package) is None:
+    name, spec = settings.backend, spec_of(settings)
+    if not is_installed(spec):
         raise UserError(
-            f"config: engine={name} needs the package {package}: pip install 'loraloom[{name}]' (docs/engines.md)"
+            f"config: engine={name} needs the package {spec.package}: pip install 'loraloom[{name}]' (docs/engines.md)"
         )

@@ -57,6 +57,7 @@ class GenerateJob:
         if self._prepared is None:
             self._prepared = prepare(self.settings, self.folder, new_run)
             self.settings = self.settings.with_routing(self._prepared.routing)
+            self._log(str(self.settings.engine_choice))
             if self._prepared.unnamed:
                 self._log(unnamed_line(self._prepared.unnamed))
         return self._prepared

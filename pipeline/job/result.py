@@ -49,6 +49,8 @@ def write_run(session: Session, state: str, result: JobResult | None = None) -> 
         "state": state,
         "run": settings.run,
         "config": settings.config,
+        # The reason is that of the run's first command: a later one only keeps the engine.
+        "engine": (session.earlier or {}).get("engine") or asdict(settings.engine_choice),
         "versions": _versions(),
         "fingerprints": prepared.fingerprints,
         "unnamed_adapters": prepared.unnamed,

@@ -162,6 +162,18 @@ def test_ray_is_told_the_command_without_its_credentials(address: str | None, mo
     assert utils.get_entrypoint_name is own
 
 
+def test_gpus_are_those_of_the_ray_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect_module.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(connect_module.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 3.0})
+    assert connect_module.count_gpus("auto", 0, print) == connect_module.count_gpus(None, 0, print) == 3
+
+
+def test_without_ray_gpus_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect_module.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert connect_module.count_gpus(None, 0, print) == 0
+
+
 def test_ray_takes_the_command_from_where_it_is_masked() -> None:
     worker = Path(connect_module.ray._private.worker.__file__).read_text()
     assert worker.count("entrypoint=ray._private.utils.get_entrypoint_name()") == worker.count("entrypoint=ray") == 1

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from conf import load_settings
 from conf.compose import saved_settings
+from conf.generate import load_config
 from conf.schema import GenerateConfig
 from pipeline.adapters import AdapterBank
 from pipeline.engine import Outcome, Request, Sampling
@@ -35,7 +35,7 @@ TWO_GPUS = ("cluster.stages.generate.gpus=2", "cluster.stages.generate.tensor_pa
 
 
 def config(*words: str) -> GenerateConfig:
-    return load_settings("generate", list(words), GenerateConfig)
+    return load_config(words)
 
 
 def test_each_engine_has_the_settings_of_its_group() -> None:
@@ -60,10 +60,10 @@ def test_the_defaults_of_the_config_are_those_of_the_settings(name: str) -> None
         (["engine.lora.adapter_slots=-1"], "config: engine.lora.adapter_slots: Input should be greater than or equal"),
         (["+engine.lora.mods=1"], "config: unknown key engine.lora.mods; did you mean engine.lora.mode?"),
         (["+engine.seed=1"], "config: unknown key engine.seed; did you mean seed?"),
-        (["+engine.adapter_slots=1"], "config: unknown key engine.adapter_slots; "),
+        (["engine=native", "+engine.adapter_slots=1"], "config: unknown key engine.adapter_slots; "),
         (["engine=vllm", "engine.adapter_slots=0"], "config: engine.adapter_slots: Input should be greater than 0"),
         (["engine=vllm", "engine.kv_gb=-1"], "config: engine.kv_gb: Input should be greater than or equal to 0"),
-        (["engine.backend=sglang"], "config: engine.backend: no engine 'sglang'; the engines are native, vllm"),
+        (["engine.backend=sglang"], "config: engine has no option 'sglang'; it has auto, native, vllm"),
     ],
 )
 def test_the_keys_of_an_engine_are_checked_as_all_others(words: list[str], message: str) -> None:
@@ -75,13 +75,13 @@ def test_the_keys_of_an_engine_are_checked_as_all_others(words: list[str], messa
 def test_the_config_of_an_engine_is_whole_when_it_is_shown() -> None:
     shown = config("engine=vllm").model_dump(mode="json")["engine"]
     assert {"backend", "adapter_slots", "hang_seconds", "batch_size"} <= set(shown)
-    assert config().model_dump(mode="json")["engine"]["lora"] == {"mode": "auto", "adapter_slots": 0}
+    assert config("engine=native").model_dump(mode="json")["engine"]["lora"] == {"mode": "auto", "adapter_slots": 0}
 
 
 def test_one_model_over_several_gpus_is_for_vllm_alone() -> None:
     assert pools_of(config("engine=vllm", *TWO_GPUS)).generate.gpus == 2
     with pytest.raises(UserError, match=r"the native engine runs a model on one GPU.* engine=vllm"):
-        pools_of(config(*TWO_GPUS))
+        pools_of(config("engine=native", *TWO_GPUS))
     with pytest.raises(UserError, match="tensor_parallel=2 needs as many GPUs for each actor"):
         pools_of(config("engine=vllm", TWO_GPUS[1]))
 
@@ -130,8 +130,8 @@ ECHO = BackendSpec(
 def echo(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """An engine that only this test knows; the values of its config."""
     monkeypatch.setitem(BACKENDS, "echo", ECHO)
-    shared = config().engine.model_dump(include={*fields_of(BackendSettings), "hang_seconds", "actors", "threads"})
-    return shared | {"backend": "echo", "times": 2}
+    shared = {*fields_of(BackendSettings), "hang_seconds", "actors", "threads"}
+    return config("engine=native").engine.model_dump(include=shared) | {"backend": "echo", "times": 2}
 
 
 def fields_of(settings: type[BackendSettings]) -> list[str]:

@@ -200,11 +200,11 @@ def test_adapters_that_no_class_names_are_listed_once(
     job = GenerateJob(read_settings(parsed(changed)), lines.append)
     assert job.prepare().unnamed == job.prepare().unnamed == ["glad", "red"]
     expected = "2 adapter(s) of the bank are in no class of the router, so no record gets them: glad, red"
-    assert lines == [f"{expected} (loraloom add-adapter)"]
+    assert lines[1:] == [f"{expected} (loraloom add-adapter)"]
     assert route.main(words({**changed, "--output": str(tmp_path / "routes")})[:-1]) == 0
     assert expected in capsys.readouterr().out
     assert GenerateJob(read_settings(parsed(command)), lines.append).prepare().unnamed == []
-    assert len(lines) == 1
+    assert len(lines) == 3  # with the engine of each job
 
 
 @pytest.mark.parametrize("name", ["input", "output"])
