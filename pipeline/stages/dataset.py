@@ -182,4 +182,4 @@ def _drop_failed_blocks(dataset: Any) -> Any:
 
 
 def _pool(resources: StageResources, **options: Any) -> ActorPoolStrategy:
-    return ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors, **options)
+    return ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors or None, **options)
