@@ -57,7 +57,7 @@ def _of_earlier_run(output: str) -> Choice | None:
 
 
 def _gpus(config: GenerateConfig, log: Callable[[str], None]) -> float:
-    """Return the GPUs that each generating actor asks for, else those of the cluster or of this machine."""
+    """Return the GPUs that a generating actor asks for, or without such a config, of the cluster or this machine."""
     from .cluster.connect import count_gpus
 
     asked = config.cluster.stages.generate.gpus

@@ -65,6 +65,6 @@ def decode(text: str) -> TokenMixtures:
 
 
 def mixtures_of(params: Any) -> TokenMixtures:
-    """Return the mixtures that vLLM's `SamplingParams` carry; those of the base model for None."""
+    """Return the mixtures that vLLM's `SamplingParams` carry; `BASE` for None."""
     extra = params.extra_args if params is not None else None
     return decode(extra.get(KEY, "") if extra else "")

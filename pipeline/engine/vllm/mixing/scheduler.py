@@ -1,4 +1,4 @@
-"""vLLM's scheduler, which admits requests only if their adapters fit into the slots beside those of running ones."""
+"""vLLM's scheduler, which admits a request only if the slots hold its adapters and those of all running requests."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ class _AdapterLimit:
     _counted: int
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Schedule a step; adapters are counted anew, since requests have ended."""
+        """Schedule a step; adapters are counted again, since requests have ended."""
         self._held, self._counted = set(), 0
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
-        """Return whether a waiting request may be scheduled in this step; it is asked anew in the next one."""
+        """Return whether a waiting request may be scheduled in this step; it is asked again in the next one."""
         return bool(super()._handle_blocked_waiting_request(request)) and self._fits(request)  # type: ignore[misc]
 
     def _fits(self, request: Any) -> bool:
