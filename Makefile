@@ -16,10 +16,11 @@ unexport PYTHONDONTWRITEBYTECODE
 RUNS ?= 100
 S3_RUNS ?= 10
 
-# Markers of tests that `make check` leaves out.
-WHOLE := long or slow or ray or smollm or s3 or chaos or cluster or browser
+# Markers of tests with real parts, and of those that `make check` leaves out.
+REAL := ray or smollm or s3
+WHOLE := long or slow or $(REAL) or chaos or cluster or browser
 
-.PHONY: demo demo-compare check test test-short test-all test-vllm docs chaos fuzz lint clean
+.PHONY: demo demo-compare check test test-real test-tiny test-all test-vllm docs chaos fuzz lint clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/loraloom generate --input demo/records.jsonl --output out/demo \
@@ -36,12 +37,15 @@ demo-compare: demo
 check: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
-# The linters, and beside them the tests: those with real parts (Ray, SmolLM2-135M, an S3 server) on one worker.
+# Two at a time: the linters and the tests with real parts (Ray, SmolLM2-135M, an S3 server), and beside them all others.
 test: $(STAMPS)/test
-	$(MAKE) --jobs 2 --output-sync=target --no-print-directory lint test-short
+	$(MAKE) --jobs 2 --output-sync=target --no-print-directory test-real test-tiny
 
-test-short: $(STAMPS)/test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test-real: $(STAMPS)/test lint
+	$(BIN)/python -m pytest -m "($(REAL)) and not slow"
+
+test-tiny: $(STAMPS)/test
+	$(BIN)/python -m pytest -m "not ($(REAL)) and not slow"
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint

@@ -10,16 +10,6 @@ from pathlib import Path
 
 import pytest
 
-_REAL = {"ray", "smollm", "s3"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests with real parts first and on one of pytest-xdist's workers, and those of a file on one."""
-    real = {item for item in items if any(mark.name in _REAL for mark in item.iter_markers())}
-    items.sort(key=lambda item: item not in real)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("real" if item in real else str(item.path)))
-
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
