@@ -37,7 +37,8 @@ demo-compare: demo
 check: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(WHOLE))"
 
-# Two at a time: the linters and the tests with real parts (Ray, SmolLM2-135M, an S3 server), and beside them all others.
+# Two at a time: the linters and the tests with real parts (Ray, SmolLM2-135M, an S3 server), and beside them all others,
+# in two processes, so that no core is idle near the end.
 test: $(STAMPS)/test
 	$(MAKE) --jobs 2 --output-sync=target --no-print-directory test-real test-tiny
 
@@ -45,7 +46,7 @@ test-real: $(STAMPS)/test lint
 	$(BIN)/python -m pytest -m "($(REAL)) and not slow"
 
 test-tiny: $(STAMPS)/test
-	$(BIN)/python -m pytest -m "not ($(REAL)) and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(REAL)) and not slow"
 
 # Everything that `test` leaves out for time, and what needs extras that nothing else needs.
 test-all: $(STAMPS)/all lint
