@@ -91,7 +91,7 @@ class EngineConfig(Strict):
 def _engine_model(backend: str) -> type[EngineConfig]:
     """Return the model of an engine's config: the fields of its settings, all required.
 
-    For ``engine=auto`` they are those of all engines, and may be null: the engine that is chosen has the defaults.
+    ``engine=auto`` has the fields that all engines share, which may be null: then the chosen engine's default counts.
     """
     is_open = backend == AUTO
     settings: type[BackendSettings] = BackendSettings if is_open else BACKENDS[backend].settings

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from conf.generate import load_config
+from conf.schema import GenerateConfig
 
 from .auto_engine import any_engine, choose_engine
 from .from_config import job_settings
@@ -53,8 +54,10 @@ class Route:
     """
 
     def __init__(self, config: Sequence[str] = ()) -> None:
-        self.config = any_engine(config)
-        self.settings = job_settings(self.config, "", "")
+        self._prepare(any_engine(config))
+
+    def _prepare(self, config: GenerateConfig) -> None:
+        self.config, self.settings = config, job_settings(config, "", "")
         checked = check_models(self.settings)
         self.context, self.settings = checked.context, self.settings.with_routing(checked.routing)
         self._route = RouteRecords(self.settings, self.context)
@@ -106,7 +109,7 @@ class Generate(Route):
 
     def __init__(self, config: Sequence[str] = (), device: str | None = None, threads: int = 0) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        super().__init__(choose_engine(config, load_config(config), gpus=device == "cuda").words)
+        self._prepare(choose_engine(config, load_config(config), gpus=device == "cuda").config)
         threads = threads or self.config.engine.threads or os.cpu_count() or 1
         self._generate = GenerateRecords(self.settings, device, threads)
         self._schema = concat_schemas(DATA, self.settings.divided_columns, self.settings.requested_columns, _ERROR)

@@ -4,13 +4,13 @@ The base is the matrix products of decoder layers as vLLM runs them, with q, k a
 adds `SlotProducts` with R = slots * 8 rows of A, ``triton`` vLLM's own kernels, for which each distinct mixture is
 folded into an adapter of its joined rank; it is omitted where vLLM cannot be imported. Each row has a mixture of three
 adapters; there are at most 64 distinct mixtures. Every way is recorded as a CUDA graph of two layers, whose weights
-exceed the L2 cache. The graphs are replayed in turn; ratios are taken within a turn. Medians and spread are written to
-`benchmarks/results/engine-cuda-operator.json`.
+exceed the L2 cache, five times over: a step is ten layers. The graphs are replayed in turn; ratios are taken within a
+turn. Medians and spread are written to `benchmarks/results/engine-cuda-operator.json`.
 """
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,26 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks.engine.measure import steps_over, synchronise
-from benchmarks.engine.shapes import SHAPES
+from benchmarks.engine.shapes import SHAPES, config_of
+from benchmarks.engine.stepping import Step, in_turn
 from pipeline.engine.vllm.mixing.products import SlotProducts, TokenWeights
 from pipeline.evaluation.results import write_results
 
 LAYERS, RANK, MIXED, DISTINCT = 2, 8, 3, 64
 FOLDED = 32  # the least rank of vLLM's slots that holds MIXED * RANK
-REPLAYS = 5  # in one measurement
-
-Way = Callable[[], None]
+REPEATS = 5  # of the layers in one step
 
 
 class Layers:
     """Random weights of the linear layers of two decoder layers, and inputs [rows x in] for each."""
 
     def __init__(self, shape: str, rows: int, targets: str, device: str) -> None:
-        sizes = {"num_key_value_heads": 8} | SHAPES[shape]
-        hidden, inner, dim = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
-        query, key = sizes["num_attention_heads"] * dim, sizes["num_key_value_heads"] * dim
+        config = config_of(shape)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query, key = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         everything = targets == "all"
         # Inputs, widths of the slices, and which of these the adapters change.
-        self.kinds: list[tuple[int, tuple[int, ...], tuple[bool, ...]]] = [
+        kinds: list[tuple[int, tuple[int, ...], tuple[bool, ...]]] = [
             (hidden, (query, key, key), (True, everything, True)),
             (query, (hidden,), (everything,)),
             (hidden, (inner, inner), (everything, everything)),
@@ -48,14 +47,14 @@ class Layers:
         self.sites = [
             (self.random(rows, inputs), self.random(sum(widths), inputs), inputs, widths, used)
             for _ in range(LAYERS)
-            for inputs, widths, used in self.kinds
+            for inputs, widths, used in kinds
         ]
 
     def random(self, *shape: int) -> torch.Tensor:
         """Return a random tensor; products neither overflow nor vanish."""
         return torch.empty(*shape, device=self.device, dtype=torch.bfloat16).normal_(std=shape[-1] ** -0.5)
 
-    def base(self) -> Way:
+    def base(self) -> Step:
         """Return the products of the base model."""
 
         def run() -> None:
@@ -64,7 +63,7 @@ class Layers:
 
         return run
 
-    def dense(self, slots: int) -> Way:
+    def dense(self, slots: int) -> Step:
         """Return the products of the base model with those of the adapters in all slots."""
         weights = TokenWeights(self.rows, slots, torch.device(self.device), is_eager=False)
         mixtures = torch.zeros(min(self.rows, DISTINCT), slots)
@@ -84,7 +83,7 @@ class Layers:
 
         return run
 
-    def triton(self, ops: Any) -> Way:
+    def triton(self, ops: Any) -> Step:
         """Return the products of the base model with vLLM's kernels, for one folded adapter per distinct mixture."""
         distinct = min(self.rows, DISTINCT)
         meta = ops.LoRAKernelMeta.make(distinct, self.rows, self.device)
@@ -106,31 +105,22 @@ class Layers:
         return run
 
 
-def recorded(way: Way) -> Way:
-    """Return a way as a CUDA graph; as it is where there is no GPU."""
-    way()
+def recorded(layers: Step) -> Step:
+    """Return a step of all layers, `REPEATS` times, as a CUDA graph; as it is where there is no GPU."""
+
+    def step() -> None:
+        for _ in range(REPEATS):
+            layers()
+
+    step()
     synchronise()
     if not torch.cuda.is_available():
-        return way
+        return step
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        way()
-    return graph.replay
-
-
-def in_turn(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds of each way for one layer, ``rounds`` times after a first round that does not count."""
-    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            synchronise()
-            start = time.perf_counter()
-            for _ in range(REPLAYS):
-                way()
-            synchronise()
-            if turn:
-                milliseconds[name].append((time.perf_counter() - start) * 1e3 / (REPLAYS * LAYERS))
-    return milliseconds
+        step()
+    replay: Step = graph.replay
+    return replay
 
 
 def figures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -141,19 +131,17 @@ def figures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"without vLLM's kernels: {type(error).__name__}: {error}", flush=True)
         triton_ops = None
     found: dict[str, Any] = {}
-    for shape in args.shapes:
-        for targets in ("q_v", "all"):
-            for rows in args.rows:
-                layers = Layers(shape, rows, targets, args.device)
-                ways = {"base": recorded(layers.base())}
-                ways |= {f"dense_{ranks}": recorded(layers.dense(ranks // RANK)) for ranks in args.ranks}
-                if triton_ops is not None:
-                    ways["triton"] = recorded(layers.triton(triton_ops))
-                name = f"{shape} {targets} rows={rows}"
-                found[name] = steps_over(in_turn(ways, args.rounds), "base")
-                told = (f"{way} {figure['step_over_base']['median']:.3f}" for way, figure in found[name].items())
-                print(f"{name}: {found[name]['base']['step_ms']['median']:.3f} ms a layer;", *told, flush=True)
-                yield found
+    for shape, targets, rows in product(args.shapes, ("q_v", "all"), args.rows):
+        layers = Layers(shape, rows, targets, args.device)
+        steps = {"base": recorded(layers.base())}
+        steps |= {f"dense_{ranks}": recorded(layers.dense(ranks // RANK)) for ranks in args.ranks}
+        if triton_ops is not None:
+            steps["triton"] = recorded(layers.triton(triton_ops))
+        name = f"{shape} {targets} rows={rows}"
+        found[name] = steps_over(in_turn(steps, args.rounds), "base")
+        told = (f"{way} {figure['step_over_base']['median']:.3f}" for way, figure in found[name].items())
+        print(f"{name}: {found[name]['base']['step_ms']['median']:.3f} ms for ten layers;", *told, flush=True)
+        yield found
 
 
 def main() -> None:

@@ -37,10 +37,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+def config_of(shape: str) -> LlamaConfig:
+    """Return the config of one of `SHAPES`."""
+    return LlamaConfig(**_COMMON, **SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
 def random_model(shape: str, dtype: str, device: str) -> Any:
     """Return a model of one of `SHAPES` with random weights, the same at each call."""
     torch.manual_seed(0)
-    config = LlamaConfig(**_COMMON, **SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=None)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=pick_dtype(dtype, device))
+        model = AutoModelForCausalLM.from_config(config_of(shape), dtype=pick_dtype(dtype, device))
     return model.eval().requires_grad_(False)

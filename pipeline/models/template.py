@@ -37,7 +37,7 @@ class ChatTemplate:
         self._written_roles = {"assistant"}
 
     def arguments(self, conversation: Conversation) -> dict[str, Any]:
-        """Return the arguments of the template: those of the config, or the record's own in their place."""
+        """Return the arguments of the template: the record's own, or else the config's."""
         given = self._settings.chat_template_kwargs | conversation.template
         if not given:
             return given

@@ -7,10 +7,12 @@ import struct
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
+
+from tests.storage.store.web import Server
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 _ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code} by the proxy</Message></Error>"
@@ -26,11 +28,6 @@ class Faults:
     reset_after: float = 0.0  # the store did what it was asked, and the connection is reset instead of an answer
     silent_after: float = 0.0  # likewise, and the connection stays open without a word
     delay: float = 0.0  # the answer comes late, by up to a fifth of a second
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256  # with the 5 of the class, concurrent requests connect again after seconds
-    daemon_threads = True
 
 
 class Proxy:
@@ -49,7 +46,7 @@ class Proxy:
         class Handler(_Handler):
             proxy = self
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
 
     def __enter__(self) -> "Proxy":

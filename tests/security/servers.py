@@ -4,8 +4,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
+
+from tests.storage.store.web import Server
 
 
 class _Signed(SimpleHTTPRequestHandler):
@@ -24,7 +26,7 @@ class _Signed(SimpleHTTPRequestHandler):
 @contextmanager
 def signed_server(folder: Path) -> Iterator[str]:
     """The address of a server for the files of a folder; any signature will do."""
-    found = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Signed, directory=str(folder)))
+    found = Server(("127.0.0.1", 0), partial(_Signed, directory=str(folder)))
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{found.server_address[1]}"
     found.shutdown()

@@ -12,6 +12,7 @@ from pipeline.adapters import AdapterBank
 
 from .check import lora_rank
 from .settings import VllmSettings
+from .support import QUIET
 
 _GB = 2**30
 _ON_HOST = 4  # adapters in memory for each slot: loading those again takes no reading
@@ -34,7 +35,7 @@ def prepare_environment(device: str, threads: int, mixes: bool = False) -> None:
     machine would then compete for the same cores, so they share the machine by ``threads`` instead. ``mixes``: the
     engine mixes adapters, for which vLLM's second model runner does not keep the settings of requests.
     """
-    for name, value in {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if mixes:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"

@@ -13,8 +13,8 @@ from .params import append_token, end_answer
 Continue = Callable[[Sequence], AsyncGenerator[Any, None]]
 """Lets vLLM generate on from a sequence's tokens, with the mixtures of its sentences.
 
-Yields its `CompletionOutput`s, each with the tokens after those of the one before. Closing it ends vLLM's request. If
-vLLM cannot, the sequence fails and there are none.
+Yields its `CompletionOutput`s, each with the new tokens only. Closing it ends vLLM's request. If vLLM cannot go on, the
+sequence fails and there are none.
 """
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[3]
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+"""Environment variables with which vLLM logs errors alone, and reports nothing to its makers."""
 _ASK = f"import sys; from {__name__} import problem_here; print(problem_here(sys.argv[1:]))"
 
 
@@ -19,7 +20,7 @@ def model_problem(config: Any) -> str:
     A process of its own asks: vLLM loads for many seconds, sets environment variables, and models may touch the GPU.
     """
     command = [sys.executable, "-c", _ASK, *(config.architectures or [type(config).__name__])]
-    asked = subprocess.run(command, cwd=_ROOT, env=os.environ | _QUIET, capture_output=True, text=True, check=False)
+    asked = subprocess.run(command, cwd=_ROOT, env=os.environ | QUIET, capture_output=True, text=True, check=False)
     if asked.returncode:
         said = asked.stderr.strip() or f"exit code {asked.returncode}"
         return f"vLLM does not load: {said.splitlines()[-1]}"

@@ -43,7 +43,9 @@ class _Ranges(_Handler):
         self.wfile.write(part)
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """Answers concurrent requests, each in a thread."""
+
     request_queue_size = 256  # with the 5 of the class, concurrent requests connect again after seconds
 
 
@@ -55,7 +57,7 @@ def web_server(folder: Path, ranges: bool = True, max_part: int = 2**30) -> Iter
     """
     sent: Counter[str] = Counter()
     handler = type("Handler", (_Ranges if ranges else _Handler,), {"sent": sent, "max_part": max_part})
-    server = _Server(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server = Server(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/", sent
